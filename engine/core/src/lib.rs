@@ -1,0 +1,20 @@
+//! The vocabulary of `flow`: what every other crate talks about.
+//!
+//! Digests and keys, stages and what they see while they run, events, run records, diagnostics.
+//! No async, no I/O policy, no knowledge of any particular stage kind may enter here.
+
+mod diag;
+mod digest;
+mod event;
+mod key;
+mod stage;
+mod tree;
+mod value;
+
+pub use diag::{Diagnostic, Source, Span, did_you_mean};
+pub use digest::Digest;
+pub use event::{Event, How, Level, Record, Sink, Unit};
+pub use key::{KEY_FORMAT, Key, KeyParts, canonical_json};
+pub use stage::{Cancel, Cancelled, Check, Ctx, DynStage, Facts, Input, Kind, Known, Mode, Pin, Port, Ref, Stage};
+pub use tree::{Entry, Tree, is_safe_name};
+pub use value::{Table, Value, ValueKind, from_value};

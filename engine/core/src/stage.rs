@@ -1,0 +1,442 @@
+//! [`Stage`]: what a stage kind is, and all that it sees: [`Check`] before the run, [`Ctx`] during it.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
+use serde_json::Value as Json;
+
+use crate::{
+    Diagnostic, Digest, Event, Level, Sink, Span, Tree, Unit, Value, from_value,
+    value::{REF_TOKEN, take_ref_span},
+};
+
+/// A stage kind: the struct *is* its parameters.
+///
+/// `Deserialize` says what TOML may hold (use `#[serde(deny_unknown_fields)]`); `Serialize` says what the key sees:
+/// mark [`Ref`]s and operational knobs (threads, intervals, retries) `skip_serializing`, and a new optional field
+/// `skip_serializing_if` default, so that old keys survive.
+pub trait Stage: Serialize + DeserializeOwned + fmt::Debug + Send + Sync + 'static {
+    /// The name in TOML: `kind = "tokenize"`.
+    const KIND: &'static str;
+    /// Raised by hand when the same input and parameters give other bytes.
+    const VERSION: u32;
+    /// One line for people.
+    const ABOUT: &'static str;
+    /// What an interrupted run left in [`Ctx::scratch`] is handed to the next run of the same key.
+    const RESUMABLE: bool = false;
+
+    /// One stage of the file as several nodes (`fetch`: one a URL). Most are one node.
+    ///
+    /// # Errors
+    /// The parameters do not expand.
+    fn expand(self) -> Result<Vec<Self>, Diagnostic>
+    where
+        Self: Sized,
+    {
+        Ok(vec![self])
+    }
+
+    /// The inputs.
+    fn ports(&self) -> Vec<Port> {
+        Vec::new()
+    }
+
+    /// Files that appear in the project's folder (paths relative to it) besides being kept in the cache.
+    fn outs(&self) -> &[String] {
+        &[]
+    }
+
+    /// What this node takes from outside that has no digest until it was seen once: pinned in `flow.lock`.
+    /// A path of this machine is a [`Port`], not a pin.
+    fn pin(&self) -> Option<Pin> {
+        None
+    }
+
+    /// Says before the run what cannot work, and what is known about the result. Fast: no big file is read.
+    fn check(&self, check: &mut Check<'_>) {
+        let _ = check;
+    }
+
+    /// Does the work: reads [`Ctx::inputs`], fills [`Ctx::out`] with regular files. Blocking; on its own thread.
+    ///
+    /// # Errors
+    /// The work failed; nothing in `out` is used. [`Cancelled`] when the run was interrupted.
+    fn run(&self, ctx: &Ctx<'_>) -> anyhow::Result<()>;
+}
+
+/// Something named by a URL, whose content `flow.lock` pins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pin {
+    /// The URL as the lock file spells it, without secrets.
+    pub url: String,
+}
+
+/// A named input of a stage.
+#[derive(Clone, Debug)]
+pub struct Port {
+    /// The port's name in keys and in [`Ctx::inputs`]: the field's name, `in.model` for nested ones.
+    pub name: String,
+    /// Stages or paths.
+    pub refs: Vec<Ref>,
+    /// Whether the stage runs once for all of it, or once for each.
+    pub mode: Mode,
+    /// A path that does not exist may be a prefix: with each of these endings it must be a file (`.bin`, `.idx`).
+    pub endings: &'static [&'static str],
+}
+
+/// How a stage with several inputs on one port runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// One node takes all.
+    All,
+    /// One node for each input: shards.
+    Each,
+}
+
+impl Port {
+    /// A port that takes everything its reference names.
+    #[must_use]
+    pub fn all(name: impl Into<String>, refs: &[Ref]) -> Self {
+        Self { name: name.into(), refs: refs.to_vec(), mode: Mode::All, endings: &[] }
+    }
+
+    /// A port that makes one node of each input.
+    #[must_use]
+    pub fn each(name: impl Into<String>, refs: &[Ref]) -> Self {
+        Self { name: name.into(), refs: refs.to_vec(), mode: Mode::Each, endings: &[] }
+    }
+
+    /// Paths on this port may be prefixes of files with these endings.
+    #[must_use]
+    pub fn or_prefix_of(mut self, endings: &'static [&'static str]) -> Self {
+        self.endings = endings;
+        self
+    }
+}
+
+/// A name in a parameter that means a stage, or a path to a file or directory. Never serialized into a key by itself:
+/// the key sees the content.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Ref {
+    text: String,
+    span: Option<Span>,
+}
+
+impl Ref {
+    /// A reference with no place.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self { text: text.into(), span: None }
+    }
+
+    /// What the user wrote.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Where the user wrote it.
+    #[must_use]
+    pub fn span(&self) -> Option<&Span> {
+        self.span.as_ref()
+    }
+}
+
+impl fmt::Debug for Ref {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Ref({})", self.text)
+    }
+}
+
+impl Serialize for Ref {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
+    }
+}
+
+impl<'de> Deserialize<'de> for Ref {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Ref;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of a stage, or a path")
+            }
+            fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Ref, D::Error> {
+                let span = take_ref_span();
+                let mut reference: Ref = deserializer.deserialize_str(self)?;
+                reference.span = span;
+                Ok(reference)
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Ref, E> {
+                Ok(Ref::new(text))
+            }
+        }
+        deserializer.deserialize_newtype_struct(REF_TOKEN, Visitor)
+    }
+}
+
+/// What is known before the run about something: small named facts that flow along the graph,
+/// such as `vocab_size` of a model or `max_token_id` of a tokenizer. Names are documented where they are provided.
+pub type Facts = BTreeMap<String, Json>;
+
+/// What is known before the run about one input.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// The node's or path's name.
+    pub name: String,
+    /// A file or directory that exists now and is what will enter.
+    pub path: Option<PathBuf>,
+    /// What the stage that makes it said of it.
+    pub facts: Facts,
+}
+
+/// What a stage sees when it is checked.
+#[derive(Debug)]
+pub struct Check<'a> {
+    /// The project's folder: relative paths are relative to it.
+    pub project: &'a Path,
+    /// Port → what is known of its inputs.
+    pub inputs: &'a BTreeMap<String, Vec<Known>>,
+    /// What the stage says of its result.
+    pub facts: Facts,
+    /// A file or directory that exists now and has the same content as the result will have.
+    pub result_path: Option<PathBuf>,
+    /// What cannot work.
+    pub errors: Vec<Diagnostic>,
+    /// What may surprise.
+    pub warnings: Vec<Diagnostic>,
+}
+
+impl Check<'_> {
+    /// What is known of the inputs of a port.
+    #[must_use]
+    pub fn input(&self, port: &str) -> &[Known] {
+        self.inputs.get(port).map_or(&[], Vec::as_slice)
+    }
+
+    /// A fact about the first input of a port that has it.
+    #[must_use]
+    pub fn fact(&self, port: &str, name: &str) -> Option<&Json> {
+        self.input(port).iter().find_map(|known| known.facts.get(name))
+    }
+
+    /// Says that a field's value cannot work.
+    pub fn error(&mut self, field: &str, error: Diagnostic) {
+        self.errors.push(error.field(field));
+    }
+
+    /// Provides a fact about the result.
+    pub fn provide(&mut self, name: &str, value: impl Into<Json>) {
+        self.facts.insert(name.to_owned(), value.into());
+    }
+}
+
+/// One input of a running node: a tree, and where it lies.
+#[derive(Clone, Debug)]
+pub struct Input {
+    /// The node's or path's name.
+    pub name: String,
+    /// A directory that holds the tree's files under their names (possibly as symbolic links), or, for a path that
+    /// is a single file, that file. Never written to.
+    pub path: PathBuf,
+    /// What it holds.
+    pub tree: Arc<Tree>,
+}
+
+impl Input {
+    /// Where the file of this name in the tree lies.
+    #[must_use]
+    pub fn file(&self, name: &str) -> Option<PathBuf> {
+        self.tree.get(name)?;
+        Some(if self.path.is_dir() { self.path.join(name) } else { self.path.clone() })
+    }
+
+    /// Every file: its name in the tree, and where it lies.
+    #[must_use]
+    pub fn files(&self) -> Vec<(&str, PathBuf)> {
+        let is_dir = self.path.is_dir();
+        let place = |name: &str| if is_dir { self.path.join(name) } else { self.path.clone() };
+        self.tree.entries().iter().map(|entry| (entry.name.as_str(), place(&entry.name))).collect()
+    }
+}
+
+/// Set when the run is interrupted.
+#[derive(Clone, Debug, Default)]
+pub struct Cancel(Arc<AtomicBool>);
+
+impl Cancel {
+    /// Asks everyone who looks to stop.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether to stop.
+    #[must_use]
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The error of a stage that stopped because it was asked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cancelled;
+
+impl fmt::Display for Cancelled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("interrupted")
+    }
+}
+
+impl std::error::Error for Cancelled {}
+
+/// What a stage sees while it runs.
+pub struct Ctx<'a> {
+    /// The node's name: `tokens[2]`.
+    pub node: &'a str,
+    /// Port → inputs, in order.
+    pub inputs: &'a BTreeMap<String, Vec<Input>>,
+    /// An empty directory to fill: what is in it afterwards is the result.
+    pub out: &'a Path,
+    /// A directory beside it on the same file system, for work in progress. For a [`Stage::RESUMABLE`] kind it holds
+    /// what the last interrupted run of the same key left; for others it is empty.
+    pub scratch: &'a Path,
+    /// The project's folder.
+    pub project: &'a Path,
+    /// The digest that `flow.lock` pins, if this node has a [`Pin`] and the lock knows it: of the result's tree.
+    pub pinned: Option<Digest>,
+    /// How many threads the stage may keep busy.
+    pub threads: usize,
+    /// Where events go.
+    pub sink: &'a dyn Sink,
+    /// Look often.
+    pub cancel: &'a Cancel,
+}
+
+impl Ctx<'_> {
+    /// The inputs of a port.
+    #[must_use]
+    pub fn input(&self, port: &str) -> &[Input] {
+        self.inputs.get(port).map_or(&[], Vec::as_slice)
+    }
+
+    /// The only input of a port.
+    ///
+    /// # Errors
+    /// There is none, or there are several.
+    pub fn one(&self, port: &str) -> anyhow::Result<&Input> {
+        match self.input(port) {
+            [input] => Ok(input),
+            inputs => anyhow::bail!("`{port}` needs exactly one input and has {}", inputs.len()),
+        }
+    }
+
+    /// Reports progress.
+    pub fn progress(&self, done: u64, total: Option<u64>, unit: Unit) {
+        self.sink.emit(Event::Progress { node: self.node.to_owned(), done, total, unit, note: None });
+    }
+
+    /// Writes a line to the node's log.
+    pub fn log(&self, level: Level, text: impl Into<String>) {
+        self.sink.emit(Event::Log { node: self.node.to_owned(), level, text: text.into() });
+    }
+
+    /// Stops a stage that was asked to stop.
+    ///
+    /// # Errors
+    /// [`Cancelled`].
+    pub fn go_on(&self) -> Result<(), Cancelled> {
+        if self.cancel.is_set() { Err(Cancelled) } else { Ok(()) }
+    }
+}
+
+/// A [`Stage`] behind a pointer.
+pub trait DynStage: fmt::Debug + Send + Sync {
+    /// [`Stage::ports`]
+    fn ports(&self) -> Vec<Port>;
+    /// [`Stage::outs`]
+    fn outs(&self) -> &[String];
+    /// [`Stage::pin`]
+    fn pin(&self) -> Option<Pin>;
+    /// [`Stage::check`]
+    fn check(&self, check: &mut Check<'_>);
+    /// [`Stage::run`]
+    ///
+    /// # Errors
+    /// As there.
+    fn run(&self, ctx: &Ctx<'_>) -> anyhow::Result<()>;
+    /// What the key sees of the parameters.
+    fn params(&self) -> Json;
+}
+
+impl<S: Stage> DynStage for S {
+    fn ports(&self) -> Vec<Port> {
+        Stage::ports(self)
+    }
+    fn outs(&self) -> &[String] {
+        Stage::outs(self)
+    }
+    fn pin(&self) -> Option<Pin> {
+        Stage::pin(self)
+    }
+    fn check(&self, check: &mut Check<'_>) {
+        Stage::check(self, check);
+    }
+    fn run(&self, ctx: &Ctx<'_>) -> anyhow::Result<()> {
+        Stage::run(self, ctx)
+    }
+    fn params(&self) -> Json {
+        serde_json::to_value(self).expect("a stage's parameters have string keys and finite numbers")
+    }
+}
+
+/// Reads the parameters of a stage of some kind, as the nodes that it stands for.
+type Parse = fn(&Value) -> Result<Vec<Arc<dyn DynStage>>, Diagnostic>;
+
+/// A line of the registry.
+#[derive(Clone, Copy)]
+pub struct Kind {
+    /// [`Stage::KIND`]
+    pub name: &'static str,
+    /// [`Stage::VERSION`]
+    pub version: u32,
+    /// [`Stage::ABOUT`]
+    pub about: &'static str,
+    /// [`Stage::RESUMABLE`]
+    pub resumable: bool,
+    /// Reads a stage's table (without the keys that every stage has) and expands it.
+    pub parse: Parse,
+}
+
+impl Kind {
+    /// The line of a stage kind.
+    #[must_use]
+    pub const fn of<S: Stage>() -> Self {
+        Self {
+            name: S::KIND,
+            version: S::VERSION,
+            about: S::ABOUT,
+            resumable: S::RESUMABLE,
+            parse: |value| {
+                Ok(from_value::<S>(value)?
+                    .expand()?
+                    .into_iter()
+                    .map(|stage| Arc::new(stage) as Arc<dyn DynStage>)
+                    .collect())
+            },
+        }
+    }
+}
+
+impl fmt::Debug for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.name, self.version)
+    }
+}

@@ -1,0 +1,231 @@
+//! [`Training`]: the parameters of a `train` stage that decide the numbers. The stage adds its inputs to them.
+
+use serde::{Deserialize, Serialize};
+
+/// What the TOML of a `train` stage may hold beside its inputs. Field names are the field's own (Megatron's, NeMo's).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Training {
+    /// Tokens in a sequence.
+    pub seq_length: usize,
+    /// Sequences in one forward pass of one data-parallel rank.
+    pub micro_batch_size: usize,
+    /// Sequences in one optimizer step, over all ranks.
+    pub global_batch_size: usize,
+    /// Optimizer steps.
+    pub max_steps: u64,
+    /// Of the sampler (and of dropout, had it any).
+    #[serde(default = "default_seed")]
+    pub seed: u32,
+    /// Of weights and activations; gradients are accumulated and the loss is computed in fp32.
+    #[serde(default)]
+    pub precision: Precision,
+    /// Where the ranks compute. Not part of the key.
+    #[serde(default, skip_serializing)]
+    pub device: Device,
+    /// Gradients are scaled down to this global L2 norm; 0 is off.
+    #[serde(default = "default_clip")]
+    pub gradient_clip: f64,
+    /// Steps between two lines of the log. Not part of the key.
+    #[serde(default = "one", skip_serializing)]
+    pub log_interval: u64,
+    /// Steps between two validations; 0 is never.
+    #[serde(default)]
+    pub val_interval: u64,
+    /// Global batches in one validation.
+    #[serde(default = "one")]
+    pub limit_val_batches: u64,
+    /// Megatron's split of the training data into train, validation, test: `"98,1,1"`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub splits: Option<String>,
+    /// How the model is spread over processes.
+    #[serde(default)]
+    pub parallel: Parallel,
+    /// The optimizer.
+    pub optim: Optim,
+    /// The learning rate over time.
+    #[serde(default)]
+    pub sched: Sched,
+    /// What is kept on the way. Not part of the key.
+    #[serde(default, skip_serializing)]
+    pub checkpoint: Checkpointing,
+    /// What is given for memory. Not part of the key: it changes no number.
+    #[serde(default, skip_serializing)]
+    pub memory: Memory,
+}
+
+fn default_seed() -> u32 {
+    1234 // Megatron's
+}
+fn default_clip() -> f64 {
+    1.0
+}
+fn one() -> u64 {
+    1
+}
+fn one_usize() -> usize {
+    1
+}
+
+/// The type of weights and activations.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32-bit.
+    Fp32,
+    /// bfloat16, with fp32 master weights.
+    #[default]
+    Bf16,
+}
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// CUDA if there is a GPU for every rank, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// One GPU a rank.
+    Cuda,
+}
+
+/// The mesh. Processes = tensor × pipeline × context × data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Parallel {
+    /// Ranks that share each layer.
+    pub tensor: usize,
+    /// Ranks that share the layers.
+    pub pipeline: usize,
+    /// Ranks that share each sequence.
+    pub context: usize,
+    /// Ranks that share the batch.
+    pub data: usize,
+    /// Norms and residuals split along the sequence within the tensor group.
+    pub sequence: bool,
+}
+
+impl Default for Parallel {
+    fn default() -> Self {
+        Self { tensor: 1, pipeline: 1, context: 1, data: 1, sequence: false }
+    }
+}
+
+impl Parallel {
+    /// The number of processes.
+    #[must_use]
+    pub fn world_size(&self) -> usize {
+        self.tensor * self.pipeline * self.context * self.data
+    }
+}
+
+/// The optimizer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Optim {
+    /// Which.
+    #[serde(default)]
+    pub name: OptimName,
+    /// The highest learning rate.
+    pub lr: f64,
+    /// The lowest, at the end of the decay.
+    #[serde(default)]
+    pub min_lr: f64,
+    /// Decay of the moments.
+    #[serde(default = "default_betas")]
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    #[serde(default = "default_eps")]
+    pub eps: f64,
+    /// Decoupled; on matrices alone, not on norms and biases, as Megatron.
+    #[serde(default)]
+    pub weight_decay: f64,
+    /// The optimizer's state is sharded over the data-parallel ranks. Changes no number, so not part of the key.
+    #[serde(default, skip_serializing)]
+    pub distributed: bool,
+}
+
+fn default_betas() -> [f64; 2] {
+    [0.9, 0.95]
+}
+fn default_eps() -> f64 {
+    1e-8
+}
+
+/// The optimizers there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimName {
+    /// AdamW.
+    #[default]
+    Adamw,
+}
+
+/// The learning rate over time.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sched {
+    /// The shape after warm-up.
+    pub name: SchedName,
+    /// Steps from 0 to `lr`, linear.
+    pub warmup_steps: u64,
+    /// Steps at `min_lr` at the end, as NeMo's CosineAnnealing.
+    pub constant_steps: u64,
+    /// Steps after which `min_lr` is reached; `max_steps` if not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decay_steps: Option<u64>,
+}
+
+/// The shapes there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SchedName {
+    /// Half a cosine from `lr` to `min_lr`.
+    #[default]
+    Cosine,
+    /// A line from `lr` to `min_lr`.
+    Linear,
+    /// `lr`.
+    Constant,
+}
+
+/// Checkpoints on the way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Checkpointing {
+    /// Steps between two; 0 is at the end alone.
+    pub interval: u64,
+    /// How many of the newest are kept while the run goes on.
+    pub keep: usize,
+    /// How many with the best validation loss are kept.
+    pub keep_best: usize,
+}
+
+impl Default for Checkpointing {
+    fn default() -> Self {
+        Self { interval: 0, keep: one_usize(), keep_best: 0 }
+    }
+}
+
+/// What is given for memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Memory {
+    /// What is computed again in the backward pass.
+    pub recompute: Recompute,
+}
+
+/// What is computed again in the backward pass.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Recompute {
+    /// Nothing.
+    #[default]
+    None,
+    /// Attention.
+    Selective,
+    /// Every layer.
+    Full,
+}

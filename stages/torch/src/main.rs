@@ -1,0 +1,2 @@
+//! flow-torch
+fn main() {}
