@@ -3,6 +3,7 @@
 //! Digests and keys, stages and what they see while they run, events, run records, diagnostics.
 //! No async, no I/O policy, no knowledge of any particular stage kind may enter here.
 
+mod braces;
 mod diag;
 mod digest;
 mod event;
@@ -11,6 +12,7 @@ mod stage;
 mod tree;
 mod value;
 
+pub use braces::expand_braces;
 pub use diag::{Diagnostic, Source, Span, did_you_mean};
 pub use digest::Digest;
 pub use event::{Event, How, Level, Record, Sink, Unit};
