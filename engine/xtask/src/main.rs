@@ -1,5 +1,5 @@
 //! What is typed in a clone of the repository: `cargo xtask demo` and `cargo xtask test` install what they need
-
+//! (libtorch, by pip), build, and run. Nothing here is part of the product.
 
 #![allow(clippy::print_stdout, reason = "a developer's tool: what it prints is its result")]
 
