@@ -1,0 +1,72 @@
+//! Collectives as nodes of the autograd graph, by the names they have in Megatron's paper, and [`gradients`].
+//!
+//! A collective and its adjoint: what is copied forward is summed backward, what is gathered forward is
+//! reduce-scattered backward. All are the identity in a group of one.
+
+use std::ptr;
+
+use anyhow::Result;
+use tch::Tensor;
+
+use crate::{
+    Group,
+    ffi::{self, call},
+    group::Op,
+};
+
+/// Into a tensor-parallel region: the identity forward, an all-reduce backward.
+///
+/// # Errors
+/// A rank is gone or late.
+pub fn copy_to(group: &Group, x: &Tensor) -> Result<Tensor> {
+    group.differentiable("copy", x, (Op::Identity, Op::AllReduce), 0)
+}
+
+/// Out of a tensor-parallel region: an all-reduce forward, the identity backward.
+///
+/// # Errors
+/// A rank is gone or late.
+pub fn reduce_from(group: &Group, x: &Tensor) -> Result<Tensor> {
+    group.differentiable("all-reduce", x, (Op::AllReduce, Op::Identity), 0)
+}
+
+/// From sequence-parallel into a tensor-parallel region: all-gather along `dim` forward, reduce-scatter backward.
+///
+/// # Errors
+/// A rank is gone or late.
+pub fn gather_to(group: &Group, x: &Tensor, dim: i64) -> Result<Tensor> {
+    group.differentiable("all-gather", x, (Op::AllGather, Op::ReduceScatter), dim)
+}
+
+/// Out of a tensor-parallel into a sequence-parallel region: reduce-scatter along `dim` forward, all-gather backward.
+///
+/// # Errors
+/// A rank is gone or late.
+pub fn reduce_scatter_from(group: &Group, x: &Tensor, dim: i64) -> Result<Tensor> {
+    group.differentiable("reduce-scatter", x, (Op::ReduceScatter, Op::AllGather), dim)
+}
+
+/// The product of `gradient` with the derivative of `output` by each of `inputs`; `None` for one that `output` does not
+/// depend on. `gradient` has the shape of `output`. The graph is freed.
+///
+/// # Errors
+/// `output` has no graph; a collective in it failed.
+pub fn gradients(output: &Tensor, gradient: &Tensor, inputs: &[Tensor]) -> Result<Vec<Option<Tensor>>> {
+    let pointers: Vec<_> = inputs.iter().map(Tensor::as_ptr).collect();
+    let mut found = vec![ptr::null_mut(); inputs.len()];
+    call(|error| {
+        // SAFETY: `pointers` and `found` have `inputs.len()` elements, and live through the call.
+        unsafe {
+            ffi::flow_gradients(
+                output.as_ptr(),
+                gradient.as_ptr(),
+                pointers.as_ptr(),
+                pointers.len(),
+                found.as_mut_ptr(),
+                error,
+            )
+        }
+    })?;
+    // SAFETY: what is not null is a tensor of our own.
+    Ok(found.into_iter().map(|p| (!p.is_null()).then(|| unsafe { Tensor::from_ptr(p) })).collect())
+}

@@ -1,0 +1,122 @@
+//! [`Store`]: a small key-value store that all ranks reach; rank 0 serves it.
+
+use std::{
+    ffi::{c_char, c_int},
+    ptr::{self, NonNull},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+
+use crate::ffi::{self, CStore, c_string, call};
+
+/// A connection to the store (c10d's `TCPStore`). A call that waits blocks the connection: a thread that watches needs
+/// its own.
+#[derive(Debug)]
+pub struct Store(NonNull<CStore>);
+
+// SAFETY: TCPStore serialises its operations by a mutex; the pointer is freed once, by Drop.
+unsafe impl Send for Store {}
+// SAFETY: as above.
+unsafe impl Sync for Store {}
+
+impl Store {
+    /// Opens the store at `host:port`; with `serve` this process holds it. A client retries until `timeout`.
+    ///
+    /// # Errors
+    /// The port is taken, or nobody serves there in time.
+    pub fn open(host: &str, port: u16, serve: bool, world_size: usize, timeout: Duration) -> Result<Self> {
+        let name = c_string(host)?;
+        let mut store = ptr::null_mut();
+        call(|error| {
+            // SAFETY: all pointers are valid for the call.
+            unsafe {
+                ffi::flow_store_open(
+                    name.as_ptr(),
+                    port,
+                    c_int::from(serve),
+                    world_size,
+                    millis(timeout),
+                    &mut store,
+                    error,
+                )
+            }
+        })
+        .with_context(|| {
+            if serve {
+                format!("rank 0 cannot open its store on port {port}")
+            } else {
+                format!("cannot reach rank 0's store at {host}:{port}")
+            }
+        })?;
+        Ok(Self(NonNull::new(store).context("libtorch returned no store")?))
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut CStore {
+        self.0.as_ptr()
+    }
+
+    /// Sets a key.
+    ///
+    /// # Errors
+    /// The store is gone.
+    pub fn set(&self, key: &str, value: &[u8]) -> Result<()> {
+        let key = c_string(key)?;
+        // SAFETY: all pointers are valid for the call.
+        call(|error| unsafe { ffi::flow_store_set(self.as_ptr(), key.as_ptr(), value.as_ptr(), value.len(), error) })
+    }
+
+    /// The value of a key, waiting for it for at most `timeout`.
+    ///
+    /// # Errors
+    /// The key did not come in time, or the store is gone.
+    pub fn get(&self, key: &str, timeout: Duration) -> Result<Vec<u8>> {
+        let name = c_string(key)?;
+        let (mut bytes, mut length) = (ptr::null_mut(), 0);
+        // SAFETY: all pointers are valid for the call.
+        call(|error| unsafe {
+            ffi::flow_store_get(self.as_ptr(), name.as_ptr(), millis(timeout), &mut bytes, &mut length, error)
+        })?;
+        // SAFETY: the shim allocated `length` bytes (and one more) by malloc, and they are now ours.
+        unsafe {
+            let value = std::slice::from_raw_parts(bytes, length).to_vec();
+            ffi::flow_free(bytes.cast::<c_char>());
+            Ok(value)
+        }
+    }
+
+    /// Whether a key is set.
+    ///
+    /// # Errors
+    /// The store is gone.
+    pub fn has(&self, key: &str) -> Result<bool> {
+        let key = c_string(key)?;
+        let mut has = 0;
+        // SAFETY: all pointers are valid for the call.
+        call(|error| unsafe { ffi::flow_store_has(self.as_ptr(), key.as_ptr(), &mut has, error) })?;
+        Ok(has != 0)
+    }
+
+    /// Adds to a counter (0 at first) and returns its new value.
+    ///
+    /// # Errors
+    /// The store is gone.
+    pub fn add(&self, key: &str, amount: i64) -> Result<i64> {
+        let key = c_string(key)?;
+        let mut sum = 0;
+        // SAFETY: all pointers are valid for the call.
+        call(|error| unsafe { ffi::flow_store_add(self.as_ptr(), key.as_ptr(), amount, &mut sum, error) })?;
+        Ok(sum)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // SAFETY: made by flow_store_open, freed here alone.
+        unsafe { ffi::flow_store_close(self.as_ptr()) }
+    }
+}
+
+pub(crate) fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
