@@ -1,0 +1,244 @@
+//! The keys that every stage has, whatever its kind.
+
+use std::time::Duration;
+
+use flow_core::{Diagnostic, Ref, Span, Table, Value, ValueKind, from_value};
+use serde::{
+    Deserialize, Deserializer,
+    de::{self, Visitor},
+};
+
+/// The keys that belong to the engine and not to the stage's kind.
+pub const COMMON_KEYS: [&str; 9] =
+    ["kind", "resources", "retries", "timeout", "cache", "needs", "when", "export", "temp"];
+
+/// What every stage may say besides its kind's own parameters. None of it enters a key.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Common {
+    /// What it takes of the machine while it runs.
+    #[serde(default)]
+    pub resources: Resources,
+    /// How often a failed node is tried again.
+    #[serde(default)]
+    pub retries: u32,
+    /// A node that runs longer is stopped and has failed.
+    #[serde(default, deserialize_with = "duration")]
+    pub timeout: Option<Duration>,
+    /// `false`: it runs in every run.
+    #[serde(default = "yes")]
+    pub cache: bool,
+    /// Stages that must be done before, without taking anything from them.
+    #[serde(default)]
+    pub needs: Vec<Ref>,
+    /// `false`: the stage is not part of this run.
+    #[serde(default = "yes", deserialize_with = "truth")]
+    pub when: bool,
+    /// Where the result is also put, as plain files of the user's: a directory, relative to the project's folder.
+    #[serde(default)]
+    pub export: Option<String>,
+    /// The result is an intermediate: the first that may go when the cache needs room.
+    #[serde(default)]
+    pub temp: bool,
+}
+
+impl Default for Common {
+    fn default() -> Self {
+        Self {
+            resources: Resources::default(),
+            retries: 0,
+            timeout: None,
+            cache: true,
+            needs: Vec::new(),
+            when: true,
+            export: None,
+            temp: false,
+        }
+    }
+}
+
+/// What a node takes of the machine while it runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resources {
+    /// Cores. Unset: counts as one, and the node may use those that are idle.
+    #[serde(default)]
+    pub cpus: Option<u32>,
+    /// GPUs.
+    #[serde(default)]
+    pub gpus: u32,
+    /// Bytes of memory.
+    #[serde(default, deserialize_with = "bytes")]
+    pub memory: u64,
+}
+
+/// A stage's table, taken apart.
+#[derive(Debug)]
+pub struct Parts {
+    /// The kind's name and its place.
+    pub kind: (String, Option<Span>),
+    /// The keys that every stage has.
+    pub common: Common,
+    /// The rest: the kind's own parameters, with the place of the whole stage.
+    pub own: Value,
+}
+
+/// Takes a stage's table apart.
+///
+/// # Errors
+/// It is not a table, names no kind, or one of the common keys has a value that does not fit.
+pub fn split(name: &str, stage: Value) -> Result<Parts, Vec<Diagnostic>> {
+    let span = stage.span.clone();
+    let ValueKind::Table(table) = stage.kind else {
+        return Err(vec![Diagnostic::new(format!("stage `{name}` is not a table")).at(span)]);
+    };
+    let (common, own): (Vec<_>, Vec<_>) =
+        table.entries.into_iter().partition(|entry| COMMON_KEYS.contains(&entry.0.as_str()));
+    let mut common = Table { entries: common };
+    let mut errors = Vec::new();
+    let kind = match common.remove("kind") {
+        Some(Value { kind: ValueKind::String(kind), span }) => Some((kind, span)),
+        Some(other) => {
+            errors.push(
+                Diagnostic::new(format!("`kind` is a string with the name of a stage kind, not {}", other.type_name()))
+                    .at(other.span),
+            );
+            None
+        }
+        None => {
+            let error = Diagnostic::new(format!("stage `{name}` has no `kind`")).at(span.clone());
+            errors.push(error.hint("add `kind = \"…\"`; a profile may only change stages that the file has"));
+            None
+        }
+    };
+    let common = if common.entries.is_empty() {
+        Common::default()
+    } else {
+        let value = Value { kind: ValueKind::Table(common), span: span.clone() };
+        from_value(&value).unwrap_or_else(|error| {
+            errors.push(error);
+            Common::default()
+        })
+    };
+    match kind {
+        Some(kind) if errors.is_empty() => {
+            Ok(Parts { kind, common, own: Value { kind: ValueKind::Table(Table { entries: own }), span } })
+        }
+        _ => Err(errors),
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A number of units, or a text with a unit.
+struct Quantity {
+    expecting: &'static str,
+    parse: fn(&str) -> Option<u64>,
+}
+
+impl Visitor<'_> for Quantity {
+    type Value = u64;
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.expecting)
+    }
+    fn visit_i64<E: de::Error>(self, number: i64) -> Result<u64, E> {
+        u64::try_from(number).map_err(|_| E::invalid_value(de::Unexpected::Signed(number), &self))
+    }
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<u64, E> {
+        (self.parse)(text.trim()).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+    }
+}
+
+/// `<number><unit>`, the number possibly with a fraction.
+fn with_unit(text: &str, units: &[(&str, f64)]) -> Option<u64> {
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+    let number: f64 = text[..split].parse().ok()?;
+    let unit = text[split..].trim();
+    let factor = units.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit))?.1;
+    Some((number * factor).round() as u64)
+}
+
+/// A length of time such as `90s`, `5m`, `2h`, `1d`, in seconds.
+fn seconds_of(text: &str) -> Option<u64> {
+    with_unit(text, &[("s", 1.0), ("m", 60.0), ("min", 60.0), ("h", 3600.0), ("d", 86_400.0)])
+}
+
+/// A size such as `16GiB`, `500 MB`, in bytes.
+pub fn bytes_of(text: &str) -> Option<u64> {
+    const K: f64 = 1024.0;
+    let binary = [("B", 1.0), ("KiB", K), ("MiB", K * K), ("GiB", K * K * K), ("TiB", K * K * K * K)];
+    let decimal = [("KB", 1e3), ("MB", 1e6), ("GB", 1e9), ("TB", 1e12)];
+    text.parse().ok().or_else(|| with_unit(text, &binary)).or_else(|| with_unit(text, &decimal))
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    let expecting = "a number of seconds, or a text such as \"90s\", \"30m\", \"2h\", \"1d\"";
+    let seconds = deserializer.deserialize_any(Quantity { expecting, parse: seconds_of })?;
+    Ok(Some(Duration::from_secs(seconds)))
+}
+
+pub(crate) fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let expecting = "a number of bytes, or a text such as \"16GiB\", \"500MB\"";
+    deserializer.deserialize_any(Quantity { expecting, parse: bytes_of })
+}
+
+/// `true`, `false`, or the same as text (which `${param}` inside a longer text gives).
+fn truth<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    struct Truth;
+    impl Visitor<'_> for Truth {
+        type Value = bool;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("true or false")
+        }
+        fn visit_bool<E>(self, truth: bool) -> Result<bool, E> {
+            Ok(truth)
+        }
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<bool, E> {
+            text.parse().map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self))
+        }
+    }
+    deserializer.deserialize_any(Truth)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn parts(text: &str) -> Result<Parts, Vec<Diagnostic>> {
+        split("s", crate::syntax::parse(Path::new("p.toml"), text.into()).unwrap())
+    }
+
+    #[test]
+    fn common_keys_are_taken_out_and_read() {
+        let parts = parts(
+            "kind = 'k'\nx = 1\nretries = 2\ntimeout = '1.5h'\ncache = false\nneeds = ['a']\nwhen = 'false'\n\
+             resources = { cpus = 4, gpus = 1, memory = '1.5GiB' }\nexport = 'out'\ny = 2",
+        )
+        .unwrap();
+        assert_eq!(parts.kind.0, "k");
+        let common = parts.common;
+        assert_eq!((common.retries, common.timeout), (2, Some(Duration::from_secs(5400))));
+        assert!(!common.cache && !common.when);
+        assert_eq!(common.resources, Resources { cpus: Some(4), gpus: 1, memory: 3 << 29 });
+        assert_eq!(common.needs[0].span().unwrap().line_column(), (6, 10));
+        let own: Vec<_> = parts.own.as_table().unwrap().entries.iter().map(|entry| entry.0.clone()).collect();
+        assert_eq!(own, ["x", "y"]);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_said_at_its_place() {
+        let place = |text: &str| {
+            let errors = parts(text).unwrap_err();
+            (errors[0].message.clone(), errors[0].span.as_ref().unwrap().line_column())
+        };
+        assert_eq!(place("kind = 'k'\ntimeout = 'soon'").1, (2, 11));
+        assert_eq!(place("kind = 'k'\nresources = { gpu = 1 }"), ("unknown key `gpu`".into(), (2, 15)));
+        assert_eq!(place("kind = 'k'\nretries = -1").1, (2, 11));
+        assert_eq!(place("kind = 1").1, (1, 8));
+        assert!(place("x = 1").0.contains("no `kind`"));
+        assert_eq!(parts("retries = 'x'").unwrap_err().len(), 2);
+    }
+}

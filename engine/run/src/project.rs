@@ -1,0 +1,177 @@
+//! [`Project`]: a pipeline that was loaded and linked, and what its stages say of it before a run.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use flow_core::{Check, Diagnostic, Facts, Kind, Known};
+
+use crate::{
+    graph::{Graph, Source},
+    link::{link, place, sort_and_dedup},
+    load::{self, LoadOptions},
+};
+
+/// A pipeline with its graph. Nothing in it changes; a run, a plan, a question are asked of it.
+#[derive(Debug)]
+pub struct Project {
+    name: String,
+    file: PathBuf,
+    dir: PathBuf,
+    options: LoadOptions,
+    profiles: Vec<String>,
+    graph: Graph,
+}
+
+/// What the stages know before a run.
+#[derive(Debug, Default)]
+pub struct Checked {
+    /// What may surprise.
+    pub warnings: Vec<Diagnostic>,
+    /// By node: what is known of its result.
+    pub facts: Vec<Facts>,
+}
+
+/// The project's folder: the one that the pipeline file lies in. Relative paths are relative to it.
+#[must_use]
+pub fn project_dir(pipeline: &Path) -> PathBuf {
+    let parent = pipeline.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    parent.canonicalize().unwrap_or_else(|_| parent.to_owned())
+}
+
+impl Project {
+    /// Reads a pipeline file, lays profile, environment and `--set` over it, and makes its graph.
+    ///
+    /// # Errors
+    /// Every error of the file at once, in the order of the file.
+    pub fn load(pipeline: &Path, kinds: &'static [Kind], options: &LoadOptions) -> Result<Self, Vec<Diagnostic>> {
+        let dir = project_dir(pipeline);
+        let merged = load::load(pipeline, options)?;
+        let graph = link(merged.stages, kinds, &dir)?;
+        Ok(Self {
+            name: merged.name,
+            file: pipeline.to_owned(),
+            dir,
+            options: options.clone(),
+            profiles: merged.profiles,
+            graph,
+        })
+    }
+
+    /// The pipeline's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The pipeline file, as it was named.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// The project's folder, absolute.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The pipeline file, absolute: what its runs are known by.
+    #[must_use]
+    pub fn absolute_file(&self) -> PathBuf {
+        self.file.file_name().map_or_else(|| self.dir.clone(), |name| self.dir.join(name))
+    }
+
+    /// The profile that was chosen.
+    #[must_use]
+    pub fn profile(&self) -> Option<&str> {
+        self.options.profile.as_deref()
+    }
+
+    /// What was set on the command line.
+    #[must_use]
+    pub fn set(&self) -> &[String] {
+        &self.options.set
+    }
+
+    /// The profiles that the file has.
+    #[must_use]
+    pub fn profiles(&self) -> &[String] {
+        &self.profiles
+    }
+
+    /// The graph.
+    #[must_use]
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// Asks every stage what cannot work, with what is known of its inputs.
+    ///
+    /// # Errors
+    /// All that cannot work, in the order of the file.
+    pub fn check(&self) -> Result<Checked, Vec<Diagnostic>> {
+        self.check_only(&|_| true)
+    }
+
+    /// As [`Project::check`], but only these nodes may complain; facts flow through all.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn check_only(&self, wanted: &dyn Fn(usize) -> bool) -> Result<Checked, Vec<Diagnostic>> {
+        let mut done = Checked::default();
+        let mut paths: Vec<Option<PathBuf>> = Vec::with_capacity(self.graph.nodes.len());
+        let mut errors = Vec::new();
+        for (id, node) in self.graph.nodes.iter().enumerate() {
+            let stage = self.graph.stage_of(id);
+            if stage.off.is_some() {
+                done.facts.push(Facts::new());
+                paths.push(None);
+                continue;
+            }
+            let known = |source: &Source| self.known(source, &done.facts, &paths);
+            let inputs: BTreeMap<String, Vec<Known>> = node
+                .inputs
+                .iter()
+                .map(|port| (port.name.clone(), port.sources.iter().map(known).collect()))
+                .collect();
+            let mut check = Check {
+                project: &self.dir,
+                inputs: &inputs,
+                facts: Facts::new(),
+                result_path: None,
+                errors: Vec::new(),
+                warnings: Vec::new(),
+            };
+            node.action.check(&mut check);
+            let placed = |error: Diagnostic| place(error, &stage.value, stage.span.as_ref());
+            if wanted(id) {
+                errors.extend(check.errors.into_iter().map(placed));
+                done.warnings.extend(check.warnings.into_iter().map(placed));
+            }
+            done.facts.push(check.facts);
+            paths.push(check.result_path);
+        }
+        sort_and_dedup(&mut errors);
+        sort_and_dedup(&mut done.warnings);
+        if errors.is_empty() { Ok(done) } else { Err(errors) }
+    }
+
+    fn known(&self, source: &Source, facts: &[Facts], paths: &[Option<PathBuf>]) -> Known {
+        match source {
+            Source::Node(node) => Known {
+                name: self.graph.nodes[*node].name.clone(),
+                path: paths[*node].clone(),
+                facts: facts[*node].clone(),
+            },
+            Source::Out { file, .. } => Known { name: file.clone(), ..Known::default() },
+            Source::Path(path) => Known {
+                name: path.display().to_string(),
+                path: Some(self.dir.join(path)),
+                facts: Facts::new(),
+            },
+            Source::Prefix { prefix, .. } => Known { name: prefix.display().to_string(), ..Known::default() },
+        }
+    }
+}

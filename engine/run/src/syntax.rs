@@ -1,0 +1,161 @@
+//! TOML text → [`Value`] with the place of every key and value. Nothing here knows what a pipeline is.
+
+use std::{path::Path, sync::Arc};
+
+use flow_core::{Diagnostic, Source, Span, Table, Value, ValueKind};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+/// Reads a TOML file.
+///
+/// # Errors
+/// It cannot be read or is not UTF-8; or every syntax error in it.
+pub fn read(path: &Path) -> Result<Value, Vec<Diagnostic>> {
+    let unreadable = |cause: String| vec![Diagnostic::new(format!("cannot read {}", path.display())).cause(cause)];
+    let bytes = std::fs::read(path).map_err(|error| unreadable(error.to_string()))?;
+    let text = String::from_utf8(bytes)
+        .map_err(|error| unreadable(format!("not UTF-8 at byte {}", error.utf8_error().valid_up_to())))?;
+    parse(path, text)
+}
+
+/// Reads TOML text; `path` is what places are said with.
+///
+/// # Errors
+/// Every syntax error in it.
+pub fn parse(path: &Path, text: String) -> Result<Value, Vec<Diagnostic>> {
+    let source = Arc::new(Source { path: path.to_owned(), text });
+    let (document, errors) = DeTable::parse_recoverable(&source.text);
+    if !errors.is_empty() {
+        return Err(errors.iter().map(|error| syntax_error(error, &source)).collect());
+    }
+    let mut errors = Vec::new();
+    let span = Span::new(&source, document.span());
+    let table = table(document.into_inner(), &source, &mut errors);
+    if errors.is_empty() { Ok(Value { kind: ValueKind::Table(table), span: Some(span) }) } else { Err(errors) }
+}
+
+/// Reads the right side of `--set path=value` or of an environment variable: a TOML value if it is one, else the text
+/// itself. The place is in `assignment`, the whole text of which the value begins at byte `at`.
+pub fn parse_assigned(label: &Path, assignment: &str, at: usize) -> Value {
+    let source = Arc::new(Source { path: label.to_owned(), text: assignment.to_owned() });
+    let text = &assignment[at..];
+    let whole = Some(Span::new(&source, at..assignment.len()));
+    let literal = || Value { kind: ValueKind::String(text.to_owned()), span: whole.clone() };
+    match DeValue::parse(text.trim()) {
+        Ok(parsed) => {
+            let mut errors = Vec::new();
+            let mut parsed = value(parsed, &source, &mut errors);
+            set_span(&mut parsed, whole.as_ref());
+            if errors.is_empty() { parsed } else { literal() }
+        }
+        Err(_) => literal(),
+    }
+}
+
+/// Gives a value and all in it one place.
+fn set_span(value: &mut Value, span: Option<&Span>) {
+    value.span = span.cloned();
+    match &mut value.kind {
+        ValueKind::Array(items) => items.iter_mut().for_each(|item| set_span(item, span)),
+        ValueKind::Table(table) => table.entries.iter_mut().for_each(|entry| {
+            entry.1 = span.cloned();
+            set_span(&mut entry.2, span);
+        }),
+        _ => {}
+    }
+}
+
+fn syntax_error(error: &toml::de::Error, source: &Arc<Source>) -> Diagnostic {
+    let span = error.span().map(|range| Span::new(source, range));
+    Diagnostic::new(error.message().trim().replace('\n', ", ")).at(span)
+}
+
+fn table(entries: DeTable<'_>, source: &Arc<Source>, errors: &mut Vec<Diagnostic>) -> Table {
+    let entries = entries
+        .into_iter()
+        .map(|(key, entry)| {
+            let span = Span::new(source, key.span());
+            (key.into_inner().into_owned(), Some(span), value(entry, source, errors))
+        })
+        .collect();
+    Table { entries }
+}
+
+fn value(value_: Spanned<DeValue<'_>>, source: &Arc<Source>, errors: &mut Vec<Diagnostic>) -> Value {
+    let span = Some(Span::new(source, value_.span()));
+    let mut wrong = |message: String| {
+        errors.push(Diagnostic::new(message).at(span.clone()));
+        ValueKind::Bool(false)
+    };
+    let kind = match value_.into_inner() {
+        DeValue::String(text) => ValueKind::String(text.into_owned()),
+        DeValue::Integer(number) => match i64::from_str_radix(number.as_str(), number.radix()) {
+            Ok(number) => ValueKind::Integer(number),
+            Err(_) => wrong(format!("`{number}` is out of range: integers have 64 bits")),
+        },
+        DeValue::Float(number) => match number.as_str().parse::<f64>() {
+            Ok(number) if number.is_finite() => ValueKind::Float(number),
+            _ => wrong(format!("`{number}` is not a number to compute with: it must be finite")),
+        },
+        DeValue::Boolean(truth) => ValueKind::Bool(truth),
+        DeValue::Datetime(date) => ValueKind::String(date.to_string()),
+        DeValue::Array(items) => {
+            ValueKind::Array(items.into_iter().map(|item| value(item, source, errors)).collect())
+        }
+        DeValue::Table(entries) => ValueKind::Table(table(entries, source, errors)),
+    };
+    Value { kind, span }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(value: &Value) -> (usize, usize) {
+        value.span.as_ref().unwrap().line_column()
+    }
+
+    #[test]
+    fn every_value_and_key_knows_its_place_and_order_is_kept() {
+        let text = "z = 1\na = [\"x\", 0x1F]\n[b.c]\nd = 1_000\ne = -2.5e3\nf = 2026-01-02\n";
+        let root = parse(Path::new("p.toml"), text.into()).unwrap();
+        let table = root.as_table().unwrap();
+        let keys: Vec<_> = table.entries.iter().map(|entry| entry.0.as_str()).collect();
+        assert_eq!(keys, ["z", "a", "b"]);
+        assert_eq!(place(root.nearest("a.1")), (2, 11));
+        assert!(matches!(root.nearest("a.1").kind, ValueKind::Integer(31)));
+        assert!(matches!(root.nearest("b.c.d").kind, ValueKind::Integer(1000)));
+        assert_eq!(place(root.nearest("b.c.d")), (4, 5));
+        assert!(matches!(root.nearest("b.c.e").kind, ValueKind::Float(number) if number == -2500.0));
+        assert_eq!(root.nearest("b.c.f").as_str(), Some("2026-01-02"));
+    }
+
+    #[test]
+    fn all_syntax_errors_are_said_with_their_places() {
+        let text = "a = \nb = 1\nc = 'x\nd = 99999999999999999999\n";
+        let errors = parse(Path::new("p.toml"), text.into()).unwrap_err();
+        let lines: Vec<_> = errors.iter().map(|e| e.span.as_ref().unwrap().line_column().0).collect();
+        assert!(lines.contains(&1) && lines.contains(&3), "{errors:?}");
+        let text = "d = 99999999999999999999\ne = inf\nd2 = 1";
+        let errors = parse(Path::new("p.toml"), text.into()).unwrap_err();
+        assert_eq!(errors.len(), 2);
+        assert_eq!(errors[0].span.as_ref().unwrap().line_column(), (1, 5));
+        let errors = parse(Path::new("p.toml"), "a = 1\na = 2".into()).unwrap_err();
+        assert!(errors[0].message.contains("duplicate"), "{errors:?}");
+        assert_eq!(errors[0].span.as_ref().unwrap().line_column().0, 2);
+    }
+
+    #[test]
+    fn an_assigned_value_is_toml_or_else_text() {
+        let parsed = |text: &str| parse_assigned(Path::new("--set"), text, 2).kind;
+        assert!(matches!(parsed("a=3"), ValueKind::Integer(3)));
+        assert!(matches!(parsed("a={0..2}"), ValueKind::String(text) if text == "{0..2}"));
+        assert!(matches!(parsed("a=hello"), ValueKind::String(text) if text == "hello"));
+        assert!(matches!(parsed("a=\"3\""), ValueKind::String(text) if text == "3"));
+        assert!(matches!(parsed("a=[1, 2]"), ValueKind::Array(items) if items.len() == 2));
+        assert!(matches!(parsed("a="), ValueKind::String(text) if text.is_empty()));
+        assert_eq!(place(&parse_assigned(Path::new("--set"), "a=x", 2)), (1, 3));
+    }
+}
