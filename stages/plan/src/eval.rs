@@ -1,0 +1,44 @@
+//! [`EvalResults`]: what an evaluation measures, and what follows from it.
+
+use serde::{Deserialize, Serialize};
+
+/// What the worker measured. Every token of a document but its first is scored exactly once: a document longer than
+/// the window is cut in windows of `seq_length + 1` tokens that overlap by one.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalResults {
+    /// Documents with at least one scored token.
+    pub documents: u64,
+    /// Scored tokens.
+    pub tokens: u64,
+    /// Bytes of text in these documents, UTF-8.
+    pub bytes: u64,
+    /// Sum over the scored tokens of −ln p, in nats.
+    pub nll: f64,
+}
+
+impl EvalResults {
+    /// Validation loss: nats a token.
+    #[must_use]
+    pub fn loss(&self) -> f64 {
+        self.nll / self.tokens as f64
+    }
+
+    /// Perplexity of a token.
+    #[must_use]
+    pub fn token_perplexity(&self) -> f64 {
+        self.loss().exp()
+    }
+
+    /// Perplexity of a byte: comparable between tokenizers.
+    #[must_use]
+    pub fn byte_perplexity(&self) -> f64 {
+        (self.nll / self.bytes as f64).exp()
+    }
+
+    /// Bits a byte: comparable between tokenizers.
+    #[must_use]
+    pub fn bits_per_byte(&self) -> f64 {
+        self.nll / self.bytes as f64 / std::f64::consts::LN_2
+    }
+}
