@@ -1,0 +1,353 @@
+//! Reading a file that may be gzip or zstd, as a stream, with errors that say which file and where.
+//!
+//! What a file is, its first bytes say; a file that is *named* `.gz` or `.zst` and is not one (a page of HTML saved by
+//! mistake) is refused. gzip may have several members and zeros behind them, as `gzip` allows; zstd several frames.
+
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, Read},
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use anyhow::{Context, Result, ensure};
+use flate2::bufread::GzDecoder;
+
+/// How a file is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compression {
+    /// It is not.
+    None,
+    /// gzip, bgzf.
+    Gzip,
+    /// Zstandard.
+    Zstd,
+}
+
+impl Compression {
+    const GZIP: &'static [u8] = &[0x1f, 0x8b];
+    const ZSTD: &'static [u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+
+    /// What the first bytes of a file say.
+    fn of_magic(magic: &[u8]) -> Self {
+        if magic.starts_with(Self::GZIP) {
+            Self::Gzip
+        } else if magic.starts_with(Self::ZSTD) || is_skippable_frame(magic) {
+            Self::Zstd
+        } else {
+            Self::None
+        }
+    }
+
+    /// What a file's name says.
+    #[must_use]
+    pub fn of_name(name: &str) -> Self {
+        match split_name(name).1 {
+            "gz" | "gzip" | "bgz" => Self::Gzip,
+            "zst" | "zstd" => Self::Zstd,
+            _ => Self::None,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "uncompressed",
+            Self::Gzip => "gzip",
+            Self::Zstd => "zstd",
+        }
+    }
+}
+
+/// A zstd stream may begin with a frame that carries no data (pzstd, seekable archives).
+fn is_skippable_frame(magic: &[u8]) -> bool {
+    magic.len() >= 4 && magic[0] & 0xf0 == 0x50 && magic[1..4] == [0x2a, 0x4d, 0x18]
+}
+
+/// The name without the ending that says how it is compressed.
+#[must_use]
+pub fn strip_ending(name: &str) -> &str {
+    if Compression::of_name(name) == Compression::None { name } else { split_name(name).0 }
+}
+
+fn split_name(name: &str) -> (&str, &str) {
+    name.rsplit_once('.').filter(|(stem, _)| !stem.is_empty()).unwrap_or((name, ""))
+}
+
+/// How many bytes of the file were taken, for progress: may be asked from another thread.
+#[derive(Clone, Debug, Default)]
+pub struct Position(Arc<AtomicU64>);
+
+impl Position {
+    /// Bytes so far.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The uncompressed content of a file. Its errors name the file and the place.
+pub struct Decoder {
+    path: PathBuf,
+    size: u64,
+    position: Position,
+    state: State,
+}
+
+type Source = Counting<BufReader<File>>;
+
+enum State {
+    Plain(Source),
+    /// Inside of the member that began at this byte.
+    Member(u64, Box<GzDecoder<Source>>),
+    /// Behind a member.
+    Between(Source),
+    Frames(Box<zstd::stream::read::Decoder<'static, Source>>),
+    End,
+}
+
+impl Decoder {
+    /// Opens a file and looks at its first bytes.
+    ///
+    /// # Errors
+    /// It cannot be opened, or is not what its name says.
+    pub fn open(path: &Path) -> Result<Self> {
+        let cannot = || format!("cannot read {}", path.display());
+        let file = File::open(path).with_context(cannot)?;
+        let size = file.metadata().with_context(cannot)?.len();
+        let position = Position::default();
+        let mut source = Counting { inner: BufReader::with_capacity(256 << 10, file), position: position.clone() };
+        let kind = Compression::of_magic(source.fill_buf().with_context(cannot)?);
+        let named = Compression::of_name(&path.file_name().unwrap_or_default().to_string_lossy());
+        ensure!(
+            named == Compression::None || named == kind,
+            "{}: the name says {}, but the content ({size} bytes) does not begin as such; \
+             look into the file: a failed download is often a page of HTML",
+            path.display(),
+            named.name()
+        );
+        let state = match kind {
+            Compression::None => State::Plain(source),
+            Compression::Gzip => State::Member(0, Box::new(GzDecoder::new(source))),
+            Compression::Zstd => {
+                State::Frames(Box::new(zstd::stream::read::Decoder::with_buffer(source).with_context(cannot)?))
+            }
+        };
+        Ok(Self { path: path.to_owned(), size, position, state })
+    }
+
+    /// How the file is compressed.
+    #[must_use]
+    pub fn compression(&self) -> Compression {
+        match self.state {
+            State::Plain(_) => Compression::None,
+            State::Frames(_) => Compression::Zstd,
+            State::Member(..) | State::Between(_) | State::End => Compression::Gzip,
+        }
+    }
+
+    /// The file's length, compressed as it is.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// A handle that tells how much of the file was taken.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.position.clone()
+    }
+
+    fn error(&self, error: &io::Error, began: Option<u64>) -> io::Error {
+        let (path, at) = (self.path.display(), self.position.get());
+        if let State::Plain(_) = self.state {
+            return io::Error::new(error.kind(), format!("{path}: at byte {at}: {error}"));
+        }
+        let what = self.compression().name();
+        let began = began.map_or(String::new(), |began| format!(", in the member that begins at byte {began}"));
+        let text = if error.kind() == io::ErrorKind::UnexpectedEof || at >= self.size && is_incomplete(error) {
+            format!("{path}: truncated {what}: the file ends at byte {}{began}, before its data does", self.size)
+        } else {
+            format!("{path}: corrupt {what} at or before byte {at} of {}{began}: {error}", self.size)
+        };
+        io::Error::new(error.kind(), text)
+    }
+
+    /// Behind a gzip member: on to the next one, or the end of the file.
+    fn between(&mut self, mut source: Source) -> io::Result<State> {
+        let mut padding = false;
+        loop {
+            let at = self.position.get();
+            let buffer = source.fill_buf().map_err(|error| self.error(&error, None))?;
+            if buffer.is_empty() {
+                return Ok(State::End);
+            }
+            let zeros = buffer.iter().take_while(|byte| **byte == 0).count();
+            if zeros > 0 {
+                padding = true;
+                source.consume(zeros);
+            } else if buffer[0] == Compression::GZIP[0] && !padding {
+                return Ok(State::Member(at, Box::new(GzDecoder::new(source))));
+            } else {
+                let text = format!(
+                    "{}: {} bytes of something else behind the gzip data, from byte {at}",
+                    self.path.display(),
+                    self.size.saturating_sub(at)
+                );
+                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+            }
+        }
+    }
+}
+
+/// zstd says the end of the file in the middle of a frame in its own words.
+fn is_incomplete(error: &io::Error) -> bool {
+    error.to_string().contains("incomplete frame")
+}
+
+impl Read for Decoder {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if buffer.is_empty() {
+            return Ok(0);
+        }
+        loop {
+            let (result, began) = match &mut self.state {
+                State::Plain(source) => (source.read(buffer), None),
+                State::Frames(frames) => (frames.read(buffer), None),
+                State::End => return Ok(0),
+                State::Member(began, member) => (member.read(buffer), Some(*began)),
+                State::Between(_) => (Ok(0), None),
+            };
+            match result {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(self.error(&error, began)),
+                Ok(0) => match std::mem::replace(&mut self.state, State::End) {
+                    State::Member(_, member) => self.state = State::Between(member.into_inner()),
+                    State::Between(source) => self.state = self.between(source)?,
+                    ended => {
+                        self.state = ended;
+                        return Ok(0);
+                    }
+                },
+                Ok(n) => return Ok(n),
+            }
+        }
+    }
+}
+
+/// Counts what is consumed, not what is buffered: at an error the count is where it stands.
+struct Counting<R> {
+    inner: R,
+    position: Position,
+}
+
+impl<R: BufRead> Read for Counting<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let n = self.inner.read(buffer)?;
+        self.position.0.fetch_add(n as u64, Ordering::Relaxed);
+        Ok(n)
+    }
+}
+
+impl<R: BufRead> BufRead for Counting<R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.inner.fill_buf()
+    }
+    fn consume(&mut self, n: usize) {
+        self.inner.consume(n);
+        self.position.0.fetch_add(n as u64, Ordering::Relaxed);
+    }
+}
+
+impl std::fmt::Debug for Decoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Decoder").field("path", &self.path).field("position", &self.position.get()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn gzip(text: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(text).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn read(name: &str, content: &[u8]) -> Result<Vec<u8>> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(name);
+        std::fs::write(&path, content).unwrap();
+        let mut out = Vec::new();
+        Decoder::open(&path)?.read_to_end(&mut out)?;
+        Ok(out)
+    }
+
+    fn error(name: &str, content: &[u8]) -> String {
+        format!("{:#}", read(name, content).unwrap_err())
+    }
+
+    /// Does not compress to nothing.
+    fn noise(n: usize) -> Vec<u8> {
+        let mut state = 1u64;
+        (0..n)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                (state >> 56) as u8
+            })
+            .collect()
+    }
+
+    #[test]
+    fn members_frames_and_padding_are_one_stream() {
+        let big = noise(700_000);
+        let two = [gzip(b"one\n"), gzip(&big), vec![0; 300_000]].concat();
+        assert_eq!(read("a.gz", &two).unwrap(), [b"one\n", big.as_slice()].concat());
+        let frames = [zstd::encode_all(&b"one\n"[..], 1).unwrap(), zstd::encode_all(&big[..], 1).unwrap()].concat();
+        assert_eq!(read("a.jsonl.zst", &frames).unwrap(), [b"one\n", big.as_slice()].concat());
+        assert_eq!(read("no-ending", &two).unwrap().len(), big.len() + 4);
+        assert_eq!(read("plain", b"text").unwrap(), b"text");
+        assert_eq!(read("plain", b"").unwrap(), b"");
+        assert_eq!(read("a.gz", &gzip(b"")).unwrap(), b"");
+    }
+
+    #[test]
+    fn damage_is_told_with_its_place() {
+        let good = gzip(&noise(100_000));
+        for cut in [3, 10, 18, 5_000, good.len() - 8, good.len() - 1] {
+            let error = error("a.gz", &good[..cut]);
+            assert!(error.contains("truncated gzip") && error.contains(&format!("byte {cut}")), "{cut}: {error}");
+        }
+        let second = [good.clone(), good[..200].to_vec()].concat();
+        assert!(error("a.gz", &second).contains(&format!("member that begins at byte {}", good.len())));
+        let garbage = [good.as_slice(), b"garbage"].concat();
+        let text = error("a.gz", &garbage);
+        assert!(
+            text.contains(&format!("7 bytes of something else behind the gzip data, from byte {}", good.len())),
+            "{text}"
+        );
+        let mut flipped = good.clone();
+        let middle = flipped.len() - 6;
+        flipped[middle] ^= 1;
+        assert!(error("a.gz", &flipped).contains("corrupt gzip"), "checksum");
+
+        let good = zstd::encode_all(&noise(400_000)[..], 1).unwrap();
+        for cut in [5, 100, good.len() - 1] {
+            assert!(error("a.zst", &good[..cut]).contains("truncated zstd"), "{cut}: {}", error("a.zst", &good[..cut]));
+        }
+        assert!(error("a.zst", &[good.as_slice(), b"garbage!"].concat()).contains("corrupt zstd"));
+    }
+
+    #[test]
+    fn a_name_that_lies_is_refused() {
+        assert!(error("a.gz", b"<html>").contains("the name says gzip"));
+        assert!(error("a.jsonl.zst", b"").contains("the name says zstd"));
+        assert_eq!(strip_ending("a.jsonl.gz"), "a.jsonl");
+        assert_eq!(strip_ending("a.jsonl"), "a.jsonl");
+        assert_eq!(strip_ending(".gz"), ".gz");
+    }
+}

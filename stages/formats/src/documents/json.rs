@@ -1,0 +1,548 @@
+//! The text under a key of one JSON line, as Python's `json.loads` reads it: the last of equal keys wins, `NaN` and
+//! `Infinity` are numbers, control characters inside of strings are not allowed, nothing may follow the object.
+//!
+//! Only the wanted values are made; the rest is checked and passed over.
+
+use std::{borrow::Cow, fmt};
+
+/// Deeper nesting is refused, as Python does.
+const MAX_DEPTH: usize = 1000;
+
+/// What stands under a wanted key.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub enum Text<'a> {
+    /// Nothing: the key is not there.
+    #[default]
+    Missing,
+    /// A string.
+    One(Cow<'a, str>),
+    /// A list of strings, possibly empty.
+    Many(Vec<Cow<'a, str>>),
+    /// Something that is no text, in a few words.
+    Other(&'static str),
+}
+
+/// Why a line is not a document, and where in the line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadLine {
+    /// Offset in the line, in bytes from 0.
+    pub at: usize,
+    /// Why.
+    pub why: Cow<'static, str>,
+}
+
+impl fmt::Display for BadLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (byte {} of the line)", self.why, self.at + 1)
+    }
+}
+
+impl std::error::Error for BadLine {}
+
+/// What stands under each of `keys` in the object that is `line`; `found` is as long as `keys` and holds
+/// [`Text::Missing`].
+///
+/// # Errors
+/// The line is not one JSON object in UTF-8.
+pub fn texts<'a>(line: &'a [u8], keys: &[impl AsRef<str>], found: &mut [Text<'a>]) -> Result<(), BadLine> {
+    let text = match std::str::from_utf8(line) {
+        Ok(text) => text,
+        Err(error) => return Err(BadLine { at: error.valid_up_to(), why: "invalid UTF-8".into() }),
+    };
+    let mut scanner = Scanner { text, at: 0 };
+    scanner.space();
+    match scanner.peek() {
+        Some(b'{') => {}
+        None => return scanner.bad(0, "a blank line"),
+        Some(0xef) if text.starts_with('\u{feff}') => {
+            return scanner.bad(0, "a byte order mark before the JSON");
+        }
+        Some(b'[' | b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n' | b'N' | b'I') => {
+            return scanner.bad(scanner.at, "not a JSON object");
+        }
+        Some(_) => return scanner.bad(scanner.at, "not JSON"),
+    }
+    scanner.at += 1;
+    scanner.members(|scanner, key| {
+        match keys.iter().position(|wanted| key.as_deref() == Some(wanted.as_ref())) {
+            Some(i) => found[i] = scanner.text_value()?,
+            None => scanner.skip_value()?,
+        }
+        Ok(())
+    })?;
+    scanner.space();
+    if scanner.at < line.len() { scanner.bad(scanner.at, "something follows the JSON object") } else { Ok(()) }
+}
+
+struct Scanner<'a> {
+    text: &'a str,
+    at: usize,
+}
+
+/// A string's content; none if it holds half of a surrogate pair, which is no text.
+type Content<'a> = Option<Cow<'a, str>>;
+
+impl<'a> Scanner<'a> {
+    fn bytes(&self) -> &'a [u8] {
+        self.text.as_bytes()
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.bytes().get(self.at).copied()
+    }
+
+    fn bad<T>(&self, at: usize, why: &'static str) -> Result<T, BadLine> {
+        let why = if at >= self.text.len() && !why.contains("line") { "the line ends too early" } else { why };
+        Err(BadLine { at: at.min(self.text.len()), why: why.into() })
+    }
+
+    fn space(&mut self) {
+        while let Some(b' ' | b'\t' | b'\n' | b'\r') = self.peek() {
+            self.at += 1;
+        }
+    }
+
+    fn expect(&mut self, byte: u8, why: &'static str) -> Result<(), BadLine> {
+        if self.peek() != Some(byte) {
+            return self.bad(self.at, why);
+        }
+        self.at += 1;
+        Ok(())
+    }
+
+    /// The members of an object behind its `{`, through its `}`.
+    fn members(&mut self, mut value: impl FnMut(&mut Self, Content<'a>) -> Result<(), BadLine>) -> Result<(), BadLine> {
+        self.space();
+        if self.peek() == Some(b'}') {
+            self.at += 1;
+            return Ok(());
+        }
+        loop {
+            self.space();
+            self.expect(b'"', "a key in double quotes is expected")?;
+            let key = self.string()?;
+            self.space();
+            self.expect(b':', "`:` is expected")?;
+            self.space();
+            value(self, key)?;
+            self.space();
+            match self.peek() {
+                Some(b',') => self.at += 1,
+                Some(b'}') => {
+                    self.at += 1;
+                    return Ok(());
+                }
+                _ => return self.bad(self.at, "`,` or `}` is expected"),
+            }
+        }
+    }
+
+    /// The content of a string behind its opening quote.
+    fn string(&mut self) -> Result<Content<'a>, BadLine> {
+        let start = self.at;
+        self.at = plain_end(self.bytes(), self.at);
+        if self.peek() == Some(b'"') {
+            self.at += 1;
+            return Ok(Some(Cow::Borrowed(&self.text[start..self.at - 1])));
+        }
+        let mut content = String::with_capacity(self.text.len() - start);
+        let mut whole = true;
+        let mut from = start;
+        loop {
+            content.push_str(&self.text[from..self.at]);
+            match self.peek() {
+                Some(b'"') => {
+                    self.at += 1;
+                    return Ok(whole.then_some(Cow::Owned(content)));
+                }
+                Some(b'\\') => match self.escape()? {
+                    Some(character) => content.push(character),
+                    None => whole = false,
+                },
+                Some(_) => return self.bad(self.at, "a raw control character inside of a string"),
+                None => return self.bad(self.at, ""),
+            }
+            from = self.at;
+            self.at = plain_end(self.bytes(), self.at);
+        }
+    }
+
+    /// The character that an escape means; none for half of a surrogate pair.
+    fn escape(&mut self) -> Result<Option<char>, BadLine> {
+        let start = self.at;
+        self.at += 2;
+        Ok(Some(match self.bytes().get(start + 1) {
+            Some(b'"') => '"',
+            Some(b'\\') => '\\',
+            Some(b'/') => '/',
+            Some(b'b') => '\u{8}',
+            Some(b'f') => '\u{c}',
+            Some(b'n') => '\n',
+            Some(b'r') => '\r',
+            Some(b't') => '\t',
+            Some(b'u') => {
+                let first = self.hex4()?;
+                if (0xd800..0xdc00).contains(&first) && self.bytes()[self.at..].starts_with(b"\\u") {
+                    let behind = self.at;
+                    self.at += 2;
+                    let second = self.hex4()?;
+                    if (0xdc00..0xe000).contains(&second) {
+                        return Ok(char::from_u32(0x10000 + ((first - 0xd800) << 10) + (second - 0xdc00)));
+                    }
+                    self.at = behind;
+                }
+                return Ok(char::from_u32(first));
+            }
+            _ => return self.bad(start, "an escape that JSON does not have"),
+        }))
+    }
+
+    fn hex4(&mut self) -> Result<u32, BadLine> {
+        let digits = self.bytes().get(self.at..self.at + 4);
+        let Some(digits) = digits.filter(|digits| digits.iter().all(u8::is_ascii_hexdigit)) else {
+            return self.bad(self.at, "`\\u` without four hexadecimal digits");
+        };
+        self.at += 4;
+        Ok(digits.iter().fold(0, |value, digit| value << 4 | (*digit as char).to_digit(16).unwrap_or(0)))
+    }
+
+    /// A wanted value.
+    fn text_value(&mut self) -> Result<Text<'a>, BadLine> {
+        const HALF: &str = "holds half of a surrogate pair";
+        match self.peek() {
+            Some(b'"') => {
+                self.at += 1;
+                Ok(self.string()?.map_or(Text::Other(HALF), Text::One))
+            }
+            Some(b'[') => {
+                self.at += 1;
+                let (mut items, mut other) = (Vec::new(), None);
+                self.space();
+                if self.peek() == Some(b']') {
+                    self.at += 1;
+                    return Ok(Text::Many(items));
+                }
+                loop {
+                    self.space();
+                    match self.text_value_in_list()? {
+                        Ok(item) => items.push(item),
+                        Err(what) => other = other.or(Some(what)),
+                    }
+                    self.space();
+                    match self.peek() {
+                        Some(b',') => self.at += 1,
+                        Some(b']') => {
+                            self.at += 1;
+                            return Ok(other.map_or(Text::Many(items), Text::Other));
+                        }
+                        _ => return self.bad(self.at, "`,` or `]` is expected"),
+                    }
+                }
+            }
+            start => {
+                self.skip_value()?;
+                Ok(Text::Other(match start {
+                    Some(b'{') => "is an object, not text",
+                    Some(b't' | b'f') => "is a boolean, not text",
+                    Some(b'n') => "is null",
+                    _ => "is a number, not text",
+                }))
+            }
+        }
+    }
+
+    fn text_value_in_list(&mut self) -> Result<Result<Cow<'a, str>, &'static str>, BadLine> {
+        if self.peek() == Some(b'"') {
+            self.at += 1;
+            return Ok(self.string()?.ok_or("holds half of a surrogate pair"));
+        }
+        self.skip_value()?;
+        Ok(Err("is a list with something that is not text"))
+    }
+
+    /// Passes over a value, however deep.
+    fn skip_value(&mut self) -> Result<(), BadLine> {
+        let mut closers = Vec::new();
+        loop {
+            // A value begins here.
+            match self.peek() {
+                Some(b'"') => {
+                    self.at += 1;
+                    self.skip_string()?;
+                }
+                Some(open @ (b'{' | b'[')) => {
+                    self.at += 1;
+                    self.space();
+                    let closer = open + 2; // `{` and `}`, `[` and `]` are two apart
+                    if self.peek() == Some(closer) {
+                        self.at += 1;
+                    } else if closers.len() == MAX_DEPTH {
+                        return self.bad(self.at, "nested too deep");
+                    } else {
+                        closers.push(closer);
+                        if closer == b'}' {
+                            self.key()?;
+                        }
+                        continue;
+                    }
+                }
+                Some(b'-' | b'0'..=b'9') => self.number()?,
+                _ => self.word()?,
+            }
+            // A value ended here.
+            loop {
+                let Some(closer) = closers.last().copied() else { return Ok(()) };
+                self.space();
+                match self.peek() {
+                    Some(b',') => {
+                        self.at += 1;
+                        self.space();
+                        if closer == b'}' {
+                            self.key()?;
+                        }
+                        break;
+                    }
+                    Some(byte) if byte == closer => {
+                        self.at += 1;
+                        closers.pop();
+                    }
+                    _ => return self.bad(self.at, "`,` or the end of a list or object is expected"),
+                }
+            }
+        }
+    }
+
+    /// Passes over a key, its colon, and the space around.
+    fn key(&mut self) -> Result<(), BadLine> {
+        self.expect(b'"', "a key in double quotes is expected")?;
+        self.skip_string()?;
+        self.space();
+        self.expect(b':', "`:` is expected")?;
+        self.space();
+        Ok(())
+    }
+
+    fn skip_string(&mut self) -> Result<(), BadLine> {
+        loop {
+            self.at = plain_end(self.bytes(), self.at);
+            match self.peek() {
+                Some(b'"') => {
+                    self.at += 1;
+                    return Ok(());
+                }
+                Some(b'\\') => {
+                    self.escape()?;
+                }
+                Some(_) => return self.bad(self.at, "a raw control character inside of a string"),
+                None => return self.bad(self.at, ""),
+            }
+        }
+    }
+
+    fn number(&mut self) -> Result<(), BadLine> {
+        if self.peek() == Some(b'-') {
+            self.at += 1;
+            if self.peek() == Some(b'I') {
+                return self.word();
+            }
+        }
+        match self.peek() {
+            Some(b'0') => self.at += 1,
+            Some(b'1'..=b'9') => self.digits(),
+            _ => return self.bad(self.at, "a number without digits"),
+        }
+        let after_integer = self.at;
+        if self.peek() == Some(b'.') {
+            self.at += 1;
+            if !matches!(self.peek(), Some(b'0'..=b'9')) {
+                return self.bad(after_integer, "a number that ends with a point");
+            }
+            self.digits();
+        }
+        if let Some(b'e' | b'E') = self.peek() {
+            let before = self.at;
+            self.at += 1;
+            if let Some(b'+' | b'-') = self.peek() {
+                self.at += 1;
+            }
+            if !matches!(self.peek(), Some(b'0'..=b'9')) {
+                return self.bad(before, "an exponent without digits");
+            }
+            self.digits();
+        }
+        Ok(())
+    }
+
+    fn digits(&mut self) {
+        while let Some(b'0'..=b'9') = self.peek() {
+            self.at += 1;
+        }
+    }
+
+    fn word(&mut self) -> Result<(), BadLine> {
+        let rest = &self.bytes()[self.at..];
+        let words: [&[u8]; 5] = [b"true", b"false", b"null", b"NaN", b"Infinity"];
+        match words.iter().find(|word| rest.starts_with(word)) {
+            Some(word) => {
+                self.at += word.len();
+                Ok(())
+            }
+            None => self.bad(self.at, "a value is expected"),
+        }
+    }
+}
+
+/// From `at`, the first byte that is not plain inside of a string: a quote, a backslash, a control character.
+/// Eight bytes at a time; the lowest bit found is exact, whatever borrows do above it.
+fn plain_end(bytes: &[u8], at: usize) -> usize {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x8080_8080_8080_8080;
+    let mut chunks = bytes[at..].chunks_exact(8);
+    let mut base = at;
+    for chunk in chunks.by_ref() {
+        let word = u64::from_le_bytes([chunk[0], chunk[1], chunk[2], chunk[3], chunk[4], chunk[5], chunk[6], chunk[7]]);
+        let equals = |byte: u8| {
+            let difference = word ^ (ONES * u64::from(byte));
+            difference.wrapping_sub(ONES) & !difference
+        };
+        let control = word.wrapping_sub(ONES * 0x20) & !word;
+        let hit = (equals(b'"') | equals(b'\\') | control) & HIGH;
+        if hit != 0 {
+            return base + hit.trailing_zeros() as usize / 8;
+        }
+        base += 8;
+    }
+    let tail = chunks.remainder();
+    base + tail.iter().position(|byte| matches!(byte, b'"' | b'\\' | 0..=0x1f)).unwrap_or(tail.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    fn text(line: &str) -> Result<Text<'_>, BadLine> {
+        let mut found = [Text::Missing];
+        texts(line.as_bytes(), &["text"], &mut found)?;
+        let [found] = found;
+        Ok(found)
+    }
+
+    fn one(text: &str) -> Result<Text<'_>, BadLine> {
+        Ok(Text::One(text.into()))
+    }
+
+    #[test]
+    fn the_text_is_found_wherever_it_stands() {
+        assert_eq!(text(r#"{"text":"一\n二"}"#), one("一\n二"));
+        assert_eq!(text("\t { \"a\" : [1, {\"text\": \"no\"}, []], \"text\" : \"yes\" , \"b\":{} } \r"), one("yes"));
+        assert_eq!(text(r#"{"text":"a","text":"b"}"#), one("b"), "the last wins");
+        assert_eq!(text(r#"{"te\u0078t":"\ud83d\ude00\u0000\/"}"#), one("😀\0/"));
+        assert_eq!(text(r#"{"x":[NaN,-Infinity,Infinity,1e5,-0.5E-3,0],"text":""}"#), one(""));
+        assert_eq!(text(r#"{"text":["a","b\t",""]}"#), Ok(Text::Many(vec!["a".into(), "b\t".into(), "".into()])));
+        assert_eq!(text(r#"{"text":[ ]}"#), Ok(Text::Many(vec![])));
+        assert_eq!(text("{}"), Ok(Text::Missing));
+        assert_eq!(text(r#"{"text":"\ud800","text":"whole"}"#), one("whole"));
+        assert_eq!(text(r#"{"\ud800":1,"text":"\ud83d\\n"}"#), Ok(Text::Other("holds half of a surrogate pair")));
+    }
+
+    #[test]
+    fn what_is_no_text_is_named() {
+        for (line, what) in [
+            (r#"{"text":null}"#, "is null"),
+            (r#"{"text":12}"#, "is a number, not text"),
+            (r#"{"text":true}"#, "is a boolean, not text"),
+            (r#"{"text":{"a":"b"}}"#, "is an object, not text"),
+            (r#"{"text":["a",1]}"#, "is a list with something that is not text"),
+            (r#"{"text":"\udc00x"}"#, "holds half of a surrogate pair"),
+            (r#"{"text":"\ud800\ud800"}"#, "holds half of a surrogate pair"),
+        ] {
+            assert_eq!(text(line), Ok(Text::Other(what)), "{line}");
+        }
+    }
+
+    #[test]
+    fn bad_lines_say_why_and_where() {
+        for (line, why, at) in [
+            ("", "a blank line", 0),
+            ("  ", "a blank line", 0),
+            ("\u{feff}{}", "a byte order mark before the JSON", 0),
+            ("[1]", "not a JSON object", 0),
+            ("<html>", "not JSON", 0),
+            (r#"{"text":"a"} x"#, "something follows the JSON object", 13),
+            (r#"{"text":"a"}{"text":"b"}"#, "something follows the JSON object", 12),
+            (r#"{"text":"a"#, "the line ends too early", 10),
+            (r#"{"text""#, "the line ends too early", 7),
+            ("{\"text\":\"a\tb\"}", "a raw control character inside of a string", 10),
+            (r#"{"text":"\x"}"#, "an escape that JSON does not have", 9),
+            (r#"{"text":"\u12g4"}"#, "`\\u` without four hexadecimal digits", 11),
+            (r#"{text:"a"}"#, "a key in double quotes is expected", 1),
+            (r#"{"a":1,}"#, "a key in double quotes is expected", 7),
+            (r#"{"a":01}"#, "`,` or `}` is expected", 6),
+            (r#"{"a":1.}"#, "a number that ends with a point", 6),
+            (r#"{"a":[1,]}"#, "a value is expected", 8),
+            (r#"{"a":'b'}"#, "a value is expected", 5),
+        ] {
+            assert_eq!(text(line), Err(BadLine { at, why: why.into() }), "{line}");
+        }
+        let mut found = [Text::Missing];
+        let bad = texts(b"{\"text\":\"a\xff\"}", &["text"], &mut found).unwrap_err();
+        assert_eq!((bad.at, &*bad.why), (10, "invalid UTF-8"));
+        let deep = format!(r#"{{"a":{}{}}}"#, "[".repeat(2000), "]".repeat(2000));
+        assert_eq!(&*text(&deep).unwrap_err().why, "nested too deep");
+    }
+
+    /// Any JSON value, with odd strings.
+    fn json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            (-1e300..1e300f64).prop_map(Value::from),
+            any::<String>().prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 24, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::btree_map("[a-c\"\\\\\n]{0,2}|text", inner, 0..4)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_serde_json_on_json(value in json(), text_value in any::<String>(), pretty in any::<bool>()) {
+            let mut object = serde_json::Map::new();
+            object.insert("other".into(), value);
+            object.insert("text".into(), Value::from(text_value.clone()));
+            let line = if pretty { serde_json::to_string_pretty(&object) } else { serde_json::to_string(&object) }.unwrap();
+            prop_assert_eq!(text(&line), one(&text_value));
+        }
+
+        #[test]
+        fn agrees_with_serde_json_on_what_is_nearly_json(
+            value in json(), cut in any::<prop::sample::Index>(), byte in 0u8..128, replace in any::<bool>(),
+        ) {
+            let mut line = serde_json::to_vec(&serde_json::json!({ "text": "t", "v": value })).unwrap();
+            let at = cut.index(line.len());
+            if replace { line[at] = byte } else { line.truncate(at) }
+            let mut found = [Text::Missing];
+            let ours = texts(&line, &["text"], &mut found);
+            match serde_json::from_slice::<Value>(&line) {
+                Ok(_) => prop_assert!(ours.is_ok(), "{ours:?}"),
+                // Ours takes what Python takes and serde_json does not: halves of pairs, numbers beyond f64.
+                Err(error) => prop_assert!(
+                    ours.is_err() || error.to_string().contains("surrogate") || error.to_string().contains("out of range"),
+                    "{error}"
+                ),
+            }
+        }
+
+        #[test]
+        fn never_panics(line in prop::collection::vec(any::<u8>(), 0..64)) {
+            let _ = texts(&line, &["text"], &mut [Text::Missing]);
+        }
+    }
+}
