@@ -1,0 +1,117 @@
+//! How fast the cache hashes a big file, beside what `b3sum` does, and what small commits and a no-op cost.
+//!
+//! `cargo bench -p flow-cache [-- GIGABYTES [NODES]]`; 1 GB and 10,000 nodes by default. Set TMPDIR to a disk with
+//! that much space: the file stays in the page cache, so it is the hashing that is measured and not the disk.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::Write as _,
+    path::Path,
+    time::{Duration, Instant, SystemTime},
+};
+
+use flow_cache::{Cache, Claim, ClaimOptions};
+use flow_core::{Cancel, KEY_FORMAT, KeyParts};
+
+fn main() {
+    let mut arguments = std::env::args().skip(1).filter_map(|argument| argument.parse::<u64>().ok());
+    let gigabytes = arguments.next().unwrap_or(1);
+    let nodes = arguments.next().unwrap_or(10_000);
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    if gigabytes > 0 {
+        hashing(dir.path(), gigabytes << 30);
+    }
+    small_nodes(dir.path(), nodes);
+}
+
+fn hashing(dir: &Path, size: u64) {
+    let path = dir.join("big");
+    let mut file = File::create(&path).expect("a file");
+    let block: Vec<u8> = (0..1 << 20).map(|i: u32| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    for _ in 0..size >> 20 {
+        file.write_all(&block).expect("space");
+    }
+    drop(file);
+    let mut best = [f64::INFINITY; 2];
+    for round in 0..5u64 {
+        let ours = time(|| {
+            // A time of its own every round: nothing is known of it.
+            let age = SystemTime::now() - Duration::from_secs(1000 + round);
+            File::options().write(true).open(&path).and_then(|file| file.set_modified(age)).expect("a time");
+            let cache = Cache::open(&dir.join(format!("cache{round}"))).expect("a cache");
+            cache.digest_path(&path).expect("a digest");
+        });
+        let b3sum = time(|| {
+            blake3::Hasher::new().update_mmap_rayon(&path).expect("a hash").finalize();
+        });
+        best = [best[0].min(ours), best[1].min(b3sum)];
+    }
+    let rate = |seconds: f64| size as f64 / seconds / 1e9;
+    eprintln!("digest_path       {:6.2} GB/s, {:.0}% of b3sum's", rate(best[0]), 100.0 * best[1] / best[0]);
+    eprintln!("b3sum's way       {:6.2} GB/s", rate(best[1]));
+    fs::remove_file(path).expect("removed");
+}
+
+fn small_nodes(dir: &Path, nodes: u64) {
+    let root = dir.join("nodes");
+    let inputs: Vec<_> = (0..nodes).map(|n| dir.join(format!("input{n}"))).collect();
+    for input in &inputs {
+        fs::write(input, input.as_os_str().as_encoded_bytes()).expect("a file");
+    }
+    let run = |what: &str| {
+        let (cpu, mut made) = (cpu_time(), 0);
+        let seconds = time(|| {
+            let cache = Cache::open(&root).expect("a cache");
+            cache.load_memo("bench");
+            let cancel = Cancel::default();
+            let options = ClaimOptions { resumable: false, cancel: &cancel, waiting: &|_| (), ignore_hit: false };
+            for input in &inputs {
+                let tree = cache.digest_path(input).expect("a digest");
+                let parts = KeyParts {
+                    format: KEY_FORMAT,
+                    kind: "bench".into(),
+                    version: 1,
+                    params: serde_json::Value::Null,
+                    inputs: BTreeMap::from([("input".into(), vec![tree.digest()])]),
+                };
+                if let Claim::Miss(slot) = cache.claim(&parts.key(), &options).expect("a claim") {
+                    made += 1;
+                    fs::copy(input, slot.out().join("out")).expect("a copy");
+                    slot.commit(&parts, 0.0).expect("a commit");
+                }
+            }
+            cache.save_memo().expect("saved");
+        });
+        eprintln!(
+            "{what}  {made} made, {:.3} ms a node, {:.0} ms CPU in all, {} MB resident at most",
+            1e3 * seconds / nodes as f64,
+            1e3 * (cpu_time() - cpu),
+            peak_memory() >> 20
+        );
+    };
+    run("first run       ");
+    run("second run      ");
+    std::thread::sleep(Duration::from_millis(2200));
+    run("after 2 s       ");
+    run("no-op           ");
+}
+
+fn time(act: impl FnOnce()) -> f64 {
+    let began = Instant::now();
+    act();
+    began.elapsed().as_secs_f64()
+}
+
+fn cpu_time() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid place for the result, and the clock always exists on Linux.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut time) };
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+fn peak_memory() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<u64>().ok()).unwrap_or(0) << 10
+}

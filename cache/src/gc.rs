@@ -1,0 +1,343 @@
+//! What the cache holds, and giving space back.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs,
+    path::PathBuf,
+    time::Duration,
+};
+
+use anyhow::{Result, bail};
+use flow_core::{Digest, Key};
+
+use crate::{
+    cache::Cache,
+    fault::fault,
+    files::{Explain as _, list, remove_all, shards, usage},
+    holds::Closed,
+    lock::KeyLock,
+    paths::parse_object,
+    proof::{Meta, now},
+};
+
+/// How long gc waits for flows that are just looking results up.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What may go.
+pub struct GcPolicy<'a> {
+    /// Results, scratch and quarantine that were not used for so long.
+    pub max_age: Option<Duration>,
+    /// The least recently used results, until the objects of the others have at most so many bytes.
+    pub max_size: Option<u64>,
+    /// Only say what would go.
+    pub dry_run: bool,
+    /// Results that stay whatever happens.
+    pub keep: &'a dyn Fn(&Key) -> bool,
+}
+
+/// Something that went, or would go.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GcItem {
+    /// The result, if it is one, or its scratch.
+    pub key: Option<Key>,
+    /// Of a result: the stage kind. Else what it is: `scratch`, `object`, `view`, `quarantine`, `temporary`.
+    pub kind: String,
+    /// Where it is.
+    pub path: PathBuf,
+    /// Why it goes.
+    pub why: String,
+    /// What its removal gives back, in bytes; of a result: of its record, as objects are items of their own.
+    pub bytes: u64,
+}
+
+/// What gc did, or would do.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct GcReport {
+    /// What went.
+    pub items: Vec<GcItem>,
+    /// What that gave back, in bytes.
+    pub freed: u64,
+    /// Results that stay.
+    pub kept: usize,
+    /// How many of them stay only because a running flow uses them.
+    pub in_use: usize,
+    /// Bytes of objects that stay.
+    pub size: u64,
+}
+
+/// What the cache holds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Stats {
+    /// Results.
+    pub results: usize,
+    /// Objects: files by content.
+    pub objects: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Unfinished work: directories.
+    pub scratch: usize,
+    /// Its bytes.
+    pub scratch_bytes: u64,
+    /// Things in quarantine.
+    pub quarantined: usize,
+    /// By stage kind.
+    pub kinds: BTreeMap<String, KindStats>,
+}
+
+/// The results of a stage kind.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct KindStats {
+    /// How many.
+    pub results: usize,
+    /// Their bytes; what they share is counted for each.
+    pub bytes: u64,
+    /// How long they took to make, in seconds.
+    pub cost: f64,
+}
+
+/// A result as gc sees it.
+struct Candidate {
+    key: Key,
+    path: PathBuf,
+    kind: String,
+    used: i64,
+    bytes: u64,
+    view: Digest,
+    objects: Vec<(Digest, bool, u64)>,
+    /// Somebody uses it or wants it.
+    fixed: bool,
+}
+
+impl Cache {
+    /// Counts what the cache holds.
+    ///
+    /// # Errors
+    /// It cannot be listed.
+    pub fn stats(&self) -> Result<Stats> {
+        let mut stats = Stats::default();
+        for (_, _, record) in self.records()? {
+            stats.results += 1;
+            if let Ok(record) = record {
+                let kind = stats.kinds.entry(record.parts.kind).or_default();
+                kind.results += 1;
+                kind.bytes += record.tree.size();
+                kind.cost += record.cost;
+            }
+        }
+        for shard in shards(&self.root().join("objects"))? {
+            for path in shard? {
+                if let Ok(meta) = Meta::of(&path, false) {
+                    stats.objects += 1;
+                    stats.bytes += meta.stat.size;
+                }
+            }
+        }
+        for path in list(&self.root().join("scratch"))? {
+            stats.scratch += 1;
+            stats.scratch_bytes += usage(&path).0;
+        }
+        stats.quarantined = list(&self.root().join("quarantine"))?.len();
+        Ok(stats)
+    }
+
+    /// Gives space back. What a running flow uses stays: it is told by the locks that flows hold. Records go before
+    /// the objects they name, so that gc may be killed, too. When a result was last used is known to within a day.
+    ///
+    /// # Errors
+    /// Flows look results up all the time; something cannot be removed.
+    pub fn gc(&self, policy: &GcPolicy<'_>) -> Result<GcReport> {
+        // What this process itself found before must not keep the gate from it.
+        self.0.holds.let_go().explain(self.root(), || "note what this flow uses")?;
+        let closed = Closed::new(&self.root().join("locks"), PATIENCE, !policy.dry_run)
+            .explain(self.root(), || "collect what running flows use")?;
+        let Some(closed) = closed else {
+            bail!("flows are looking results up in {}: try again when they have started to run", self.root().display());
+        };
+        let mut gc = Gc { cache: self, policy, now: now(), report: GcReport::default() };
+        let candidates = gc.candidates(&closed)?;
+        let kept = gc.results(candidates)?;
+        gc.objects(&kept)?;
+        gc.views(&kept, &closed)?;
+        gc.scratch()?;
+        gc.rest()?;
+        Ok(gc.report)
+    }
+}
+
+struct Gc<'a> {
+    cache: &'a Cache,
+    policy: &'a GcPolicy<'a>,
+    now: i64,
+    report: GcReport,
+}
+
+impl Gc<'_> {
+    fn candidates(&mut self, closed: &Closed) -> Result<Vec<Candidate>> {
+        let mut candidates = Vec::new();
+        for (key, path, record) in self.cache.records()? {
+            let Ok(meta) = Meta::of(&path, false) else { continue };
+            let (kind, view, objects) = match record {
+                Ok(record) => {
+                    let entries = record.tree.entries().iter();
+                    let objects = entries.map(|entry| (entry.digest, entry.executable, entry.size)).collect();
+                    (record.parts.kind, record.tree.digest(), objects)
+                }
+                // Another flow's format may name any object: nothing can be said, so nothing goes.
+                Err(crate::record::Bad::Format(format)) => {
+                    bail!("{} has format {format}: collect with the newer flow that wrote it", path.display())
+                }
+                // Look-ups put it in quarantine.
+                Err(crate::record::Bad::Wrong(_)) => continue,
+            };
+            let in_use = closed.held.contains(&key.0) || closed.held.contains(&view.0);
+            self.report.in_use += usize::from(in_use);
+            let fixed = in_use || (self.policy.keep)(&key);
+            let (used, bytes) = (meta.stat.mtime, meta.stat.size);
+            candidates.push(Candidate { key, path, kind, used, bytes, view, objects, fixed });
+        }
+        Ok(candidates)
+    }
+
+    /// Removes what is too old or too much. Returns what stays.
+    fn results(&mut self, mut candidates: Vec<Candidate>) -> Result<Vec<Candidate>> {
+        // What must stay first, then from the youngest to the oldest: what does not fit goes.
+        candidates.sort_unstable_by(|a, b| (b.fixed, b.used, a.key).cmp(&(a.fixed, a.used, b.key)));
+        let (mut kept, mut seen, mut size, mut full) = (Vec::new(), HashSet::new(), 0, false);
+        for candidate in candidates {
+            let why = if candidate.fixed {
+                None
+            } else if let Some(age) = self.too_old(candidate.used) {
+                Some(age)
+            } else {
+                let mut new = HashSet::new();
+                let more: u64 = candidate
+                    .objects
+                    .iter()
+                    .filter(|(digest, executable, _)| {
+                        !seen.contains(&(*digest, *executable)) && new.insert((*digest, *executable))
+                    })
+                    .map(|(_, _, size)| size)
+                    .sum();
+                // Least recently used means that an older one does not slip through because it is small.
+                full = full || self.policy.max_size.is_some_and(|max| size + more > max);
+                full.then(|| "the cache is larger than it may be, and others were used later".to_owned())
+            };
+            if let Some(why) = why {
+                let Candidate { key, kind, path, bytes, .. } = candidate;
+                self.remove(GcItem { key: Some(key), kind, path, why, bytes })?;
+                fault("gc:record")?;
+            } else {
+                for (digest, executable, bytes) in &candidate.objects {
+                    if seen.insert((*digest, *executable)) {
+                        size += bytes;
+                    }
+                }
+                kept.push(candidate);
+            }
+        }
+        self.report.kept = kept.len();
+        Ok(kept)
+    }
+
+    /// Objects that no record names any more: of what just went, and of commits that were killed.
+    fn objects(&mut self, kept: &[Candidate]) -> Result<()> {
+        let named: HashSet<_> = kept.iter().flat_map(|c| &c.objects).map(|(digest, x, _)| (*digest, *x)).collect();
+        for shard in shards(&self.cache.root().join("objects"))? {
+            for path in shard? {
+                let bytes = Meta::of(&path, false).map_or(0, |meta| meta.stat.size);
+                if parse_object(&path).is_some_and(|object| named.contains(&object)) {
+                    self.report.size += bytes;
+                } else {
+                    self.remove(item("object", path, "no result has it", bytes))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn views(&mut self, kept: &[Candidate], closed: &Closed) -> Result<()> {
+        let named: HashSet<_> = kept.iter().map(|candidate| candidate.view).collect();
+        for shard in shards(&self.cache.root().join("trees"))? {
+            for path in shard? {
+                let digest = path.file_name().and_then(|name| name.to_str()?.parse::<Digest>().ok());
+                if digest.is_none_or(|digest| !named.contains(&digest) && !closed.held.contains(&digest.0)) {
+                    self.remove(item("view", path, "no result has it", 0))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn scratch(&mut self) -> Result<()> {
+        for path in list(&self.cache.root().join("scratch"))? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let (name, resumable) = name.strip_suffix(".tmp").map_or((&*name, true), |name| (name, false));
+            let Ok(key) = name.parse::<Key>() else { continue };
+            let (bytes, used) = usage(&path);
+            let why = if !resumable {
+                "a run that was killed left it, and none can go on from it".to_owned()
+            } else if (self.policy.keep)(&key) {
+                continue;
+            } else if let Some(age) = self.too_old(used) {
+                age
+            } else {
+                continue;
+            };
+            // Whose lock is held is being made right now.
+            let lock = self.cache.lock_path(&key);
+            let Some(_lock) = KeyLock::try_take(&lock)? else { continue };
+            self.remove(GcItem { key: Some(key), kind: "scratch".into(), path, why, bytes })?;
+        }
+        Ok(())
+    }
+
+    fn rest(&mut self) -> Result<()> {
+        for path in list(&self.cache.root().join("quarantine"))? {
+            let (bytes, used) = usage(&path);
+            if let Some(why) = self.too_old(used) {
+                self.remove(item("quarantine", path, &why, bytes))?;
+            }
+        }
+        for path in list(&self.cache.root().join("tmp"))? {
+            let (bytes, used) = usage(&path);
+            // Memos and alike are written without passing the gate, within an instant.
+            if self.now - used > 3600 * 1_000_000_000 {
+                self.remove(item("temporary", path, "a killed process left it", bytes))?;
+            }
+        }
+        // Locks of killed processes; taking one and dropping it removes it.
+        if !self.policy.dry_run {
+            for path in list(&self.cache.root().join("locks"))? {
+                if path.file_name().is_some_and(|name| name.to_string_lossy().parse::<Key>().is_ok()) {
+                    drop(KeyLock::try_take(&path)?);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Why something last used then is too old, if it is.
+    fn too_old(&self, used: i64) -> Option<String> {
+        let age = Duration::from_nanos(self.now.saturating_sub(used).max(0) as u64);
+        let days = |age: Duration| age.as_secs_f64() / 86400.0;
+        let max = self.policy.max_age.filter(|max| age > *max)?;
+        Some(format!("not used for {:.1} days, and {:.1} are allowed", days(age), days(max)))
+    }
+
+    fn remove(&mut self, item: GcItem) -> Result<()> {
+        if !self.policy.dry_run {
+            let removed = if item.path.is_dir() { remove_all(&item.path) } else { fs::remove_file(&item.path) };
+            match removed {
+                Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+                removed => removed.explain(self.cache.root(), || format!("remove {}", item.path.display()))?,
+            }
+        }
+        self.report.freed += item.bytes;
+        self.report.items.push(item);
+        Ok(())
+    }
+}
+
+fn item(kind: &str, path: PathBuf, why: &str, bytes: u64) -> GcItem {
+    GcItem { key: None, kind: kind.into(), path, why: why.into(), bytes }
+}

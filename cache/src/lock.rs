@@ -1,0 +1,127 @@
+//! [`KeyLock`]: one process, one thread, makes one result at a time.
+//!
+//! A `flock` on a file of its own: the kernel releases it when the holder dies, however it dies. The file is removed
+//! on release, so that locks do not pile up; who opened it just before sees that his is no longer the one in the
+//! directory, and opens again.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::FileExt as _,
+    path::{Path, PathBuf},
+};
+
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
+
+use crate::proof::Meta;
+
+/// Held while it lives.
+#[derive(Debug)]
+pub(crate) struct KeyLock {
+    path: PathBuf,
+    file: File,
+}
+
+impl KeyLock {
+    /// Takes the lock if nobody holds it.
+    pub fn try_take(path: &Path) -> io::Result<Option<Self>> {
+        loop {
+            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+            if !try_exclusive(&file)? {
+                return Ok(None);
+            }
+            let (ours, there) = (Meta::of_file(&file)?, Meta::find(path, false)?);
+            if there.is_some_and(|there| there.stat.ino == ours.stat.ino && there.dev == ours.dev) {
+                if ours.stat.size > 0 {
+                    file.set_len(0)?;
+                }
+                return Ok(Some(Self { path: path.to_owned(), file }));
+            }
+        }
+    }
+
+    /// Tells who waits who holds it. For people only: a failure does not matter.
+    pub fn sign(&self) {
+        let _ = self.file.write_all_at(format!("process {} on {}", std::process::id(), host()).as_bytes(), 0);
+    }
+
+    /// Who holds the lock at `path`, as he signed.
+    pub fn holder(path: &Path) -> Option<String> {
+        fs::read_to_string(path).ok().filter(|text| !text.is_empty())
+    }
+}
+
+impl Drop for KeyLock {
+    fn drop(&mut self) {
+        // While it is held: nobody else can have taken this file.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Takes an exclusive `flock` if nobody holds another.
+pub(crate) fn try_exclusive(file: &File) -> io::Result<bool> {
+    loop {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(true),
+            Err(Errno::WOULDBLOCK) => return Ok(false),
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+/// The machine's name.
+pub(crate) fn host() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    if name.trim().is_empty() { "unknown".into() } else { name.trim().into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[test]
+    fn one_holder_at_a_time_although_the_file_comes_and_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("k");
+        let (inside, total) = (AtomicU32::new(0), AtomicU32::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let lock = loop {
+                            if let Some(lock) = KeyLock::try_take(&path).unwrap() {
+                                break lock;
+                            }
+                            std::thread::yield_now();
+                        };
+                        assert_eq!(inside.fetch_add(1, Ordering::SeqCst), 0);
+                        total.fetch_add(1, Ordering::SeqCst);
+                        inside.fetch_sub(1, Ordering::SeqCst);
+                        drop(lock);
+                    }
+                });
+            }
+        });
+        assert_eq!(total.into_inner(), 1600);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn the_holder_signs() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("k");
+        fs::write(&path, "a long line that a killed process left behind, longer than ours will ever be ............")
+            .unwrap();
+        let lock = KeyLock::try_take(&path).unwrap().unwrap();
+        lock.sign();
+        assert_eq!(KeyLock::holder(&path).unwrap(), format!("process {} on {}", std::process::id(), host()));
+        assert!(KeyLock::try_take(&path).unwrap().is_none());
+        drop(lock);
+        assert_eq!(KeyLock::holder(&path), None);
+    }
+}

@@ -1,0 +1,139 @@
+//! Finding a result, and believing it only after a look.
+
+use std::{fs, io::ErrorKind, path::Path, sync::Arc};
+
+use anyhow::{Context as _, Result};
+use flow_core::{Key, Tree};
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, utimensat};
+
+use crate::{
+    cache::Cache,
+    files::shards,
+    memo::Known,
+    paths::parse_record,
+    proof::{Meta, Stat, now},
+    record::{Bad, ResultRecord},
+};
+
+/// A record's modification time says when it was last used, to within this: gc lives on it, and it may not cost a
+/// write at every use.
+const USED_WITHIN: i64 = 24 * 3600 * 1_000_000_000;
+
+/// A result that is there.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Its name.
+    pub key: Key,
+    /// Its files.
+    pub tree: Arc<Tree>,
+    /// How long it took to make, in seconds.
+    pub cost: f64,
+    /// Another process or thread made it while this one waited.
+    pub waited: bool,
+}
+
+impl Cache {
+    /// The result of a key, if it is there and all its objects are good: trusted by size, times and inode, or hashed
+    /// again. A damaged object or a wrong record is put in quarantine, told in [`Cache::take_warnings`], and a miss.
+    ///
+    /// # Errors
+    /// It cannot be told.
+    pub fn lookup(&self, key: &Key) -> Result<Option<Outcome>> {
+        let inside = self.0.holds.enter();
+        let outcome = self.find(key)?;
+        if outcome.is_some() {
+            inside.hold(key.0).context("cannot note what this flow uses")?;
+        }
+        Ok(outcome)
+    }
+
+    fn find(&self, key: &Key) -> Result<Option<Outcome>> {
+        let path = self.record_path(key);
+        let Some(meta) = Meta::find(&path, false).with_context(|| format!("cannot read {}", path.display()))? else {
+            return Ok(None);
+        };
+        let known = self.memo().result(key).filter(|known| known.record == meta.stat);
+        let fresh = known.is_none();
+        let known = match known {
+            Some(known) => known,
+            None => {
+                let Some(record) = self.read_record(key)? else { return Ok(None) };
+                Known { record: meta.stat, tree: Arc::new(record.tree), cost: record.cost }
+            }
+        };
+        if !self.objects_good(&known.tree, &|| format!("the result {}", key.short()))? {
+            self.memo().forget_result(key);
+            return Ok(None);
+        }
+        let outcome = Outcome { key: *key, tree: Arc::clone(&known.tree), cost: known.cost, waited: false };
+        let record = touch(&path, &known.record);
+        if fresh || record.is_some() {
+            self.memo().put_result(*key, Known { record: record.unwrap_or(known.record), ..known });
+        }
+        Ok(Some(outcome))
+    }
+
+    /// A key's record, if there is one that can be read; a wrong one is put in quarantine.
+    fn read_record(&self, key: &Key) -> Result<Option<ResultRecord>> {
+        let path = self.record_path(key);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e).with_context(|| format!("cannot read {}", path.display())),
+        };
+        match ResultRecord::parse(&bytes, key) {
+            Ok(record) => Ok(Some(record)),
+            Err(bad @ Bad::Format(_)) => {
+                self.warn(format!("the record {} is not used: {bad}", path.display()));
+                Ok(None)
+            }
+            Err(Bad::Wrong(why)) => {
+                let went = self.quarantine(&path);
+                self.warn(format!("the record {} is wrong ({why}), {went}: it has to be made again", path.display()));
+                Ok(None)
+            }
+        }
+    }
+
+    /// A key's record as it stands, its objects unseen. `None` also when it cannot be used.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn record(&self, key: &Key) -> Result<Option<ResultRecord>> {
+        self.read_record(key)
+    }
+
+    /// Every record that can be read, in order of key; objects unseen.
+    pub fn results(&self) -> impl Iterator<Item = ResultRecord> + use<> {
+        self.records().into_iter().flatten().filter_map(|(_, _, record)| record.ok())
+    }
+
+    /// Every record's key and file, and what it says. `Err` tells why it says nothing.
+    pub(crate) fn records(
+        &self,
+    ) -> Result<impl Iterator<Item = (Key, std::path::PathBuf, Result<ResultRecord, Bad>)> + use<>> {
+        let shards = shards(&self.0.root.join("results"))?;
+        Ok(shards.filter_map(Result::ok).flatten().filter_map(|path| {
+            let key = parse_record(&path)?;
+            let record = match fs::read(&path) {
+                Ok(bytes) => ResultRecord::parse(&bytes, &key),
+                // Removed since it was listed.
+                Err(e) if e.kind() == ErrorKind::NotFound => return None,
+                Err(e) => Err(Bad::Wrong(format!("it cannot be read: {e}"))),
+            };
+            Some((key, path, record))
+        }))
+    }
+}
+
+/// Notes that a record was used today. Returns its new stat if that was written.
+fn touch(path: &Path, stat: &Stat) -> Option<Stat> {
+    if now() - stat.mtime < USED_WITHIN {
+        return None;
+    }
+    let keep = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
+    let times = Timestamps { last_access: keep, last_modification: Timespec { tv_nsec: UTIME_NOW, ..keep } };
+    // In a cache that may only be read, gc is its owner's.
+    utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    Some(Meta::of(path, false).ok()?.stat)
+}

@@ -1,0 +1,116 @@
+//! [`ResultRecord`]: the file that says what a key's result is.
+
+use flow_core::{Key, KeyParts, Tree};
+use serde::{Deserialize, Serialize};
+
+/// The version of the record's format.
+pub(crate) const FORMAT: u32 = 1;
+
+/// `results/ab/<key>.json`: a result, and what it was made from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResultRecord {
+    /// The version of this format: 1.
+    pub format: u32,
+    /// The result's name: the hash of `parts`.
+    pub key: Key,
+    /// What it was made from.
+    pub parts: KeyParts,
+    /// The files.
+    pub tree: Tree,
+    /// How long it took, in seconds.
+    pub cost: f64,
+    /// When it was made, in seconds since 1970, UTC.
+    pub created: f64,
+    /// The machine that made it.
+    pub host: String,
+    /// flow's version that made it.
+    pub version: String,
+}
+
+/// Why a record cannot be used.
+#[derive(Debug)]
+pub(crate) enum Bad {
+    /// It is of another format: not wrong, and somebody else's flow may read it.
+    Format(u32),
+    /// It is not what it says.
+    Wrong(String),
+}
+
+impl std::fmt::Display for Bad {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Format(format) => write!(f, "its format is {format} and this flow knows {FORMAT}"),
+            Self::Wrong(why) => f.write_str(why),
+        }
+    }
+}
+
+impl ResultRecord {
+    /// Reads a record and checks all that it says of itself: key and parts agree, and the names may stand in a tree.
+    pub(crate) fn parse(bytes: &[u8], key: &Key) -> Result<Self, Bad> {
+        #[derive(Deserialize)]
+        struct Head {
+            format: u32,
+        }
+        // Another format may have other fields.
+        let mut record: Self = match serde_json::from_slice(bytes) {
+            Ok(record) => record,
+            Err(e) => match serde_json::from_slice(bytes) {
+                Ok(Head { format }) if format != FORMAT => return Err(Bad::Format(format)),
+                _ => return Err(Bad::Wrong(format!("it does not parse: {e}"))),
+            },
+        };
+        if record.format != FORMAT {
+            return Err(Bad::Format(record.format));
+        }
+        if record.key != *key || record.parts.key() != *key {
+            return Err(Bad::Wrong("its key is not that of its parts".into()));
+        }
+        // What was deserialized was not checked for order, double and unsafe names.
+        record.tree = Tree::new(record.tree.entries().to_vec()).map_err(Bad::Wrong)?;
+        Ok(record)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flow_core::{Digest, KEY_FORMAT};
+    use serde_json::{Value, json};
+
+    fn sample() -> (Key, Value) {
+        let inputs = [("input".to_owned(), vec![Digest::of(b"i")])].into();
+        let parts = KeyParts { format: KEY_FORMAT, kind: "k".into(), version: 1, params: json!({"a": 1}), inputs };
+        let tree = json!({"entries": [{"name": "a", "digest": Digest::of(b"x"), "size": 1}]});
+        let key = parts.key();
+        let record = json!({"format": 1, "key": key, "parts": parts, "tree": tree, "cost": 1.5, "created": 2.0,
+            "host": "h", "version": "0"});
+        (key, record)
+    }
+
+    fn parse(key: &Key, record: &Value) -> Result<ResultRecord, String> {
+        ResultRecord::parse(record.to_string().as_bytes(), key).map_err(|bad| bad.to_string())
+    }
+
+    #[test]
+    fn a_record_must_be_what_it_says() {
+        let (key, record) = sample();
+        assert_eq!(parse(&key, &record).unwrap().tree.entries()[0].name, "a");
+        let changed = |path: &str, value: Value| {
+            let mut record = record.clone();
+            *record.pointer_mut(path).unwrap() = value;
+            parse(&key, &record).unwrap_err()
+        };
+        assert!(changed("/format", json!(2)).contains("format is 2"));
+        assert!(changed("/parts/params/a", json!(2)).contains("not that of its parts"));
+        assert!(changed("/key", json!(Key([1; 32]))).contains("not that of its parts"));
+        for name in ["../../../etc/passwd", "/etc/passwd", "a/./b", ""] {
+            assert!(changed("/tree/entries/0/name", json!(name)).contains("not a name"), "{name}");
+        }
+        let entry = record["tree"]["entries"][0].clone();
+        assert!(changed("/tree/entries", json!([entry, entry])).contains("twice"));
+        assert!(changed("/tree", json!(3)).contains("does not parse"));
+        assert!(parse(&Key([2; 32]), &record).is_err());
+        assert!(matches!(ResultRecord::parse(br#"{"format":9,"new":1}"#, &key), Err(Bad::Format(9))));
+    }
+}

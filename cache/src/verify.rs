@@ -1,0 +1,162 @@
+//! Reading everything again.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::PathBuf,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use anyhow::{Context as _, Result};
+use flow_core::{Digest, Entry, Key};
+use rayon::prelude::*;
+
+use crate::{
+    cache::Cache,
+    files::shards,
+    paths::parse_object,
+    proof::{Id, Meta},
+    record::Bad,
+    trust::{ReadFile, read_file},
+};
+
+/// What [`Cache::verify`] found.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct VerifyReport {
+    /// Objects that were read.
+    pub objects: usize,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Results whose record was read.
+    pub results: usize,
+    /// Objects that are not what their name says. They are in quarantine now.
+    pub damaged: Vec<Damaged>,
+    /// Objects that records name and that are not there.
+    pub missing: Vec<Damaged>,
+    /// Records that cannot be used. Those that are wrong are in quarantine now.
+    pub bad_records: Vec<BadRecord>,
+}
+
+impl VerifyReport {
+    /// Nothing is wrong.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.damaged.is_empty() && self.missing.is_empty() && self.bad_records.is_empty()
+    }
+}
+
+/// An object that is damaged or missing.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Damaged {
+    /// Where it was, or should be.
+    pub path: PathBuf,
+    /// What is wrong, and what was done.
+    pub why: String,
+    /// The results that it spoils; they are made again when they are needed.
+    pub results: Vec<Key>,
+}
+
+/// A record that cannot be used.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BadRecord {
+    /// Where it is or was.
+    pub path: PathBuf,
+    /// Why, and what was done.
+    pub why: String,
+}
+
+impl Cache {
+    /// Hashes all objects and reads all records. `progress` is told the bytes read and their total, from many threads.
+    /// Flows may run meanwhile.
+    ///
+    /// # Errors
+    /// The cache cannot be listed.
+    pub fn verify(&self, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<VerifyReport> {
+        let mut report = VerifyReport::default();
+        let mut files = Vec::new();
+        for shard in shards(&self.root().join("objects"))? {
+            for path in shard? {
+                if let Some(meta) = Meta::find(&path, false)? {
+                    report.bytes += meta.stat.size;
+                    files.push((path, meta));
+                }
+            }
+        }
+        report.objects = files.len();
+        let (done, total) = (AtomicU64::new(0), report.bytes);
+        let bad = Mutex::new(BTreeMap::new());
+        files.par_iter().try_for_each(|(path, meta)| -> Result<()> {
+            if let Some(why) = self.verify_object(path, meta)? {
+                let why = format!("{why}, {}", self.quarantine(path));
+                bad.lock().unwrap_or_else(PoisonError::into_inner).insert(path.clone(), why);
+            }
+            progress(done.fetch_add(meta.stat.size, Ordering::Relaxed) + meta.stat.size, total);
+            Ok(())
+        })?;
+        let bad = bad.into_inner().unwrap_or_else(PoisonError::into_inner);
+
+        let mut spoiled: HashMap<PathBuf, Vec<Key>> = HashMap::new();
+        let mut missing: BTreeMap<PathBuf, Vec<Key>> = BTreeMap::new();
+        for (key, path, record) in self.records()? {
+            match record {
+                Ok(record) => {
+                    report.results += 1;
+                    for entry in record.tree.entries() {
+                        let object = self.entry_path(entry);
+                        if bad.contains_key(&object) {
+                            spoiled.entry(object).or_default().push(key);
+                        } else if Meta::find(&object, false)?.is_none() {
+                            missing.entry(object).or_default().push(key);
+                        }
+                    }
+                }
+                Err(bad) => {
+                    let went = match bad {
+                        Bad::Format(_) => "it stays".to_owned(),
+                        Bad::Wrong(_) => self.quarantine(&path),
+                    };
+                    report.bad_records.push(BadRecord { path, why: format!("{bad}, {went}") });
+                }
+            }
+        }
+        report.damaged = bad
+            .into_iter()
+            .map(|(path, why)| Damaged { results: spoiled.remove(&path).unwrap_or_default(), path, why })
+            .collect();
+        report.missing = missing
+            .into_iter()
+            .map(|(path, results)| Damaged { path, why: "it is not there".into(), results })
+            .collect();
+        Ok(report)
+    }
+
+    /// What is wrong with an object, if anything is.
+    fn verify_object(&self, path: &std::path::Path, meta: &Meta) -> Result<Option<String>> {
+        let Some((digest, executable)) = parse_object(path) else {
+            return Ok(Some("its name is no digest".into()));
+        };
+        if !meta.is_file() {
+            return Ok(Some("it is no file".into()));
+        }
+        match read_file(path, false) {
+            Ok(ReadFile { digest: found, stat, proof }) if found == digest => {
+                let entry = Entry { name: String::new(), digest, size: stat.size, executable };
+                self.remember(Id::object(&entry), path, proof);
+                Ok(None)
+            }
+            Ok(ReadFile { digest: found, .. }) => Ok(Some(describe(&found))),
+            // gc took it.
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) if rustix::io::Errno::from_io_error(&e) == Some(rustix::io::Errno::IO) => {
+                Ok(Some(format!("reading it fails: {e}")))
+            }
+            Err(e) => Err(e).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+}
+
+fn describe(found: &Digest) -> String {
+    format!("its content is {}", found.short())
+}

@@ -1,0 +1,88 @@
+//! What the tests share.
+
+use std::{collections::BTreeMap, fs, path::Path, sync::LazyLock};
+
+use flow_cache::{Cache, Claim, ClaimOptions, Outcome, Slot};
+use flow_core::{Cancel, Digest, KEY_FORMAT, KeyParts};
+use serde_json::json;
+use tempfile::TempDir;
+
+static NEVER: LazyLock<Cancel> = LazyLock::new(Cancel::default);
+
+pub fn nobody(reason: &str) {
+    panic!("no wait was expected: {reason}");
+}
+
+pub fn options(resumable: bool) -> ClaimOptions<'static> {
+    ClaimOptions { resumable, cancel: &NEVER, waiting: &nobody, ignore_hit: false }
+}
+
+/// As `options`, and waiting is fine.
+pub fn patient() -> ClaimOptions<'static> {
+    ClaimOptions { waiting: &|_| (), ..options(false) }
+}
+
+pub fn parts(n: u64) -> KeyParts {
+    let inputs = BTreeMap::from([("input".to_owned(), vec![Digest::of(b"input")])]);
+    KeyParts { format: KEY_FORMAT, kind: "test".into(), version: 1, params: json!({"n": n}), inputs }
+}
+
+pub fn cache() -> (TempDir, Cache) {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = Cache::open(&dir.path().join("cache")).unwrap();
+    (dir, cache)
+}
+
+/// Another process's view of the same cache: nothing remembered.
+pub fn again(cache: &Cache) -> Cache {
+    Cache::open(cache.root()).unwrap()
+}
+
+pub fn miss(cache: &Cache, parts: &KeyParts, options: &ClaimOptions<'_>) -> Slot {
+    match cache.claim(&parts.key(), options).unwrap() {
+        Claim::Miss(slot) => slot,
+        Claim::Hit(outcome) => panic!("unexpected hit: {outcome:?}"),
+    }
+}
+
+/// Makes a result with these files.
+pub fn make(cache: &Cache, parts: &KeyParts, files: &[(&str, &[u8])]) -> Outcome {
+    let slot = miss(cache, parts, &options(false));
+    fill(slot.out(), files);
+    slot.commit(parts, 0.01).unwrap()
+}
+
+pub fn fill(dir: &Path, files: &[(&str, &[u8])]) {
+    for (name, content) in files {
+        let path = dir.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+}
+
+/// All files under a directory of the cache, links not followed.
+pub fn files_in(cache: &Cache, dir: &str) -> Vec<String> {
+    fn walk(dir: &Path, found: &mut Vec<String>) {
+        for entry in fs::read_dir(dir).unwrap() {
+            let entry = entry.unwrap();
+            if entry.file_type().unwrap().is_dir() {
+                walk(&entry.path(), found);
+            } else {
+                found.push(entry.file_name().into_string().unwrap());
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(&cache.root().join(dir), &mut found);
+    found.sort();
+    found
+}
+
+/// Nothing but results, objects and memos is there.
+pub fn assert_tidy(cache: &Cache) {
+    for dir in ["scratch", "tmp", "quarantine"] {
+        assert_eq!(fs::read_dir(cache.root().join(dir)).unwrap().count(), 0, "{dir} is not empty");
+    }
+    let locks = files_in(cache, "locks");
+    assert!(locks.iter().all(|name| name == "gate" || name.ends_with(".list")), "{locks:?}");
+}
