@@ -2,8 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What the worker measured. Every token of a document but its first is scored exactly once: a document longer than
-/// the window is cut in windows of `seq_length + 1` tokens that overlap by one.
+/// What the worker measured. Every token of a document but its first is scored exactly once, as lm-eval's rolling
+/// log-likelihood does it: windows of `seq_length` tokens follow each other, and the last one is moved back so that it
+/// is as long as the others.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvalResults {

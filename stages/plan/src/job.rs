@@ -10,6 +10,7 @@ use crate::{Device, Training};
 /// ([`flow_core::Event`]), everything for people to standard error.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "job", rename_all = "lowercase")]
+#[expect(clippy::large_enum_variant, reason = "there is one in a process")]
 pub enum Job {
     /// Trains.
     Train(TrainJob),

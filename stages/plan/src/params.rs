@@ -1,8 +1,11 @@
 //! [`Training`]: the parameters of a `train` stage that decide the numbers. The stage adds its inputs to them.
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value as Json};
 
 /// What the TOML of a `train` stage may hold beside its inputs. Field names are the field's own (Megatron's, NeMo's).
+///
+/// `Serialize` writes all of it, for the ranks; what enters a key is [`Training::keyed`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Training {
@@ -21,13 +24,13 @@ pub struct Training {
     #[serde(default)]
     pub precision: Precision,
     /// Where the ranks compute. Not part of the key.
-    #[serde(default, skip_serializing)]
+    #[serde(default)]
     pub device: Device,
     /// Gradients are scaled down to this global L2 norm; 0 is off.
     #[serde(default = "default_clip")]
     pub gradient_clip: f64,
     /// Steps between two lines of the log. Not part of the key.
-    #[serde(default = "one", skip_serializing)]
+    #[serde(default = "one")]
     pub log_interval: u64,
     /// Steps between two validations; 0 is never.
     #[serde(default)]
@@ -47,11 +50,29 @@ pub struct Training {
     #[serde(default)]
     pub sched: Sched,
     /// What is kept on the way. Not part of the key.
-    #[serde(default, skip_serializing)]
+    #[serde(default)]
     pub checkpoint: Checkpointing,
     /// What is given for memory. Not part of the key: it changes no number.
-    #[serde(default, skip_serializing)]
+    #[serde(default)]
     pub memory: Memory,
+}
+
+impl Training {
+    /// What decides the numbers, and so enters the key: all but the fields that say that they are not part of it.
+    ///
+    /// # Panics
+    /// Never: a `Training` is a JSON object.
+    #[must_use]
+    pub fn keyed(&self) -> Map<String, Json> {
+        let Ok(Json::Object(mut all)) = serde_json::to_value(self) else { unreachable!("a struct is an object") };
+        for knob in ["device", "log_interval", "checkpoint", "memory"] {
+            all.remove(knob);
+        }
+        if let Some(optim) = all.get_mut("optim").and_then(Json::as_object_mut) {
+            optim.remove("distributed");
+        }
+        all
+    }
 }
 
 fn default_seed() -> u32 {
@@ -143,7 +164,7 @@ pub struct Optim {
     #[serde(default)]
     pub weight_decay: f64,
     /// The optimizer's state is sharded over the data-parallel ranks. Changes no number, so not part of the key.
-    #[serde(default, skip_serializing)]
+    #[serde(default)]
     pub distributed: bool,
 }
 
@@ -228,4 +249,43 @@ pub enum Recompute {
     Selective,
     /// Every layer.
     Full,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::training;
+
+    /// What is written here is in the keys of trained models: a change makes everyone train again.
+    #[test]
+    fn the_key_sees_what_decides_the_numbers() {
+        let mut training = training();
+        let keyed = training.keyed();
+        let expected = serde_json::json!({
+            "seq_length": 64, "micro_batch_size": 2, "global_batch_size": 12, "max_steps": 20, "seed": 1234,
+            "precision": "bf16", "gradient_clip": 1.0, "val_interval": 5, "limit_val_batches": 2,
+            "parallel": {"tensor": 1, "pipeline": 1, "context": 1, "data": 2, "sequence": false},
+            "optim": {"name": "adamw", "lr": 1e-3, "min_lr": 0.0, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.0},
+            "sched": {"name": "cosine", "warmup_steps": 0, "constant_steps": 0},
+        });
+        assert_eq!(Json::Object(keyed.clone()), expected);
+        training.device = Device::Cpu;
+        training.log_interval = 7;
+        training.checkpoint = Checkpointing { interval: 3, keep: 2, keep_best: 1 };
+        training.memory.recompute = Recompute::Full;
+        training.optim.distributed = true;
+        assert_eq!(training.keyed(), keyed);
+    }
+
+    #[test]
+    fn the_ranks_see_all_of_it() {
+        let mut training = training();
+        training.device = Device::Cpu;
+        training.log_interval = 7;
+        training.checkpoint = Checkpointing { interval: 3, keep: 2, keep_best: 1 };
+        training.memory.recompute = Recompute::Full;
+        training.optim.distributed = true;
+        let text = serde_json::to_string(&training).unwrap();
+        assert_eq!(serde_json::from_str::<Training>(&text).unwrap(), training);
+    }
 }

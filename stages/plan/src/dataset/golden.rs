@@ -88,3 +88,88 @@ fn a_blend_is_drawn_in_megatrons_order() {
         assert_eq!(serde_json::to_value(lens).unwrap(), expected["member_len"]);
     }
 }
+
+#[derive(serde::Deserialize)]
+struct Mix {
+    prefixes: Vec<String>,
+    weights: Option<Vec<f64>>,
+}
+
+impl Mix {
+    fn sources(&self) -> Vec<DataSource> {
+        let weight = |i: usize| self.weights.as_ref().map(|weights| weights[i]);
+        self.prefixes.iter().enumerate().map(|(i, name)| source(name, weight(i))).collect()
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Case {
+    train: Mix,
+    validation: Option<Mix>,
+    splits: Option<String>,
+    sizes: [u64; 2],
+    seq_length: usize,
+    seed: u32,
+    result: [Option<Order>; 2],
+}
+
+#[derive(Debug, PartialEq, serde::Deserialize)]
+struct Order {
+    len: u64,
+    sha256: String,
+}
+
+/// Blends with and without weights, common and separate splits, many sizes, lengths and seeds, by `make_orders.py`.
+#[test]
+fn whatever_is_asked_for_comes_in_megatrons_order() {
+    let cases: Vec<Case> = serde_json::from_value(golden("orders.json")).unwrap();
+    assert!(cases.len() > 40);
+    for (number, case) in cases.into_iter().enumerate() {
+        let request = |samples| Request { samples, seq_length: case.seq_length, seed: case.seed };
+        let sources = Sources::open(&case.train.sources()).unwrap();
+        let built = if let Some(splits) = &case.splits {
+            let splits = Splits::parse(splits).unwrap();
+            [0, 1].map(|part| Some(sources.part(&splits, part, request(case.sizes[part])).unwrap()))
+        } else {
+            let open = |mix: &Mix| Sources::open(&mix.sources()).unwrap();
+            let validation = case.validation.as_ref().map(|mix| open(mix).whole(request(case.sizes[1])).unwrap());
+            [Some(sources.whole(request(case.sizes[0])).unwrap()), validation]
+        };
+        let order = |dataset: Dataset| {
+            let last = dataset.len() - 1;
+            let mut tokens = Vec::new();
+            (0..150.min(dataset.len())).chain([last]).for_each(|i| dataset.read(i, &mut tokens).unwrap());
+            Order { len: dataset.len(), sha256: sha(tokens.into_iter().flat_map(i64::to_le_bytes)) }
+        };
+        assert_eq!(built.map(|dataset| dataset.map(order)), case.result, "case {number}");
+    }
+}
+
+#[test]
+fn sources_that_do_not_suffice_are_read_again() {
+    let sources = [source("train_0_text_document", None), source("validation_0_text_document", None)];
+    let sources = Sources::open(&sources).unwrap();
+    let request = |samples| Request { samples, seq_length: 512, seed: 1 };
+    let once = sources.whole(request(1900)).unwrap();
+    assert!(!once.repeated() && once.epochs() == [1, 1]);
+    let again = sources.whole(request(6000)).unwrap();
+    assert!(again.repeated() && again.len() >= 6000 && again.epochs() == [4, 4]);
+    assert_eq!(again.sample(5999).unwrap().len(), 513);
+    assert!(again.sample(again.len()).unwrap_err().to_string().contains("there is no sample"));
+}
+
+#[test]
+fn data_that_cannot_be_used_is_named() {
+    let error = |sources: &[DataSource], splits: &str, seq_length| {
+        let request = Request { samples: 1, seq_length, seed: 1 };
+        let built = Sources::open(sources).and_then(|s| s.part(&Splits::parse(splits).unwrap(), 1, request));
+        format!("{:#}", built.err().unwrap())
+    };
+    let good = source("train_0_text_document", None);
+    assert!(error(&[source("nothing", None)], "1,1", 8).contains("nothing.idx"));
+    assert!(error(&[good.clone()], "100,0,0", 8).contains("train_0_text_document: the splits leave nothing"));
+    assert!(error(&[good.clone()], "9999,1", 8).contains("0 tokens in 0 sequences are not one sample of 8 + 1"));
+    assert!(error(&[good.clone(), source("train_0_text_document", Some(1.0))], "1,1", 8).contains("1 of 2 sources"));
+    assert!(error(&[source("train_0_text_document", Some(-1.0))], "1,1", 8).contains("above 0"));
+    assert!(error(&[], "1,1", 8).contains("there is no data"));
+}

@@ -67,9 +67,8 @@ impl Sources {
             sources.len()
         );
         ensure!(
-            weights.iter().all(|weight| weight.is_finite() && *weight >= 0.0)
-                && (weights.is_empty() || weights.iter().sum::<f64>() > 0.0),
-            "weights {weights:?}: they must not be negative, and one must be above 0"
+            weights.iter().all(|weight| weight.is_finite() && *weight > 0.0),
+            "weights {weights:?}: each must be above 0"
         );
         Ok(Self { tokens, weights: (!weights.is_empty()).then_some(weights) })
     }
