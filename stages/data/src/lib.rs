@@ -1,1 +1,43 @@
-//! flow-data
+//! Stage kinds that need no tensors: from the web to what a trainer reads, and back.
+//!
+//! One stage kind is one struct (its parameters), `impl Stage`, and one line in [`KINDS`]. Nothing here knows the
+//! cache or the engine: a stage sees its inputs, an output directory, a sink for events and a cancel flag.
+
+mod command;
+mod eval;
+pub mod facts;
+mod fetch;
+mod gunzip;
+mod hf_to_megatron;
+mod http;
+mod init_model;
+mod megatron_to_hf;
+mod merge;
+mod models;
+mod refs;
+pub mod tokenize;
+mod train;
+mod worker;
+
+pub use worker::{About, PROTOCOL, about, worker};
+
+use flow_core::{Diagnostic, Kind};
+
+/// The registry: every stage kind of this crate, one line each, sorted by name.
+pub const KINDS: &[Kind] = &[
+    Kind::of::<command::Command>(),
+    Kind::of::<eval::Eval>(),
+    Kind::of::<fetch::Fetch>(),
+    Kind::of::<gunzip::Gunzip>(),
+    Kind::of::<hf_to_megatron::HfToMegatron>(),
+    Kind::of::<init_model::InitModel>(),
+    Kind::of::<megatron_to_hf::MegatronToHf>(),
+    Kind::of::<merge::Merge>(),
+    Kind::of::<tokenize::Tokenize>(),
+    Kind::of::<train::Train>(),
+];
+
+/// An error met while checking, as what a person is told: the outermost as the message, the rest as causes.
+fn diagnostic(error: &anyhow::Error) -> Diagnostic {
+    error.chain().skip(1).fold(Diagnostic::new(error.to_string()), |diagnostic, cause| diagnostic.cause(cause.to_string()))
+}

@@ -1,0 +1,168 @@
+//! `command`: any program, with declared inputs and outputs.
+
+mod guard;
+mod lines;
+mod placeholders;
+mod process;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use flow_core::{Check, Ctx, Diagnostic, Port, Ref, Stage, is_safe_name};
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::{fetch::copy_file, refs::Refs};
+use placeholders::{Placeholder, Template};
+
+/// `kind = "command"`: a line for the shell.
+///
+/// With `outs` it runs in the project's folder and must make those files there; without, it runs in an empty
+/// directory that holds copies of `files`. In both, what it writes into `{out}` is the result.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Command {
+    /// For `sh -c`. `{in.NAME}` is where the input NAME lies, `{out}` a directory to fill; both come quoted.
+    run: String,
+    /// Names of stages and paths.
+    #[serde(default, rename = "in", serialize_with = "names")]
+    inputs: BTreeMap<String, Refs>,
+    /// Files and directories of the project that it reads, relative to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    files: Vec<Ref>,
+    /// Files that it makes in the project's folder, relative to it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    outs: Vec<String>,
+    /// Variables of its environment, besides those that flow itself runs with.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    env: BTreeMap<String, String>,
+}
+
+/// What an input is called is part of what the command does; what it names is known by its content.
+fn names<S: Serializer>(inputs: &BTreeMap<String, Refs>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(inputs.keys())
+}
+
+impl Stage for Command {
+    const KIND: &'static str = "command";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str = "Runs a program: declared inputs in, declared outputs out";
+
+    fn ports(&self) -> Vec<Port> {
+        let mut ports: Vec<Port> =
+            self.inputs.iter().map(|(name, refs)| Port::all(format!("in.{name}"), refs)).collect();
+        if !self.files.is_empty() {
+            ports.push(Port::all("files", &self.files));
+        }
+        ports
+    }
+
+    fn outs(&self) -> &[String] {
+        &self.outs
+    }
+
+    fn check(&self, check: &mut Check<'_>) {
+        match Template::parse(&self.run) {
+            Ok(template) => {
+                for name in template.inputs().filter(|name| !self.inputs.contains_key(*name)) {
+                    let error = Diagnostic::new(format!("`{{in.{name}}}`: there is no input `{name}`"));
+                    let near = flow_core::did_you_mean(name, self.inputs.keys().map(String::as_str));
+                    let hint = match near {
+                        Some(near) => format!("did you mean `{{in.{near}}}`?"),
+                        None => format!("declare it: in = {{ {name} = \"…\" }}"),
+                    };
+                    check.error("run", error.hint(hint));
+                }
+                for name in self.inputs.keys().filter(|name| !template.inputs().any(|used| used == *name)) {
+                    let text = format!("the input `{name}` is declared and `{{in.{name}}}` is not used");
+                    check.warnings.push(Diagnostic::new(text).field(format!("in.{name}")));
+                }
+            }
+            Err(error) => check.error("run", error),
+        }
+        for (i, file) in self.files.iter().enumerate() {
+            if !is_safe_name(plain(file.text())) {
+                let error = Diagnostic::new(format!("`{}` is not in the project's folder", file.text()));
+                check.error(&format!("files.{i}"), error.hint("what lies elsewhere is an input: in = { name = \"/path\" }"));
+            }
+        }
+        for name in self.env.keys().filter(|name| name.is_empty() || name.contains(['=', '\0'])) {
+            check.error("env", Diagnostic::new(format!("`{name}` is not the name of a variable")));
+        }
+    }
+
+    fn run(&self, ctx: &Ctx<'_>) -> Result<()> {
+        let template = Template::parse(&self.run)?;
+        let line = template.fill(|placeholder| match placeholder {
+            Placeholder::Out => Ok(vec![ctx.out.to_owned()]),
+            Placeholder::In(name) => {
+                let inputs = ctx.input(&format!("in.{name}"));
+                ensure!(!inputs.is_empty(), "there is no input `{name}`");
+                Ok(inputs.iter().map(|input| input.path.clone()).collect())
+            }
+        })?;
+        let directory = if self.outs.is_empty() { self.place_files(ctx)? } else { self.clear_outs(ctx)? };
+        process::run(ctx, &line, &directory, &self.env)?;
+        for out in &self.outs {
+            self.take_out(ctx, out)?;
+        }
+        if self.outs.is_empty() && template.uses_out() && fs::read_dir(ctx.out)?.next().is_none() {
+            bail!("the command ended well, but wrote nothing into {{out}}");
+        }
+        Ok(())
+    }
+}
+
+impl Command {
+    /// An empty directory, with copies of the declared files under their names: what is not declared is not there,
+    /// and what the command does to them is done to copies.
+    fn place_files(&self, ctx: &Ctx<'_>) -> Result<PathBuf> {
+        let directory = ctx.scratch.join("work");
+        fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+        for input in ctx.input("files") {
+            let name = plain(&input.name);
+            let base = name.rsplit('/').next();
+            let files = input.files();
+            let is_file = files.len() == 1 && !ctx.project.join(name).is_dir() && files[0].0.rsplit('/').next() == base;
+            for (inner, path) in files {
+                let relative = if is_file { name.to_owned() } else { format!("{name}/{inner}") };
+                copy_file(&path, &directory.join(relative), |_| Ok(ctx.go_on()?))?;
+            }
+        }
+        Ok(directory)
+    }
+
+    /// What lies there from before must not pass for what the command makes now.
+    fn clear_outs(&self, ctx: &Ctx<'_>) -> Result<PathBuf> {
+        for out in &self.outs {
+            let path = ctx.project.join(out);
+            if let Err(error) = fs::remove_file(&path)
+                && error.kind() != std::io::ErrorKind::NotFound
+            {
+                return Err(error).with_context(|| format!("cannot remove the old {}", path.display()));
+            }
+            if let Some(parent) = path.parent() {
+                fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+            }
+        }
+        Ok(ctx.project.to_owned())
+    }
+
+    /// Copies a declared output from the project's folder into the result.
+    fn take_out(&self, ctx: &Ctx<'_>, out: &str) -> Result<()> {
+        let path = ctx.project.join(out);
+        ensure!(path.is_file(), "the command ended well, but did not make `{out}`, which `outs` promises ({})", path.display());
+        copy_file(&path, &ctx.out.join(out), |_| Ok(ctx.go_on()?))
+    }
+}
+
+/// A path as it stands below the project's folder.
+fn plain(path: &str) -> &str {
+    path.trim_start_matches("./").trim_end_matches('/')
+}
+
+#[cfg(test)]
+mod tests;

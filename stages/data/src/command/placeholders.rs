@@ -1,0 +1,154 @@
+//! A line for the shell with places to fill: `{in.NAME}` and `{out}`. Other braces are the shell's own, unless they
+//! look like one of these gone wrong.
+
+use std::{os::unix::ffi::OsStrExt, path::PathBuf};
+
+use anyhow::{Result, bail};
+use flow_core::{Diagnostic, did_you_mean};
+
+/// What a place is filled with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Placeholder {
+    /// `{in.NAME}`: where the input lies; several inputs, one behind the other.
+    In(String),
+    /// `{out}`: the directory to fill.
+    Out,
+}
+
+/// A line with places.
+#[derive(Debug)]
+pub struct Template {
+    parts: Vec<Part>,
+}
+
+#[derive(Debug)]
+enum Part {
+    Text(String),
+    Place(Placeholder),
+}
+
+impl Template {
+    /// Reads a line. `${VARIABLE}` is the shell's, and so are braces that hold more than a plain name.
+    ///
+    /// # Errors
+    /// A name in braces is none that is known.
+    pub fn parse(line: &str) -> Result<Self, Diagnostic> {
+        let mut parts = Vec::new();
+        let mut text = String::new();
+        let mut rest = line;
+        while let Some(at) = rest.find('{') {
+            text.push_str(&rest[..at]);
+            let inner = rest[at + 1..].split_once('}').map(|(inner, _)| inner);
+            let shell = text.ends_with('$');
+            match inner.filter(|inner| !shell && is_name(inner)) {
+                Some(inner) => {
+                    parts.push(Part::Text(std::mem::take(&mut text)));
+                    parts.push(Part::Place(placeholder(inner)?));
+                    rest = &rest[at + inner.len() + 2..];
+                }
+                None => {
+                    text.push('{');
+                    rest = &rest[at + 1..];
+                }
+            }
+        }
+        text.push_str(rest);
+        parts.push(Part::Text(text));
+        Ok(Self { parts })
+    }
+
+    /// The names of the inputs that it uses.
+    pub fn inputs(&self) -> impl Iterator<Item = &str> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Place(Placeholder::In(name)) => Some(name.as_str()),
+            _ => None,
+        })
+    }
+
+    /// Whether it uses `{out}`.
+    pub fn uses_out(&self) -> bool {
+        self.parts.iter().any(|part| matches!(part, Part::Place(Placeholder::Out)))
+    }
+
+    /// The line with its places filled, quoted for the shell.
+    ///
+    /// # Errors
+    /// A path is no UTF-8, or `paths` fails.
+    pub fn fill(&self, paths: impl Fn(&Placeholder) -> Result<Vec<PathBuf>>) -> Result<String> {
+        let mut line = String::new();
+        for part in &self.parts {
+            match part {
+                Part::Text(text) => line.push_str(text),
+                Part::Place(place) => {
+                    for (i, path) in paths(place)?.iter().enumerate() {
+                        if i > 0 {
+                            line.push(' ');
+                        }
+                        let Ok(path) = std::str::from_utf8(path.as_os_str().as_bytes()) else {
+                            bail!("{} is no UTF-8, and cannot stand in a command", path.display());
+                        };
+                        quote(path, &mut line);
+                    }
+                }
+            }
+        }
+        Ok(line)
+    }
+}
+
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.chars().all(|c| c.is_alphanumeric() || "._-".contains(c)) && !text.contains("..")
+}
+
+fn placeholder(name: &str) -> Result<Placeholder, Diagnostic> {
+    if name == "out" {
+        return Ok(Placeholder::Out);
+    }
+    if let Some(input) = name.strip_prefix("in.").filter(|input| !input.is_empty()) {
+        return Ok(Placeholder::In(input.to_owned()));
+    }
+    let error = Diagnostic::new(format!("`{{{name}}}` is nothing that can be filled in"));
+    let near = did_you_mean(name, ["out", "in"]);
+    Err(match near {
+        Some("out") => error.hint("did you mean `{out}`?"),
+        _ => error.hint("`{in.NAME}` is an input, `{out}` the directory to fill; `${NAME}` is the shell's"),
+    })
+}
+
+/// In single quotes, unless it is plain.
+fn quote(text: &str, line: &mut String) {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%,=".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        line.push_str(text);
+        return;
+    }
+    line.push('\'');
+    line.push_str(&text.replace('\'', r"'\''"));
+    line.push('\'');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fill(line: &str, path: &str) -> String {
+        Template::parse(line).unwrap().fill(|_| Ok(vec![path.into(), "b".into()])).unwrap()
+    }
+
+    #[test]
+    fn places_are_filled_and_quoted_and_the_shell_keeps_its_own() {
+        assert_eq!(fill("cat {in.a} > {out}/x", "/a b"), "cat '/a b' b > '/a b' b/x");
+        assert_eq!(fill("{in.a}", "it's $HOME;"), r"'it'\''s $HOME;' b");
+        for own in ["echo ${HOME} {1..3} {a,b} { true; } {}", "awk '{print $1}' {", "awk '{ n += $1 } END { print n }'"] {
+            assert_eq!(fill(own, "x"), own);
+        }
+        assert_eq!(Template::parse("{in.a}{in.b-c}").unwrap().inputs().collect::<Vec<_>>(), ["a", "b-c"]);
+    }
+
+    #[test]
+    fn a_wrong_place_is_told() {
+        assert_eq!(Template::parse("cp a {ouT}").unwrap_err().hints, ["did you mean `{out}`?"]);
+        assert!(Template::parse("{in.}").is_err());
+        assert!(Template::parse("{threads}").unwrap_err().message.contains("`{threads}`"));
+    }
+}

@@ -1,0 +1,223 @@
+//! `fetch`: files from the web, from the hub, or of this machine.
+
+mod hub;
+mod local;
+mod remote;
+mod source;
+
+use anyhow::{Result, bail, ensure};
+use flow_core::{Check, Ctx, Diagnostic, Pin, Port, Ref, Stage, expand_braces};
+use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::{
+    diagnostic, facts,
+    http::{Checksums, Http, Patience, redacted},
+};
+use hub::Hub;
+pub use local::copy_file;
+use source::Source;
+
+/// `kind = "fetch"`: one node a URL, after brace expansion.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fetch {
+    /// What to fetch. A path of this machine is an input, known by its content, and its name is none of the key's.
+    #[serde(serialize_with = "without_paths")]
+    urls: Vec<Ref>,
+    /// Of a directory or a repository: only files whose path matches one of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    include: Vec<String>,
+    /// Of a directory or a repository: no file whose path matches one of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    exclude: Vec<String>,
+    /// What the file's SHA-256 must be, in hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sha256: Option<String>,
+    /// What the file's BLAKE3 must be, in hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    blake3: Option<String>,
+}
+
+/// What the key sees of the URLs: no secrets, and of local paths only the pattern.
+fn without_paths<S: Serializer>(urls: &[Ref], serializer: S) -> Result<S::Ok, S::Error> {
+    let shown = |url: &Ref| match Source::parse(url.text()) {
+        Ok(Source::Local(_, pattern)) => pattern.unwrap_or_default(),
+        _ => redacted(url.text()),
+    };
+    serializer.collect_seq(urls.iter().map(shown))
+}
+
+impl Stage for Fetch {
+    const KIND: &'static str = "fetch";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str = "Takes files from the web, from the Hugging Face hub, or of this machine";
+    const RESUMABLE: bool = true;
+
+    fn expand(self) -> Result<Vec<Self>, Diagnostic> {
+        for (field, globs) in [("include", &self.include), ("exclude", &self.exclude)] {
+            for (i, glob) in globs.iter().enumerate() {
+                GlobBuilder::new(glob).literal_separator(false).build().map_err(|error| {
+                    Diagnostic::new(format!("`{glob}` is not a pattern: {}", error.kind())).field(format!("{field}.{i}"))
+                })?;
+            }
+        }
+        for (field, digits) in [("sha256", &self.sha256), ("blake3", &self.blake3)] {
+            if digits.as_ref().is_some_and(|digits| digits.len() != 64 || !digits.bytes().all(|c| c.is_ascii_hexdigit())) {
+                return Err(Diagnostic::new(format!("not a {field}: 64 hexadecimal digits")).field(field));
+            }
+        }
+        let mut nodes = Vec::new();
+        for (i, url) in self.urls.iter().enumerate() {
+            let place = |error: Diagnostic| error.field(format!("urls.{i}")).at(url.span().cloned());
+            let texts = expand_braces(url.text()).map_err(|why| place(Diagnostic::new(why)))?;
+            // An entry without braces keeps its place in the file.
+            let refs = if texts == [url.text()] { vec![url.clone()] } else { texts.into_iter().map(Ref::new).collect() };
+            for url in refs {
+                Source::parse(url.text()).map_err(place)?;
+                nodes.push(Self {
+                    urls: vec![url],
+                    include: self.include.clone(),
+                    exclude: self.exclude.clone(),
+                    sha256: self.sha256.clone(),
+                    blake3: self.blake3.clone(),
+                });
+            }
+        }
+        if nodes.is_empty() {
+            return Err(Diagnostic::new("`urls` is empty").field("urls").hint("name at least one URL or path"));
+        }
+        let checked = if self.sha256.is_some() { "sha256" } else { "blake3" };
+        if nodes.len() > 1 && (self.sha256.is_some() || self.blake3.is_some()) {
+            let error = Diagnostic::new(format!("one `{checked}` for {} files", nodes.len())).field(checked);
+            return Err(error.hint("make a stage of each; flow.lock pins the content of all of them anyway"));
+        }
+        Ok(nodes)
+    }
+
+    fn ports(&self) -> Vec<Port> {
+        match self.source() {
+            Ok(Source::Local(path, pattern)) => {
+                let plain = pattern.is_none() && self.urls[0].text() == path.to_string_lossy();
+                let reference = if plain { self.urls[0].clone() } else { Ref::new(path.to_string_lossy()) };
+                vec![Port::all("urls", &[reference])]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn pin(&self) -> Option<Pin> {
+        match self.source() {
+            Ok(Source::Web(_) | Source::Hub(_)) => Some(Pin { url: redacted(self.urls[0].text()) }),
+            _ => None,
+        }
+    }
+
+    fn check(&self, check: &mut Check<'_>) {
+        let Some(path) = check.input("urls").iter().find_map(|known| known.path.clone()) else { return };
+        let filter = self.filter();
+        if filter.takes_all() {
+            check.result_path = Some(path.clone());
+        }
+        match facts::of_path(&path) {
+            Ok(facts) => {
+                let config = ["model_config", "vocab_size", "max_position_embeddings"];
+                for (name, value) in facts {
+                    let file = if config.contains(&name.as_str()) { "config.json" } else { "tokenizer.json" };
+                    if path.is_file() || filter.takes(file) {
+                        check.provide(&name, value);
+                    }
+                }
+            }
+            Err(error) => check.error("urls", diagnostic(&error)),
+        }
+    }
+
+    fn run(&self, ctx: &Ctx<'_>) -> Result<()> {
+        self.fetch(ctx, &Hub::from_environment(), Patience::default())
+    }
+}
+
+impl Fetch {
+    /// What the node fetches: it has exactly one URL.
+    fn source(&self) -> Result<Source, Diagnostic> {
+        match self.urls.as_slice() {
+            [url] => Source::parse(url.text()),
+            urls => Err(Diagnostic::new(format!("{} URLs for one node", urls.len()))),
+        }
+    }
+
+    fn fetch(&self, ctx: &Ctx<'_>, hub: &Hub, patience: Patience) -> Result<()> {
+        let filter = self.filter();
+        match self.source()? {
+            Source::Local(..) => {
+                let names = local::copy(ctx, ctx.one("urls")?, &filter)?;
+                if self.sha256.is_some() || self.blake3.is_some() {
+                    let [name] = names.as_slice() else {
+                        bail!("`sha256` and `blake3` are for a single file, and there are {}", names.len());
+                    };
+                    let mut hashers = self.checksums().hashers();
+                    hashers.update_from(&ctx.out.join(name), u64::MAX)?;
+                    self.checksums().verify(hashers, name)?;
+                }
+                Ok(())
+            }
+            Source::Web(url) => {
+                ensure!(filter.takes_all(), "`include` and `exclude` choose among files, and a URL is one");
+                remote::file(ctx, &Http::new(patience)?, url, self.checksums())
+            }
+            Source::Hub(repository) => {
+                ensure!(self.sha256.is_none() && self.blake3.is_none(), "`sha256` and `blake3` are for a single file");
+                remote::repository(ctx, &Http::new(patience)?, hub, &repository, &filter)
+            }
+        }
+    }
+
+    fn checksums(&self) -> Checksums {
+        Checksums { sha256: self.sha256.clone(), blake3: self.blake3.clone() }
+    }
+
+    fn filter(&self) -> Filter {
+        let pattern = match self.source() {
+            Ok(Source::Local(_, pattern)) => pattern,
+            Ok(Source::Hub(repository)) => repository.pattern,
+            _ => None,
+        };
+        Filter { pattern: pattern.map(|glob| set(&[glob], true)), include: set(&self.include, false), exclude: set(&self.exclude, false) }
+    }
+}
+
+/// Which files of a directory or a repository are wanted.
+#[derive(Debug)]
+struct Filter {
+    pattern: Option<GlobSet>,
+    include: GlobSet,
+    exclude: GlobSet,
+}
+
+impl Filter {
+    fn takes_all(&self) -> bool {
+        self.pattern.is_none() && self.include.is_empty() && self.exclude.is_empty()
+    }
+
+    fn takes(&self, name: &str) -> bool {
+        self.pattern.as_ref().is_none_or(|pattern| pattern.is_match(name))
+            && (self.include.is_empty() || self.include.is_match(name))
+            && !self.exclude.is_match(name)
+    }
+}
+
+/// Patterns. In `include` and `exclude` a `*` matches `/` too, as the hub's own tools have it; in a path or URL not.
+fn set(globs: &[String], separators: bool) -> GlobSet {
+    let mut set = GlobSetBuilder::new();
+    for glob in globs {
+        // What is no pattern was told when the file was read; as part of a path it is a name.
+        if let Ok(glob) = GlobBuilder::new(glob).literal_separator(separators).build() {
+            set.add(glob);
+        }
+    }
+    set.build().unwrap_or_else(|_| GlobSet::empty())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,85 @@
+//! `gunzip`: files without their compression.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    path::Path,
+};
+
+use anyhow::{Context, Result, ensure};
+use flow_core::{Check, Ctx, Port, Stage, Unit};
+use flow_formats::compressed::{Compression, Decoder, strip_ending};
+use serde::{Deserialize, Serialize};
+
+use crate::refs::Refs;
+
+/// `kind = "gunzip"`: one node a shard; every file of it, gzip (also of several members) or zstd, without its
+/// compression and the ending that said so.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Gunzip {
+    #[serde(skip_serializing)]
+    input: Refs,
+}
+
+impl Stage for Gunzip {
+    const KIND: &'static str = "gunzip";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str = "Decompresses gzip and zstd files";
+
+    fn ports(&self) -> Vec<Port> {
+        vec![Port::each("input", &self.input)]
+    }
+
+    fn check(&self, check: &mut Check<'_>) {
+        let paths: Vec<_> = check.input("input").iter().filter_map(|known| known.path.clone()).collect();
+        for path in paths.iter().filter(|path| path.is_file()) {
+            if let Err(error) = compressed(path) {
+                check.error("input", crate::diagnostic(&error));
+            }
+        }
+    }
+
+    fn run(&self, ctx: &Ctx<'_>) -> Result<()> {
+        let input = ctx.one("input")?;
+        let files = input.files();
+        let total = input.tree.size();
+        let mut before = 0;
+        for (name, path) in &files {
+            let target = ctx.out.join(strip_ending(name));
+            ensure!(!target.exists(), "two files of {} would both become {}", input.name, strip_ending(name));
+            decompress(ctx, path, &target, before, total)?;
+            before += path.metadata()?.len();
+        }
+        Ok(())
+    }
+}
+
+fn compressed(path: &Path) -> Result<Decoder> {
+    let decoder = Decoder::open(path)?;
+    ensure!(
+        decoder.compression() != Compression::None,
+        "{} is neither gzip nor zstd: it needs no gunzip stage",
+        path.display()
+    );
+    Ok(decoder)
+}
+
+fn decompress(ctx: &Ctx<'_>, path: &Path, target: &Path, before: u64, total: u64) -> Result<()> {
+    let mut decoder = compressed(path)?;
+    let position = decoder.position();
+    if let Some(parent) = target.parent() {
+        std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+    }
+    let mut out = File::create_new(target).with_context(|| format!("cannot create {}", target.display()))?;
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        ctx.go_on()?;
+        let n = decoder.read(&mut buffer)?;
+        if n == 0 {
+            return Ok(());
+        }
+        out.write_all(&buffer[..n]).with_context(|| format!("cannot write {}", target.display()))?;
+        ctx.progress(before + position.get(), Some(total), Unit::Bytes);
+    }
+}

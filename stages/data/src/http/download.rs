@@ -1,0 +1,251 @@
+//! One file: into `PART`, on from where `PART` ends, checked, and only then renamed.
+//!
+//! `PART.json` keeps the validator (a strong ETag, or Last-Modified) of what `PART` holds. With it the rest is asked
+//! for under `If-Range`, so that a file that changed on the server is taken from its beginning.
+
+use std::{
+    cell::Cell,
+    fs::OpenOptions,
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, anyhow};
+use reqwest::{
+    Response, StatusCode, Url,
+    header::{self, HeaderMap, HeaderValue},
+};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Checksums, Failure, Http,
+    checksums::Hashers,
+    redacted,
+};
+
+/// A file to download.
+#[derive(Debug)]
+pub struct Download<'a> {
+    /// From where.
+    pub url: Url,
+    /// Sent to the URL's host alone, not to where it redirects.
+    pub token: Option<&'a str>,
+    /// Where it grows; `.json` behind the name is used too.
+    pub part: PathBuf,
+    /// Where it lies when it is whole.
+    pub file: PathBuf,
+    /// Its length, if it is known before.
+    pub size: Option<u64>,
+    /// What it must be.
+    pub checksums: Checksums,
+}
+
+/// A file that was downloaded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Downloaded {
+    /// Its length.
+    pub size: u64,
+    /// Its ETag, if the server gave one.
+    pub etag: Option<String>,
+    /// How much of it an earlier run had left.
+    pub resumed_at: u64,
+}
+
+/// What is remembered beside a part.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Origin {
+    etag: Option<String>,
+    modified: Option<String>,
+}
+
+impl Origin {
+    fn of(response: &Response) -> Self {
+        let text = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok().map(str::to_owned));
+        Self { etag: text(header::ETAG), modified: text(header::LAST_MODIFIED) }
+    }
+
+    /// What `If-Range` takes: a weak ETag promises no equal bytes.
+    fn validator(&self) -> Option<&str> {
+        self.etag.as_deref().filter(|etag| !etag.starts_with("W/")).or(self.modified.as_deref())
+    }
+}
+
+/// How far a download is: bytes of the file, and its length if known.
+pub type Progress<'a> = &'a dyn Fn(u64, Option<u64>);
+
+impl Download<'_> {
+    /// Downloads it.
+    ///
+    /// # Errors
+    /// The server does not have it, patience ran out, it is not what it must be, or the disk is full.
+    pub async fn run(&self, http: &Http, say: &dyn Fn(String), progress: Progress<'_>) -> Result<Downloaded, Failure> {
+        let resumed_at = self.part.metadata().map_or(0, |part| part.len());
+        let downloaded = http.patiently(say, async || {
+            let got = Cell::new(0);
+            let result = self.attempt(http, &got, progress).await;
+            result.map_err(|failure| (failure, got.get()))
+        });
+        Ok(Downloaded { resumed_at, ..downloaded.await? })
+    }
+
+    async fn attempt(&self, http: &Http, got: &Cell<u64>, progress: Progress<'_>) -> Result<Downloaded, Failure> {
+        let have = self.part.metadata().map_or(0, |part| part.len());
+        let known: Origin = std::fs::read(self.origin_path())
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_default();
+        let mut headers = HeaderMap::new();
+        if let Some(token) = self.token
+            && let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {token}"))
+        {
+            value.set_sensitive(true);
+            headers.insert(header::AUTHORIZATION, value);
+        }
+        if let Some(validator) = known.validator().filter(|_| have > 0)
+            && let Ok(validator) = HeaderValue::from_str(validator)
+        {
+            if let Ok(range) = HeaderValue::from_str(&format!("bytes={have}-")) {
+                headers.insert(header::RANGE, range);
+                headers.insert(header::IF_RANGE, validator);
+            }
+        }
+        let response = match http.get(&self.url, headers).await {
+            Ok(response) => response,
+            Err(failure) if failure.status == Some(StatusCode::RANGE_NOT_SATISFIABLE) => {
+                // Nothing lies behind what we have: it is whole, and was not renamed; or it is not that file at all.
+                let whole = self.size.is_none_or(|size| size == have) && self.checksums.verify(self.hashers(have)?, &self.name()).is_ok();
+                if whole && known.etag.is_some() {
+                    return self.publish(have, known.etag);
+                }
+                self.start_over()?;
+                return Err(Failure { retry: Some(None), ..failure });
+            }
+            Err(failure) => return Err(failure),
+        };
+        let start = if response.status() == StatusCode::PARTIAL_CONTENT { have } else { 0 };
+        let total = self.total(&response, start)?;
+        let origin = Origin::of(&response);
+        if let (Some(total), Some(size)) = (total, self.size)
+            && total != size
+        {
+            return Err(Failure::here(anyhow!("{} has {total} bytes there, not the {size} that it must have", self.name())));
+        }
+        self.receive(response, start, total, &origin, got, progress).await
+    }
+
+    /// The file's whole length, as the answer says.
+    fn total(&self, response: &Response, start: u64) -> Result<Option<u64>, Failure> {
+        if response.status() != StatusCode::PARTIAL_CONTENT {
+            return Ok(response.content_length());
+        }
+        let range = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
+        let Some((first, total)) = range.and_then(content_range).filter(|(first, _)| *first == start) else {
+            self.start_over()?;
+            let error = anyhow!("{}: asked for the rest from byte {start}, got {}", self.name(), range.unwrap_or("no range"));
+            return Err(Failure { error, status: None, retry: Some(None) });
+        };
+        Ok(total.or_else(|| response.content_length().map(|length| first + length)))
+    }
+
+    async fn receive(
+        &self,
+        mut response: Response,
+        start: u64,
+        total: Option<u64>,
+        origin: &Origin,
+        got: &Cell<u64>,
+        progress: Progress<'_>,
+    ) -> Result<Downloaded, Failure> {
+        let cannot = || format!("cannot write {}", self.part.display());
+        if start == 0 {
+            self.start_over()?;
+            let text = serde_json::to_vec(origin).map_err(io::Error::from);
+            text.and_then(|text| std::fs::write(self.origin_path(), text)).with_context(cannot).map_err(Failure::here)?;
+        }
+        let mut hashers = self.hashers(start)?;
+        let file = OpenOptions::new().create(true).append(true).open(&self.part).with_context(cannot).map_err(Failure::here)?;
+        let mut file = BufWriter::with_capacity(1 << 20, file);
+        let mut size = start;
+        progress(size, total);
+        let ended = loop {
+            match response.chunk().await {
+                Ok(Some(bytes)) => {
+                    file.write_all(&bytes).with_context(cannot).map_err(Failure::here)?;
+                    hashers.update(&bytes);
+                    size += bytes.len() as u64;
+                    got.set(size - start);
+                    progress(size, total);
+                }
+                Ok(None) => break None,
+                Err(error) => break Some(Failure::broken(&self.url, error)),
+            }
+        };
+        file.flush().with_context(cannot).map_err(Failure::here)?;
+        if let Some(failure) = ended {
+            let total = total.map_or("an unknown number".to_owned(), |total| total.to_string());
+            let error = failure.error.context(format!("the connection broke after {size} of {total} bytes"));
+            return Err(Failure { error, ..failure });
+        }
+        let expected = self.size.or(total);
+        if let Some(expected) = expected.filter(|expected| *expected != size) {
+            if size > expected {
+                self.start_over()?;
+            }
+            let error = anyhow!("{}: {size} bytes came, and {expected} should have", self.name());
+            return Err(Failure { error, status: None, retry: Some(None) });
+        }
+        if let Err(error) = self.checksums.verify(hashers, &self.name()) {
+            self.start_over()?;
+            // What was put together from two answers may be wrong by that; one answer is what the server has.
+            return Err(Failure { error, status: None, retry: (start > 0).then_some(None) });
+        }
+        self.publish(size, origin.etag.clone())
+    }
+
+    /// Hashers that have seen the first bytes of the part.
+    fn hashers(&self, bytes: u64) -> Result<Hashers, Failure> {
+        let mut hashers = self.checksums.hashers();
+        if bytes > 0 {
+            hashers.update_from(&self.part, bytes).map_err(Failure::here)?;
+        }
+        Ok(hashers)
+    }
+
+    fn publish(&self, size: u64, etag: Option<String>) -> Result<Downloaded, Failure> {
+        std::fs::rename(&self.part, &self.file)
+            .with_context(|| format!("cannot create {}", self.file.display()))
+            .map_err(Failure::here)?;
+        // Without its part it means nothing; if it stays, nobody looks at it.
+        let _ = std::fs::remove_file(self.origin_path());
+        Ok(Downloaded { size, etag, resumed_at: 0 })
+    }
+
+    /// Forgets what was got so far.
+    fn start_over(&self) -> Result<(), Failure> {
+        for path in [&self.part, &self.origin_path()] {
+            match std::fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Failure::here(anyhow!(error).context(format!("cannot remove {}", path.display()))));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn origin_path(&self) -> PathBuf {
+        let mut path = self.part.as_os_str().to_owned();
+        path.push(".json");
+        Path::new(&path).to_owned()
+    }
+
+    fn name(&self) -> String {
+        redacted(self.url.as_str())
+    }
+}
+
+/// `bytes 5-9/10` → (5, Some(10)); `bytes 5-9/*` → (5, None)
+fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
+    let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
+    Some((range.split_once('-')?.0.parse().ok()?, total.parse().ok()))
+}

@@ -1,0 +1,204 @@
+//! Downloading over HTTP so that it succeeds if it can: resumed, retried with patience, checked, and with errors that
+//! say the URL, the status and what to do, and no secrets.
+
+mod checksums;
+mod download;
+mod redact;
+#[cfg(test)]
+pub mod testserver;
+
+use std::{
+    future::Future,
+    net::IpAddr,
+    sync::Once,
+    time::{Duration, SystemTime},
+};
+
+use anyhow::{Context, Result};
+use flow_core::{Cancelled, Ctx};
+use reqwest::{Client, StatusCode, Url, header};
+
+pub use checksums::Checksums;
+pub use download::{Download, Downloaded};
+pub use redact::redacted;
+
+/// How patient a client is.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// So many attempts in a row that get nowhere are the end.
+    pub attempts: u32,
+    /// The pause after the first failure; doubled after each further one.
+    pub pause: Duration,
+    /// The longest pause, also when the server asks for a longer one.
+    pub longest_pause: Duration,
+    /// The longest wait for a connection.
+    pub connect: Duration,
+    /// The longest silence in an answer.
+    pub silence: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            attempts: 6,
+            pause: Duration::from_millis(500),
+            longest_pause: Duration::from_secs(60),
+            connect: Duration::from_secs(20),
+            silence: Duration::from_secs(60),
+        }
+    }
+}
+
+/// A client for HTTP and HTTPS. Proxies come from the environment, but not for this machine itself.
+#[derive(Debug)]
+pub struct Http {
+    client: Client,
+    direct: Client,
+    patience: Patience,
+}
+
+/// Why an attempt failed, and whether another one makes sense.
+#[derive(Debug)]
+pub struct Failure {
+    /// What went wrong.
+    pub error: anyhow::Error,
+    /// The status, if there was an answer.
+    pub status: Option<StatusCode>,
+    /// Whether to try again; after how long at least, if the server said so.
+    pub retry: Option<Option<Duration>>,
+}
+
+impl Http {
+    /// A client.
+    ///
+    /// # Errors
+    /// The environment names a proxy that is no URL, or the system's certificates cannot be read.
+    pub fn new(patience: Patience) -> Result<Self> {
+        static PROVIDER: Once = Once::new();
+        PROVIDER.call_once(|| {
+            // An error means that there is one already, which serves as well.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        });
+        let builder = || {
+            Client::builder()
+                .user_agent(concat!("flow/", env!("CARGO_PKG_VERSION")))
+                .connect_timeout(patience.connect)
+                .read_timeout(patience.silence)
+        };
+        Ok(Self {
+            client: builder().build().context("cannot make an HTTP client")?,
+            direct: builder().no_proxy().build().context("cannot make an HTTP client")?,
+            patience,
+        })
+    }
+
+    /// One GET. An answer that is no success is a [`Failure`] too.
+    ///
+    /// # Errors
+    /// As said.
+    pub async fn get(&self, url: &Url, headers: header::HeaderMap) -> Result<reqwest::Response, Failure> {
+        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+        let here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        let client = if here { &self.direct } else { &self.client };
+        // What is asked for is the file as it lies there: a .gz stays one.
+        let request = client.get(url.clone()).header(header::ACCEPT_ENCODING, "identity").headers(headers);
+        let response = request.send().await.map_err(|error| Failure::broken(url, error))?;
+        if response.status().is_success() { Ok(response) } else { Err(Failure::refused(url, &response)) }
+    }
+
+    /// Tries until it works, is hopeless, or got nowhere too often. `attempt` tells with its failure how many bytes
+    /// it got further: progress renews the patience.
+    ///
+    /// # Errors
+    /// The last failure.
+    pub async fn patiently<T>(
+        &self,
+        say: &dyn Fn(String),
+        mut attempt: impl AsyncFnMut() -> Result<T, (Failure, u64)>,
+    ) -> Result<T, Failure> {
+        const PROGRESS: u64 = 1 << 20;
+        let mut failures = 0;
+        loop {
+            let (failure, progress) = match attempt().await {
+                Ok(done) => return Ok(done),
+                Err(failed) => failed,
+            };
+            failures = if progress >= PROGRESS { 1 } else { failures + 1 };
+            let Some(after) = failure.retry.filter(|_| failures < self.patience.attempts) else { return Err(failure) };
+            let pause = self.pause(failures, after);
+            say(format!("{:#}; trying again in {:.1} s", failure.error, pause.as_secs_f64()));
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    /// Doubles with each failure, is between half and whole of that by chance, so that many clients do not come back
+    /// at the same moment, and is not shorter than the server asks for.
+    fn pause(&self, failures: u32, asked: Option<Duration>) -> Duration {
+        let doubled = self.patience.pause.saturating_mul(1 << (failures - 1).min(16));
+        let nanos = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.subsec_nanos());
+        let chance = f64::from(nanos.wrapping_mul(2_654_435_761) >> 8) / f64::from(1 << 24);
+        let pause = doubled.min(self.patience.longest_pause).mul_f64(0.5 + chance / 2.0);
+        asked.map_or(pause, |asked| asked.max(pause)).min(self.patience.longest_pause)
+    }
+}
+
+/// Runs a future to its end on this thread, or until the run is interrupted.
+///
+/// # Errors
+/// As the future, or [`Cancelled`].
+pub fn wait<T>(ctx: &Ctx<'_>, future: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        let cancelled = async {
+            while !ctx.cancel.is_set() {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::select! {
+            result = future => result,
+            () = cancelled => Err(Cancelled.into()),
+        }
+    });
+    // A name look-up that hangs is on a thread of its own, and is not waited for.
+    runtime.shutdown_background();
+    result
+}
+
+impl Failure {
+/// The connection failed, or broke.
+pub fn broken(url: &Url, error: reqwest::Error) -> Self {
+    let hopeless = error.is_builder() || error.is_redirect();
+    let error = anyhow::Error::new(error.without_url());
+    let certificate = error.chain().any(|cause| cause.to_string().to_lowercase().contains("certificate"));
+    let mut error = error.context(format!("GET {}", redacted(url.as_str())));
+    if certificate {
+        error = error.context("the server's certificate is not trusted (SSL_CERT_FILE names further authorities)");
+    }
+    Self { error, status: None, retry: (!hopeless && !certificate).then_some(None) }
+}
+
+/// The server answered, but not with the file.
+fn refused(url: &Url, response: &reqwest::Response) -> Self {
+    let status = response.status();
+    let what = match status.as_u16() {
+        401 | 403 => ": the server wants credentials, or does not let you",
+        404 | 410 => ": there is no such file; check the spelling of the URL",
+        407 => ": the proxy wants credentials (HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT)",
+        429 => ": too many requests",
+        500..600 => ": the server has a problem",
+        _ => "",
+    };
+    let after = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    let again = matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502 | 503 | 504);
+    Self {
+        error: anyhow::anyhow!("GET {}: {status}{what}", redacted(url.as_str())),
+        status: Some(status),
+        retry: again.then_some(after.map(Duration::from_secs)),
+    }
+}
+
+/// Nothing that happens on this machine gets better by asking the server again.
+pub fn here(error: anyhow::Error) -> Self {
+    Self { error, status: None, retry: None }
+}
+}

@@ -1,0 +1,99 @@
+//! `merge`: several indexed datasets as one.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+use flow_core::{Check, Ctx, Diagnostic, Input, Level, Port, Stage, Unit, is_safe_name};
+use flow_formats::indexed::{IndexedDataset, IndexedWriter};
+use serde::{Deserialize, Serialize};
+
+use crate::refs::Refs;
+
+/// `kind = "merge"`: the `.bin/.idx` of all inputs, in the order of the inputs and within one in the order of names,
+/// as one `.bin/.idx` with the bytes that Megatron's merging gives.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Merge {
+    #[serde(skip_serializing)]
+    input: Refs,
+    /// The result's name, before `.bin` and `.idx`.
+    #[serde(default = "default_name")]
+    name: String,
+}
+
+fn default_name() -> String {
+    "merged_text_document".to_owned()
+}
+
+impl Stage for Merge {
+    const KIND: &'static str = "merge";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str = "Merges several .bin/.idx datasets into one, in Megatron's order";
+
+    fn ports(&self) -> Vec<Port> {
+        vec![Port::all("input", &self.input).or_prefix_of(&[".bin", ".idx"])]
+    }
+
+    fn check(&self, check: &mut Check<'_>) {
+        if !is_safe_name(&self.name) || self.name.contains('/') {
+            let error = Diagnostic::new(format!("`{}` is not a file name", self.name));
+            check.error("name", error.hint("a name without `/`, such as \"train_text_document\""));
+        }
+        // Ids of the merged data are ids of its parts: what is said of one of them holds only if all say the same.
+        for fact in ["tokenizer_vocab", "max_token_id"] {
+            let biggest = check.input("input").iter().map(|known| known.facts.get(fact)?.as_u64());
+            if let Some(Some(biggest)) = biggest.max().filter(|_| !check.input("input").is_empty())
+                && check.input("input").iter().all(|known| known.facts.contains_key(fact))
+            {
+                check.provide(fact, biggest);
+            }
+        }
+    }
+
+    fn run(&self, ctx: &Ctx<'_>) -> Result<()> {
+        let mut prefixes = Vec::new();
+        for input in ctx.input("input") {
+            prefixes.extend(prefixes_of(input)?);
+        }
+        let sets = prefixes.iter().map(|prefix| IndexedDataset::open(prefix)).collect::<Result<Vec<_>>>()?;
+        let total = sets.iter().map(|set| set.data().len() as u64).sum();
+        let first = sets.first().context("there is nothing to merge")?;
+        let mut writer = IndexedWriter::create(&ctx.out.join(&self.name), first.dtype())?;
+        let mut before = 0;
+        for (set, prefix) in sets.iter().zip(&prefixes) {
+            let appended = writer.append_dataset(set, |done| {
+                ctx.progress(before + done, Some(total), Unit::Bytes);
+                Ok(ctx.go_on()?)
+            });
+            appended.with_context(|| format!("cannot merge {}", prefix.display()))?;
+            before += set.data().len() as u64;
+        }
+        let (sequences, documents, tokens) = writer.counts();
+        writer.finish()?;
+        let text = format!("{} datasets: {documents} documents, {sequences} sequences, {tokens} tokens", sets.len());
+        ctx.log(Level::Info, text);
+        Ok(())
+    }
+}
+
+/// Where the datasets of an input lie: their paths without `.bin` and `.idx`, in the order of names.
+fn prefixes_of(input: &Input) -> Result<Vec<PathBuf>> {
+    let without = |name: &str, ending: &str| name.strip_suffix(ending).map(str::to_owned);
+    let mut prefixes = Vec::new();
+    for (name, path) in input.files() {
+        if let Some(stem) = without(name, ".idx") {
+            let both = input.tree.get(&format!("{stem}.bin")).is_some();
+            ensure!(both, "{} has {name}, but no {stem}.bin", input.name);
+            prefixes.push(path.with_file_name(stem_of(&path)));
+        } else if let Some(stem) = without(name, ".bin") {
+            let both = input.tree.get(&format!("{stem}.idx")).is_some();
+            ensure!(both, "{} has {name}, but no {stem}.idx", input.name);
+        }
+    }
+    ensure!(!prefixes.is_empty(), "{} holds no .bin/.idx", input.name);
+    Ok(prefixes)
+}
+
+fn stem_of(path: &Path) -> std::ffi::OsString {
+    path.file_stem().unwrap_or_default().to_owned()
+}

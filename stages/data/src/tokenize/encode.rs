@@ -1,0 +1,142 @@
+//! A block of JSON lines → blocks of token ids, one for each key. Knows nothing of files, threads or progress.
+
+use anyhow::Result;
+use flow_formats::{
+    documents::{Lines, Text, texts},
+    indexed::{Block, TokenType},
+};
+
+use super::tokenizer::Tokenizer;
+
+/// How documents become ids.
+#[derive(Debug)]
+pub struct Encoder<'a> {
+    /// The tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// The faster encoder is used.
+    pub fast: bool,
+    /// The keys whose text is wanted.
+    pub keys: &'a [String],
+    /// The ids that the post-processor adds are wanted.
+    pub special: bool,
+    /// An id that every sequence must begin with, put before if the tokenizer does not.
+    pub bos: Option<u32>,
+    /// The id behind each document.
+    pub eod: Option<u32>,
+    /// The type of the ids in the files.
+    pub dtype: TokenType,
+    /// A bad line is passed over, not the end.
+    pub skip_bad: bool,
+}
+
+/// What a block of lines became.
+#[derive(Debug)]
+pub struct Encoded {
+    /// One for each key.
+    pub blocks: Vec<Block>,
+    /// How many lines it had.
+    pub lines: u64,
+    /// Lines that are no documents: number in the block from 0, and why. At most one if bad lines are not skipped.
+    pub bad: Vec<(u64, String)>,
+}
+
+impl Encoder<'_> {
+    /// Encodes lines, as Megatron's `preprocess_data.py` does: every string is a sequence, unless it gives no ids;
+    /// the document's last sequence ends with `eod`, unless there is none; a document without sequences counts.
+    ///
+    /// # Errors
+    /// The tokenizer fails.
+    pub fn encode(&self, lines: &[u8]) -> Result<Encoded> {
+        let mut encoded =
+            Encoded { blocks: self.keys.iter().map(|_| Block::new(self.dtype)).collect(), lines: 0, bad: Vec::new() };
+        for line in Lines::new(lines) {
+            let number = encoded.lines;
+            encoded.lines += 1;
+            match document(line, self.keys) {
+                Ok(found) => {
+                    for (block, text) in encoded.blocks.iter_mut().zip(&found) {
+                        self.append(block, text)?;
+                    }
+                }
+                Err(why) => {
+                    encoded.bad.push((number, why));
+                    if !self.skip_bad {
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(encoded)
+    }
+
+    fn append(&self, block: &mut Block, text: &Text<'_>) -> Result<()> {
+        let texts = match text {
+            Text::One(text) => std::slice::from_ref(text),
+            Text::Many(texts) => texts.as_slice(),
+            Text::Missing | Text::Other(_) => &[],
+        };
+        // The last sequence waits until it is known to be the last.
+        let mut last: Option<Vec<u32>> = None;
+        for text in texts {
+            let ids = self.ids(text)?;
+            if ids.is_empty() {
+                continue;
+            }
+            if let Some(before) = last.replace(ids) {
+                block.sequence(&before)?;
+            }
+        }
+        if let Some(mut ids) = last {
+            ids.extend(self.eod);
+            block.sequence(&ids)?;
+        }
+        block.end_document();
+        Ok(())
+    }
+
+    /// The ids of a text.
+    ///
+    /// # Errors
+    /// The tokenizer fails.
+    pub fn ids(&self, text: &str) -> Result<Vec<u32>> {
+        let mut ids = if self.fast {
+            self.tokenizer.encode_fast(text, self.special)?
+        } else {
+            self.tokenizer.encode_reference(text, self.special)?
+        };
+        if let Some(bos) = self.bos
+            && ids.first() != Some(&bos)
+        {
+            ids.insert(0, bos);
+        }
+        Ok(ids)
+    }
+}
+
+/// The texts under the keys; or why the line is no document.
+pub fn document<'l>(line: &'l [u8], keys: &[String]) -> Result<Vec<Text<'l>>, String> {
+    let mut found = vec![Text::Missing; keys.len()];
+    texts(line, keys, &mut found).map_err(|bad| bad.to_string())?;
+    for (key, text) in keys.iter().zip(&found) {
+        match text {
+            Text::One(_) | Text::Many(_) => {}
+            Text::Missing => return Err(missing(key, line)),
+            Text::Other(what) => return Err(format!("`{key}` {what}")),
+        }
+    }
+    Ok(found)
+}
+
+/// Says what keys there are instead.
+fn missing(key: &str, line: &[u8]) -> String {
+    let keys: Vec<String> = match serde_json::from_slice(line) {
+        Ok(serde_json::Value::Object(object)) => object.into_iter().map(|(key, _)| key).collect(),
+        _ => Vec::new(),
+    };
+    let near = flow_core::did_you_mean(key, keys.iter().map(String::as_str));
+    match near {
+        Some(near) => format!("`{key}` is missing; did you mean `{near}`?"),
+        None if keys.is_empty() => format!("`{key}` is missing"),
+        None => format!("`{key}` is missing; there are {}", keys.join(", ")),
+    }
+}

@@ -1,0 +1,276 @@
+//! `tokenize`: JSON lines → the token ids that Megatron trains on, byte-identical with its `preprocess_data.py`.
+
+mod encode;
+mod fast;
+mod pipeline;
+mod tokenizer;
+
+use std::{collections::BTreeMap, path::Path, time::Instant};
+
+use anyhow::{Context, Result, ensure};
+use flow_core::{Check, Ctx, Diagnostic, Level, Port, Ref, Stage};
+use flow_formats::{
+    compressed::{Decoder, strip_ending},
+    documents::{Blocks, Lines},
+    indexed::{IndexedWriter, TokenType},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{diagnostic, facts, refs::Refs};
+use encode::Encoder;
+use tokenizer::Files;
+
+pub use tokenizer::Tokenizer;
+
+/// The most bytes of a file that are encoded twice, to see that the faster encoder gives the reference's ids.
+const COMPARED: usize = 64 << 10;
+
+/// `kind = "tokenize"`: one node a shard. `NAME.jsonl`, also `.gz` and `.zst` → `NAME_KEY_document.bin/.idx` for each
+/// key, and `stats.json`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tokenize {
+    #[serde(skip_serializing)]
+    input: Refs,
+    /// A stage or a directory with `tokenizer.json`.
+    #[serde(skip_serializing)]
+    tokenizer: Ref,
+    /// The key whose text is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    json_key: Option<String>,
+    /// Several keys, each with files of its own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    json_keys: Vec<String>,
+    /// Every document ends with the end-of-document token.
+    #[serde(default)]
+    append_eod: bool,
+    /// That token, if it is not the tokenizer's `eos_token`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    eod_token: Option<String>,
+    /// Every sequence begins with `bos_token` (true), or gets nothing that the tokenizer's post-processor would add
+    /// (false). Left out, the post-processor decides, as in Megatron.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    add_bos: Option<bool>,
+    /// What happens with a line that is no document.
+    #[serde(default)]
+    on_bad_line: OnBadLine,
+    /// Threads that encode; as many as the stage may use if left out.
+    #[serde(default, skip_serializing)]
+    workers: Option<usize>,
+}
+
+/// What happens with a line that is no document.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum OnBadLine {
+    /// The stage fails and names the line.
+    #[default]
+    Fail,
+    /// The line is counted and left out.
+    Skip,
+}
+
+/// `stats.json`.
+#[derive(Debug, Serialize)]
+struct Stats {
+    dtype: &'static str,
+    vocabulary: usize,
+    files: BTreeMap<String, FileStats>,
+}
+
+#[derive(Debug, Serialize)]
+struct FileStats {
+    bytes: u64,
+    lines: u64,
+    skipped: u64,
+    keys: BTreeMap<String, KeyStats>,
+}
+
+#[derive(Debug, Serialize)]
+struct KeyStats {
+    documents: u64,
+    sequences: u64,
+    tokens: u64,
+}
+
+impl Stage for Tokenize {
+    const KIND: &'static str = "tokenize";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str = "Turns JSON lines into Megatron's .bin/.idx of token ids";
+
+    fn expand(mut self) -> Result<Vec<Self>, Diagnostic> {
+        match (&self.json_key, self.json_keys.is_empty()) {
+            (Some(_), false) => {
+                let error = Diagnostic::new("`json_key` and `json_keys` are both there").field("json_keys");
+                return Err(error.hint("keep one of them"));
+            }
+            (None, true) => self.json_key = Some("text".to_owned()),
+            _ => {}
+        }
+        let field = if self.json_key.is_some() { "json_key" } else { "json_keys" };
+        for key in self.keys() {
+            if key.is_empty() || key.contains(['/', '\0']) {
+                let error = Diagnostic::new(format!("`{key}` cannot be part of a file name")).field(field);
+                return Err(error.hint("the key becomes part of NAME_KEY_document.bin"));
+            }
+        }
+        if let Some(key) = self.keys().iter().enumerate().find_map(|(i, key)| self.keys()[..i].contains(key).then_some(key))
+        {
+            return Err(Diagnostic::new(format!("`{key}` stands there twice")).field(field));
+        }
+        if self.workers == Some(0) {
+            return Err(Diagnostic::new("no worker would encode anything").field("workers").hint("1 or more"));
+        }
+        Ok(vec![self])
+    }
+
+    fn ports(&self) -> Vec<Port> {
+        vec![Port::each("input", &self.input), Port::all("tokenizer", std::slice::from_ref(&self.tokenizer))]
+    }
+
+    fn check(&self, check: &mut Check<'_>) {
+        let tokenizer = check.input("tokenizer").iter().find_map(|known| known.path.clone());
+        let mut known = facts::Facts::new();
+        if let Some(path) = tokenizer {
+            match self.look_at_tokenizer(&path) {
+                Ok(facts) => known = facts,
+                Err(error) => check.error("tokenizer", error),
+            }
+        }
+        for name in ["tokenizer_vocab", "max_token_id"] {
+            if let Some(value) = check.fact("tokenizer", name).or(known.get(name)).cloned() {
+                check.provide(name, value);
+            }
+        }
+        let shards: Vec<_> = check.input("input").iter().filter_map(|known| known.path.clone()).collect();
+        for path in shards.iter().filter(|path| path.is_file()) {
+            if let Err(error) = self.look_at_shard(path) {
+                let field = if self.json_key.is_some() { "json_key" } else { "json_keys" };
+                check.error(if error.field.is_some() { "input" } else { field }, error);
+            }
+        }
+    }
+
+    fn run(&self, ctx: &Ctx<'_>) -> Result<()> {
+        let started = Instant::now();
+        let input = ctx.one("input")?;
+        let tokenizer = Tokenizer::of_input(ctx.one("tokenizer")?)?;
+        let mut encoder = self.encoder(&tokenizer)?;
+        let files: Vec<_> = input.files().into_iter().filter(|(name, _)| is_jsonl(name, input.tree.entries().len())).collect();
+        ensure!(!files.is_empty(), "{} holds no .jsonl, .jsonl.gz or .jsonl.zst", input.name);
+        if encoder.fast && !pipeline::encoders_agree(&encoder, &files[0].1, COMPARED)? {
+            encoder.fast = false;
+            let text = "the fast encoder differs from the reference on this text: going on with the reference alone";
+            ctx.log(Level::Warning, text);
+        }
+
+        let threads = self.workers.unwrap_or(ctx.threads).max(1);
+        let total = input.tree.size();
+        let (mut before, mut documents, mut tokens, mut bytes) = (0, 0, 0, 0);
+        let mut stats = Stats { dtype: encoder.dtype.name(), vocabulary: tokenizer.len(), files: BTreeMap::new() };
+        for (name, path) in &files {
+            let stem = stem(name);
+            let create = |key: &String| {
+                let prefix = ctx.out.join(format!("{stem}_{key}_document"));
+                if let Some(parent) = prefix.parent() {
+                    std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+                }
+                IndexedWriter::create(&prefix, encoder.dtype)
+            };
+            let mut writers = self.keys().iter().map(create).collect::<Result<Vec<_>>>()?;
+            let counts = pipeline::run(ctx, &encoder, threads, path, before, total, &mut writers)?;
+            before += path.metadata()?.len();
+            bytes += counts.bytes;
+            let mut keys = BTreeMap::new();
+            for (key, writer) in self.keys().iter().zip(writers) {
+                let (sequences, documents_here, tokens_here) = writer.counts();
+                documents += documents_here;
+                tokens += tokens_here;
+                keys.insert(key.clone(), KeyStats { documents: documents_here, sequences, tokens: tokens_here });
+                writer.finish()?;
+            }
+            let file = FileStats { bytes: counts.bytes, lines: counts.lines, skipped: counts.skipped, keys };
+            ensure!(stats.files.insert(stem.to_owned(), file).is_none(), "{} holds {stem} twice", input.name);
+        }
+        let text = serde_json::to_string_pretty(&stats)? + "\n";
+        std::fs::write(ctx.out.join("stats.json"), text).context("cannot write stats.json")?;
+        let seconds = started.elapsed().as_secs_f64();
+        let rate = bytes as f64 / 1e6 / seconds;
+        ctx.log(Level::Info, format!("{documents} documents, {tokens} tokens, {rate:.1} MB/s"));
+        Ok(())
+    }
+}
+
+impl Tokenize {
+    fn keys(&self) -> &[String] {
+        self.json_key.as_ref().map_or(self.json_keys.as_slice(), std::slice::from_ref)
+    }
+
+    fn encoder<'a>(&'a self, tokenizer: &'a Tokenizer) -> Result<Encoder<'a>> {
+        let eod = match (&self.eod_token, self.append_eod) {
+            (_, false) => None,
+            (Some(token), true) => Some(tokenizer.id(token).context("`eod_token`")?),
+            (None, true) => Some(tokenizer.special_id("eos_token").context("`append_eod` needs an end-of-document token")?),
+        };
+        let bos = (self.add_bos == Some(true)).then(|| tokenizer.special_id("bos_token").context("`add_bos`"));
+        Ok(Encoder {
+            tokenizer,
+            fast: tokenizer.is_fast(),
+            keys: self.keys(),
+            special: self.add_bos != Some(false),
+            bos: bos.transpose()?,
+            eod,
+            dtype: TokenType::for_vocabulary(tokenizer.len()),
+            skip_bad: self.on_bad_line == OnBadLine::Skip,
+        })
+    }
+
+    /// What the tokenizer at `path` is, or why it does not serve.
+    fn look_at_tokenizer(&self, path: &Path) -> Result<facts::Facts, Diagnostic> {
+        let files = Files::find(path).map_err(|error| {
+            diagnostic(&error).hint("`tokenizer` names a stage or a directory with a tokenizer.json")
+        })?;
+        let config = files.config().map_err(|error| diagnostic(&error))?;
+        let needed = [
+            ("append_eod", "eos_token", self.append_eod && self.eod_token.is_none()),
+            ("add_bos", "bos_token", self.add_bos == Some(true)),
+        ];
+        for (field, token, _) in needed.into_iter().filter(|needed| needed.2 && config.special(needed.1).is_none()) {
+            let error = Diagnostic::new(format!("`{field}` needs the tokenizer's `{token}`, which {} does not name", path.display()));
+            return Err(error.hint(format!("put `\"{token}\": \"…\"` into its tokenizer_config.json")));
+        }
+        facts::of_path(path).map_err(|error| diagnostic(&error))
+    }
+
+    /// Whether the first line of a shard has the keys. Reads little, and is silent where it would have to read more.
+    fn look_at_shard(&self, path: &Path) -> Result<(), Diagnostic> {
+        const LOOK: usize = 64 << 10;
+        let mut block = Vec::new();
+        let first = Decoder::open(path).and_then(|decoder| {
+            let head = std::io::Read::take(decoder, LOOK as u64);
+            Ok(Blocks::new(head, LOOK).next_into(&mut block)?)
+        });
+        first.map_err(|error| diagnostic(&error).field("input"))?;
+        let Some(line) = Lines::new(&block).next().filter(|line| line.len() < block.len()) else { return Ok(()) };
+        if self.on_bad_line == OnBadLine::Skip {
+            return Ok(());
+        }
+        encode::document(line, self.keys()).map(drop).map_err(|why| {
+            Diagnostic::new(format!("{}:1: {why}", path.display()))
+                .hint("to pass over lines that are no documents, set on_bad_line = \"skip\"")
+        })
+    }
+}
+
+/// A single file is taken whatever its name; in a directory the others are something else.
+fn is_jsonl(name: &str, entries: usize) -> bool {
+    let plain = strip_ending(name);
+    entries == 1 || [".jsonl", ".ndjson", ".json"].iter().any(|ending| plain.ends_with(ending))
+}
+
+/// `wiki/train_0.jsonl.gz` → `wiki/train_0`
+fn stem(name: &str) -> &str {
+    let plain = strip_ending(name);
+    let endings = [".jsonl", ".ndjson", ".json"];
+    endings.iter().find_map(|ending| plain.strip_suffix(ending)).filter(|stem| !stem.is_empty()).unwrap_or(plain)
+}
