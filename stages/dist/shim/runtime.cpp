@@ -26,3 +26,16 @@ FLOW_EXPORT int flow_peak_device_bytes(int device, int64_t* bytes, char** error)
     *bytes = stats.allocated_bytes[static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE)].peak;
   });
 }
+
+// One step of AdamW on fp32 tensors, in place, by libtorch's fused kernel. `step` counts from 1.
+FLOW_EXPORT int flow_adamw(
+    at::Tensor* weight, at::Tensor* gradient, at::Tensor* exp_avg, at::Tensor* exp_avg_sq, double step, double lr,
+    double beta1, double beta2, double weight_decay, double eps, char** error) {
+  return flow::guarded(error, [&] {
+    at::NoGradGuard no_grad;
+    const at::Tensor count = at::full({}, step, weight->options());
+    at::_fused_adamw_(
+        {*weight}, {*gradient}, {*exp_avg}, {*exp_avg_sq}, {}, {count}, lr, beta1, beta2, weight_decay, eps,
+        /*amsgrad=*/false, /*maximize=*/false);
+  });
+}

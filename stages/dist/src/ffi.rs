@@ -26,6 +26,20 @@ unsafe extern "C" {
     pub fn flow_be_deterministic(error: *mut *mut c_char) -> c_int;
     pub fn flow_peak_device_bytes(device: c_int, bytes: *mut i64, error: *mut *mut c_char) -> c_int;
 
+    pub fn flow_adamw(
+        weight: *const C_tensor,
+        gradient: *const C_tensor,
+        exp_avg: *const C_tensor,
+        exp_avg_sq: *const C_tensor,
+        step: f64,
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        weight_decay: f64,
+        eps: f64,
+        error: *mut *mut c_char,
+    ) -> c_int;
+
     pub fn flow_store_open(
         host: *const c_char,
         port: u16,

@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Result, bail};
+use tch::Tensor;
 
 use crate::ffi::{self, c_string, call};
 
@@ -38,6 +39,45 @@ pub fn peak_device_bytes(device: usize) -> Result<u64> {
         ffi::flow_peak_device_bytes(c_int::try_from(device).unwrap_or(c_int::MAX), &mut bytes, error)
     })?;
     Ok(bytes.max(0).unsigned_abs())
+}
+
+/// The numbers of one AdamW step.
+#[derive(Clone, Copy, Debug)]
+pub struct AdamW {
+    /// Learning rate.
+    pub lr: f64,
+    /// Decay of the moments.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decoupled.
+    pub weight_decay: f64,
+}
+
+/// Step `step` (from 1) of AdamW, in place, by libtorch's fused kernel: weight, gradient, first and second moment, all
+/// fp32 and of one shape.
+///
+/// # Errors
+/// The tensors do not fit each other.
+pub fn adamw(tensors: [&Tensor; 4], step: u64, numbers: &AdamW) -> Result<()> {
+    let [weight, gradient, exp_avg, exp_avg_sq] = tensors.map(Tensor::as_ptr);
+    let AdamW { lr, betas, eps, weight_decay } = *numbers;
+    // SAFETY: all pointers are valid for the call.
+    call(|error| unsafe {
+        ffi::flow_adamw(
+            weight,
+            gradient,
+            exp_avg,
+            exp_avg_sq,
+            step as f64,
+            lr,
+            betas[0],
+            betas[1],
+            weight_decay,
+            eps,
+            error,
+        )
+    })
 }
 
 /// Loads libtorch's GPU half, `libtorch_cuda.so`, so that CUDA is there for whoever asks afterwards. To be called

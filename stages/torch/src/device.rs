@@ -1,0 +1,41 @@
+//! Where a rank computes, and with how many threads.
+
+use std::env;
+
+use anyhow::{Result, bail};
+use flow_dist::runtime;
+use flow_plan::{Device, Rank};
+
+/// Chooses the device of a rank and sets libtorch up for it. On the CPU everything is deterministic.
+pub fn set_up(wanted: Device, rank: &Rank, threads: usize) -> Result<tch::Device> {
+    tch::set_num_threads(i32::try_from(threads.max(1))?);
+    let here = env::var("LOCAL_WORLD_SIZE").ok().and_then(|n| n.parse().ok()).unwrap_or(rank.world_size);
+    let why_not = match wanted {
+        Device::Cpu => None,
+        Device::Auto | Device::Cuda => match runtime::load_cuda() {
+            Err(why) => Some(format!("{why:#}")),
+            Ok(()) => match usize::try_from(tch::Cuda::device_count())? {
+                0 => Some("libtorch sees none".to_owned()),
+                n if n < here => Some(format!("{n} GPUs for {here} ranks on this machine")),
+                _ => return Ok(tch::Device::Cuda(rank.local_rank)),
+            },
+        },
+    };
+    if let (Device::Cuda, Some(why)) = (wanted, &why_not) {
+        bail!("device = \"cuda\", and there is no GPU to be had: {why}");
+    }
+    runtime::be_deterministic()?;
+    Ok(tch::Device::Cpu)
+}
+
+/// Bytes that this process has taken at most: of the GPU's memory, or of the machine's.
+pub fn peak_memory(device: tch::Device) -> Option<f64> {
+    match device {
+        tch::Device::Cuda(index) => runtime::peak_device_bytes(index).ok().map(|bytes| bytes as f64),
+        _ => {
+            let status = std::fs::read_to_string("/proc/self/status").ok()?;
+            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+            Some(line.trim().trim_end_matches(" kB").trim().parse::<f64>().ok()? * 1024.0)
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! The head: logits, cross-entropy and their gradients, some tokens at a time.
+//!
+//! The logits of a whole sequence over a large vocabulary would be the biggest tensor of the run. Here a chunk of tokens
+//! goes forward and backward at once, in fp32, and only its loss and gradients stay.
+
+use anyhow::Result;
+use flow_dist::Reduce;
+use flow_plan::LOSS_CHUNK_TOKENS;
+use tch::{Kind, Tensor};
+
+use super::parallel::{TensorParallel, local_ids};
+
+/// Rows of hidden states and the tokens that follow them.
+pub struct Head<'a> {
+    /// The output layer, split over the vocabulary: [v / tensor, h]
+    pub weight_vh: &'a Tensor,
+    pub tp: &'a TensorParallel,
+}
+
+/// Logits of a chunk after the softmax's numerator was taken.
+struct Scores {
+    /// exp(logit − largest): [n, v / tensor], fp32
+    exp_nv: Tensor,
+    /// Their sum over the whole vocabulary: [n]
+    sum_n: Tensor,
+    /// −ln p(target): [n]
+    nll_n: Tensor,
+    /// Targets among this rank's rows, and whether they are not: [n]
+    local_n: Tensor,
+    absent_n: Tensor,
+}
+
+impl Head<'_> {
+    /// −ln p(target) of each token, fp32, outside the graph.
+    pub fn nll(&self, hidden_nh: &Tensor, target_n: &Tensor) -> Result<Tensor> {
+        let mut parts = Vec::new();
+        for (at, n) in chunks(target_n) {
+            parts.push(self.score(&hidden_nh.narrow(0, at, n), &target_n.narrow(0, at, n))?.nll_n);
+        }
+        Ok(Tensor::cat(&parts, 0))
+    }
+
+    /// The sum of −ln p(target) (fp64, on the device), and the gradient of `scale` × that sum: by the hidden states it is
+    /// returned (this rank's partial one), by the weight it is added to `gradient_vh`, fp32.
+    pub fn loss_and_gradient(
+        &self,
+        hidden_nh: &Tensor,
+        target_n: &Tensor,
+        scale: f64,
+        gradient_vh: &mut Tensor,
+    ) -> Result<(Tensor, Tensor)> {
+        let mut loss = Tensor::zeros([], (Kind::Double, hidden_nh.device()));
+        let mut d_hidden = Vec::new();
+        for (at, n) in chunks(target_n) {
+            let hidden = hidden_nh.narrow(0, at, n);
+            let mut scores = self.score(&hidden, &target_n.narrow(0, at, n))?;
+            loss += scores.nll_n.sum(Kind::Double);
+            // d loss / d logit = p − [it is the target]
+            let scale_n = scores.sum_n.reciprocal() * scale;
+            let mut d_logits = scores.exp_nv.g_mul_(&scale_n.unsqueeze(-1));
+            let minus_n = (scores.absent_n.logical_not().to_kind(Kind::Float) * -scale).unsqueeze(-1);
+            let d_logits = d_logits.scatter_add_(1, &scores.local_n.unsqueeze(-1), &minus_n).to_kind(hidden.kind());
+            d_hidden.push(d_logits.matmul(self.weight_vh));
+            let d_logits_vn = d_logits.tr();
+            if hidden.kind() == Kind::Float {
+                let _ = gradient_vh.addmm_(&d_logits_vn, &hidden);
+            } else {
+                let _ = gradient_vh.g_add_(&d_logits_vn.matmul(&hidden));
+            }
+        }
+        Ok((loss, Tensor::cat(&d_hidden, 0)))
+    }
+
+    fn score(&self, hidden_nh: &Tensor, target_n: &Tensor) -> Result<Scores> {
+        let group = &self.tp.group;
+        let mut logits_nv = hidden_nh.linear(self.weight_vh, None::<&Tensor>).to_kind(Kind::Float);
+        let largest_n = logits_nv.amax([-1], false);
+        group.all_reduce(&largest_n, Reduce::Max)?;
+        let mut logits_nv = logits_nv.g_sub_(&largest_n.unsqueeze(-1));
+        let (local_n, absent_n) = local_ids(target_n, self.weight_vh.size()[0], group.rank());
+        let target_logit_n =
+            logits_nv.gather(1, &local_n.unsqueeze(-1), false).squeeze_dim(-1).masked_fill(&absent_n, 0.0);
+        group.all_reduce(&target_logit_n, Reduce::Sum)?;
+        let exp_nv = logits_nv.exp_();
+        let sum_n = exp_nv.sum_dim_intlist([-1i64].as_slice(), false, Kind::Float);
+        group.all_reduce(&sum_n, Reduce::Sum)?;
+        let nll_n = sum_n.log() - target_logit_n;
+        Ok(Scores { exp_nv, sum_n, nll_n, local_n, absent_n })
+    }
+}
+
+/// Where each chunk begins, and its length.
+fn chunks(target_n: &Tensor) -> impl Iterator<Item = (i64, i64)> + use<> {
+    let (total, step) = (target_n.size()[0], LOSS_CHUNK_TOKENS as i64);
+    (0..total).step_by(LOSS_CHUNK_TOKENS).map(move |at| (at, step.min(total - at)))
+}

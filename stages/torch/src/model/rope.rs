@@ -1,0 +1,53 @@
+//! Rotary position embeddings, with the scaling of Llama 3.
+
+use std::f64::consts::TAU;
+
+use flow_plan::ModelConfig;
+use tch::{Device, Kind, Tensor};
+
+/// The rotations of positions 0 to s.
+#[derive(Debug)]
+pub struct Rope {
+    /// [1, s, 1, 1, d / 2], fp32
+    cos: Tensor,
+    /// As `cos`.
+    sin: Tensor,
+}
+
+impl Rope {
+    /// Angles in fp32, by the same operations as transformers', so that far positions agree to the last bit.
+    pub fn new(config: &ModelConfig, positions: usize, device: Device) -> Self {
+        let options = (Kind::Float, Device::Cpu);
+        let angles = Tensor::arange(positions as i64, options).outer(&inverse_frequencies(config));
+        let shape = [1, positions as i64, 1, 1, config.head_dim as i64 / 2];
+        Self { cos: angles.cos().view(shape).to(device), sin: angles.sin().view(shape).to(device) }
+    }
+
+    /// Turns [b, s, …, …, d]; the halves of the last dimension are the two coordinates, as in Hugging Face's Llama.
+    pub fn rotate(&self, x: &Tensor) -> Tensor {
+        let s = x.size()[1];
+        let (cos, sin) = (self.cos.narrow(1, 0, s), self.sin.narrow(1, 0, s));
+        let halves = x.chunk(2, -1);
+        let (a, b) = (&halves[0], &halves[1]);
+        // fp32 angles make the products fp32; the result goes back to the type of x.
+        Tensor::cat(&[a * &cos - b * &sin, b * &cos + a * &sin], -1).to_kind(x.kind())
+    }
+}
+
+/// [d / 2], fp32
+fn inverse_frequencies(config: &ModelConfig) -> Tensor {
+    let d = config.head_dim as i64;
+    let exponents = Tensor::arange_start_step(0, d, 2, (Kind::Float, Device::Cpu)) / d;
+    let plain = Tensor::pow_scalar(config.rope_theta, &exponents).reciprocal();
+    let Some(scaling) = &config.rope_scaling else { return plain };
+    let (low, high) = (scaling.low_freq_factor, scaling.high_freq_factor);
+    let original = scaling.original_max_position_embeddings as f64;
+    let wave_length = plain.reciprocal() * TAU;
+    let stretched = &plain / scaling.factor;
+    // 0 for waves that do not fit into the original context, 1 for those that fit often, a line between.
+    let share = (wave_length.reciprocal() * original - low) / (high - low);
+    let blended = (share.ones_like() - &share) * &stretched + &share * &plain;
+    let long = wave_length.gt(original / low);
+    let short = wave_length.lt(original / high);
+    stretched.where_self(&long, &plain.where_self(&short, &blended))
+}

@@ -1,0 +1,221 @@
+//! [`Ranks`]: how this process finds the others, the groups it shares with them, and what became of one that is lost.
+
+use std::{
+    env,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use flow_dist::{Group, Store};
+use flow_plan::{Axis, Coords, Mesh, Parallel, Rank};
+
+/// Reads who this process is, under torchrun's names. Without RANK it is alone.
+pub fn from_environment() -> Result<Rank> {
+    let number = |name: &str, default: usize| match env::var(name) {
+        Ok(text) => text.parse().with_context(|| format!("{name}={text} is not a number")),
+        Err(_) => Ok(default),
+    };
+    let rank = Rank {
+        rank: number("RANK", 0)?,
+        world_size: number("WORLD_SIZE", 1)?,
+        local_rank: number("LOCAL_RANK", 0)?,
+        master_addr: env::var("MASTER_ADDR").unwrap_or_else(|_| "127.0.0.1".to_owned()),
+        master_port: u16::try_from(number("MASTER_PORT", 29500)?).context("MASTER_PORT is not a port")?,
+    };
+    ensure!(rank.rank < rank.world_size, "RANK {} of WORLD_SIZE {}", rank.rank, rank.world_size);
+    Ok(rank)
+}
+
+/// How long a collective may wait for a rank: FLOW_COLLECTIVE_TIMEOUT, in seconds.
+fn collective_timeout() -> Duration {
+    seconds("FLOW_COLLECTIVE_TIMEOUT", 600)
+}
+
+/// How long a rank may give no sign of life: FLOW_PEER_TIMEOUT, in seconds.
+fn peer_timeout() -> Duration {
+    seconds("FLOW_PEER_TIMEOUT", 60)
+}
+
+fn seconds(name: &str, default: u64) -> Duration {
+    Duration::from_secs(env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default))
+}
+
+/// All ranks of a run, from the place of one of them.
+#[derive(Debug)]
+pub struct Ranks {
+    /// From 0.
+    pub rank: usize,
+    /// Where it sits in the mesh.
+    pub coords: Coords,
+    /// Everyone.
+    pub world: Group,
+    /// Those that share the batch: gradients are averaged over them.
+    pub data: Group,
+    /// Those that share each layer.
+    pub tensor: Group,
+    meeting: Option<Meeting>,
+}
+
+/// The store, when there is someone to meet.
+#[derive(Clone, Debug)]
+struct Meeting {
+    store: Arc<Store>,
+    me: Rank,
+}
+
+impl Ranks {
+    /// Meets the others of a mesh. From then on a lost rank is noticed: see [`Ranks::explain`].
+    pub fn meet(me: &Rank, parallel: &Parallel) -> Result<Self> {
+        let mesh = Mesh::new(parallel);
+        ensure!(
+            mesh.world_size() == me.world_size,
+            "WORLD_SIZE is {}, and the mesh has {} ranks (tensor {} × pipeline {} × context {} × data {})",
+            me.world_size,
+            mesh.world_size(),
+            parallel.tensor,
+            parallel.pipeline,
+            parallel.context,
+            parallel.data
+        );
+        let coords = mesh.coords(me.rank);
+        if me.world_size == 1 {
+            let [world, data, tensor] = [Group::solo(), Group::solo(), Group::solo()];
+            return Ok(Self { rank: 0, coords, world, data, tensor, meeting: None });
+        }
+        let timeout = collective_timeout();
+        let store = Store::open(&me.master_addr, me.master_port, me.rank == 0, me.world_size, timeout)?;
+        let group = |name: &str, ranks: &[usize]| {
+            let place = ranks.iter().position(|rank| *rank == me.rank).context("a rank is in its own group")?;
+            Group::open(&store, &me.master_addr, &format!("{name}/{}", ranks[0]), place, ranks.len(), timeout)
+        };
+        let world = group("world", &(0..me.world_size).collect::<Vec<_>>())?;
+        let data = group("data", &mesh.group_of(&[Axis::Data, Axis::Context], me.rank))?;
+        let tensor = group("tensor", &mesh.group_of(&[Axis::Tensor], me.rank))?;
+        let meeting = Meeting { store: Arc::new(store), me: me.clone() };
+        meeting.watch()?;
+        Ok(Self { rank: me.rank, coords, world, data, tensor, meeting: Some(meeting) })
+    }
+
+    /// Hands `bytes` of every rank in `from` to rank 0, in that order; an empty list on the others. `name` is used once.
+    pub fn gather_bytes(&self, name: &str, from: &[usize], bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        let Some(Meeting { store, .. }) = &self.meeting else { return Ok(vec![bytes.to_vec()]) };
+        if from.contains(&self.rank) {
+            store.set(&format!("{name}/{}", self.rank), bytes)?;
+        }
+        if self.rank != 0 {
+            return Ok(Vec::new());
+        }
+        from.iter().map(|rank| store.get(&format!("{name}/{rank}"), collective_timeout())).collect()
+    }
+
+    /// Gives every rank what rank 0 has. `name` is used once.
+    pub fn share_bytes(&self, name: &str, bytes: Vec<u8>) -> Result<Vec<u8>> {
+        let Some(Meeting { store, .. }) = &self.meeting else { return Ok(bytes) };
+        if self.rank == 0 {
+            store.set(name, &bytes)?;
+            return Ok(bytes);
+        }
+        store.get(name, collective_timeout())
+    }
+
+    /// Parts in peace: rank 0, who serves the store, waits until all others are done.
+    pub fn leave(&self) -> Result<()> {
+        let Some(Meeting { store, me }) = &self.meeting else { return Ok(()) };
+        store.set(&format!("left/{}", me.rank), b"")?;
+        if me.rank == 0 {
+            for rank in 1..me.world_size {
+                store.get(&format!("left/{rank}"), collective_timeout())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the others why this rank gives up, and says what is known of the reason: another rank that failed before,
+    /// or one that gives no sign of life.
+    pub fn explain(&self, error: &str) -> Option<String> {
+        let Meeting { store, me } = self.meeting.as_ref()?;
+        let Ok(number) = store.add("failures", 1) else {
+            return (me.rank != 0).then(|| "rank 0, which holds the store, is gone".to_owned());
+        };
+        let reason = if number > 1 {
+            let first = store.get("failure/1", Duration::from_secs(5)).ok()?;
+            Some(format!("first failed {}", String::from_utf8_lossy(&first)))
+        } else {
+            silent(store, me)
+        };
+        let text = reason.as_deref().unwrap_or(error);
+        let _ = store.set(&format!("failure/{number}"), format!("rank {}: {text}", me.rank).as_bytes());
+        reason
+    }
+}
+
+impl Meeting {
+    /// Starts the thread that shows this rank's sign of life, and looks for the others'.
+    fn watch(&self) -> Result<()> {
+        let me = self.me.clone();
+        // A connection of its own: the other one may be waiting for something.
+        let store = Store::open(&me.master_addr, me.master_port, false, me.world_size, collective_timeout())?;
+        thread::Builder::new().name("watch".into()).spawn(move || {
+            let patience = peer_timeout();
+            let mut seen = vec![(0, Instant::now()); me.world_size];
+            loop {
+                match look(&store, &me, &mut seen) {
+                    // Without the store, rank 0 is gone: the collectives say so. One that does not is ended here.
+                    Err(_) => thread::sleep(patience),
+                    Ok(()) => thread::sleep(Duration::from_secs(1)),
+                }
+                if let Some(rank) = seen.iter().position(|(_, last)| last.elapsed() > patience) {
+                    let seconds = patience.as_secs();
+                    eprintln!("rank {}: rank {rank} has given no sign of life for {seconds} s; giving up", me.rank);
+                    crate::leave_process(1);
+                }
+            }
+        })?;
+        Ok(())
+    }
+}
+
+fn beat(rank: usize) -> String {
+    format!("beat/{rank}")
+}
+
+/// Counts this rank's beat up and notes whose has moved.
+fn look(store: &Store, me: &Rank, seen: &mut [(i64, Instant)]) -> Result<()> {
+    store.add(&beat(me.rank), 1)?;
+    for (rank, (count, last)) in seen.iter_mut().enumerate() {
+        let now = store.add(&beat(rank), 0)?;
+        if now != *count || store.has(&format!("left/{rank}"))? {
+            (*count, *last) = (now, Instant::now());
+        }
+    }
+    Ok(())
+}
+
+/// Which ranks' beat stands still.
+fn silent(store: &Store, me: &Rank) -> Option<String> {
+    let beats = || (0..me.world_size).map(|rank| store.add(&beat(rank), 0)).collect::<Result<Vec<_>>>().ok();
+    let before = beats()?;
+    thread::sleep(Duration::from_millis(2500));
+    let after = beats()?;
+    let silent: Vec<String> = (0..me.world_size)
+        .filter(|&rank| rank != me.rank && before[rank] == after[rank])
+        .map(|rank| rank.to_string())
+        .collect();
+    match silent.len() {
+        0 => None,
+        1 => Some(format!("rank {} gives no sign of life: it was killed, or its machine is lost", silent[0])),
+        _ => Some(format!("ranks {} give no sign of life", silent.join(", "))),
+    }
+}
+
+/// Refuses what this trainer does not do, before anything is read.
+pub fn supported(parallel: &Parallel) -> Result<()> {
+    for (name, size) in [("pipeline", parallel.pipeline), ("context", parallel.context)] {
+        if size > 1 {
+            bail!("{name} parallelism ({name} = {size}) is not supported by this trainer yet: set it to 1");
+        }
+    }
+    Ok(())
+}

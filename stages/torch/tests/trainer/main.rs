@@ -1,0 +1,7 @@
+//! The real program, on one and on many ranks, against another implementation and against itself.
+
+mod common;
+mod eval;
+mod refusals;
+mod resume;
+mod trace;

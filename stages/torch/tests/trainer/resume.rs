@@ -1,0 +1,146 @@
+//! Killed at any step and started again, a run gives the bytes of an undisturbed one.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    process::Child,
+    time::{Duration, Instant},
+};
+
+use crate::common::{Ended, Training, difference, finish, lines};
+use serde_json::{Value, json};
+
+/// Reads rank 0's events until the step is reported.
+fn wait_for_step(child: &mut Child, step: u64) -> Vec<Value> {
+    let mut events = Vec::new();
+    for line in BufReader::new(child.stdout.as_mut().unwrap()).lines() {
+        let event: Value = serde_json::from_str(&line.unwrap()).unwrap();
+        let reached = event["event"] == "metrics" && event["step"] == step;
+        events.push(event);
+        if reached {
+            return events;
+        }
+    }
+    panic!("step {step} was not reached");
+}
+
+fn signal(child: &Child, signal: i32) {
+    // SAFETY: sends a signal to a child that was not waited for yet.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
+}
+
+#[test]
+fn a_killed_run_goes_on_to_the_same_bytes() {
+    for precision in ["fp32", "bf16"] {
+        let changes =
+            [("precision", json!(precision)), ("parallel", json!({"data": 2})), ("checkpoint", json!({"interval": 3}))];
+        let undisturbed = Training::of("untied").with(&changes);
+        undisturbed.run();
+        let disturbed = Training::of("untied").with(&changes);
+        // Twice, at steps that have no checkpoint; once with half a line and half a checkpoint left behind.
+        for (step, victim) in [(5, 1), (14, 0)] {
+            let mut children = disturbed.start();
+            wait_for_step(&mut children[0], step);
+            signal(&children[victim], libc::SIGKILL);
+            let ended = finish(children);
+            assert!(ended.iter().all(|ended| !ended.status.success()));
+            let metrics = disturbed.path("scratch/metrics.jsonl");
+            let text = [fs::read(&metrics).unwrap(), b"{\"step\":99".to_vec()].concat();
+            fs::write(&metrics, text).unwrap();
+            fs::create_dir_all(disturbed.path("scratch/iter_0000018.tmp")).unwrap();
+            fs::write(disturbed.path("scratch/iter_0000018.tmp/.metadata"), b"half").unwrap();
+        }
+        let ended = finish(disturbed.start());
+        assert!(ended[0].stdout.contains("going on from"), "{}", ended[0].stdout);
+        assert_eq!(disturbed.result(), undisturbed.result(), "{precision}");
+    }
+}
+
+#[test]
+fn the_same_run_twice_gives_the_same_bytes() {
+    let [a, b] = [0, 1].map(|_| Training::of("tied").with(&[("parallel", json!({"data": 2}))]));
+    a.run();
+    b.run();
+    assert_eq!(a.result(), b.result());
+    assert!(a.result().keys().any(|name| name.ends_with("hf/config.json")));
+}
+
+#[test]
+fn a_run_that_is_asked_to_stop_can_go_on() {
+    let undisturbed = Training::of("tied").with(&[("parallel", json!({"data": 2}))]);
+    undisturbed.run();
+    let disturbed = Training::of("tied").with(&[("parallel", json!({"data": 2}))]);
+    let mut children = disturbed.start();
+    wait_for_step(&mut children[0], 4);
+    // One rank hears of it; all stop.
+    signal(&children[1], libc::SIGTERM);
+    for ended in finish(children) {
+        assert_eq!(ended.status.code(), Some(75), "{}", ended.stderr);
+    }
+    assert!(!disturbed.path("out/metrics.jsonl").exists());
+    disturbed.run();
+    assert_eq!(disturbed.result(), undisturbed.result());
+}
+
+#[test]
+fn another_mesh_goes_on_from_a_checkpoint() {
+    let one = Training::of("untied").run();
+    let mut run =
+        Training::of("untied").with(&[("checkpoint", json!({"interval": 4})), ("parallel", json!({"tensor": 2}))]);
+    let mut children = run.start();
+    wait_for_step(&mut children[0], 10);
+    children.iter().for_each(|child| signal(child, libc::SIGKILL));
+    finish(children);
+    run.numbers["parallel"] = json!({"data": 2});
+    let many = run.run();
+    assert!(difference(&many, &one, "loss") < 1e-5);
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over() {
+    let undisturbed = Training::of("untied");
+    undisturbed.run();
+    let disturbed = Training::of("untied").with(&[("checkpoint", json!({"interval": 3, "keep": 2}))]);
+    let mut children = disturbed.start();
+    wait_for_step(&mut children[0], 10);
+    signal(&children[0], libc::SIGKILL);
+    finish(children);
+    let newest = disturbed.path("scratch/iter_0000009");
+    let metadata = fs::read(newest.join(".metadata")).unwrap();
+    fs::write(newest.join(".metadata"), &metadata[..metadata.len() / 2]).unwrap();
+    let ended = finish(disturbed.start());
+    assert!(ended[0].stdout.contains("passed over"), "{}", ended[0].stdout);
+    assert!(ended[0].stdout.contains("after step 6"), "{}", ended[0].stdout);
+    assert_eq!(disturbed.result(), undisturbed.result());
+}
+
+#[test]
+fn a_checkpoint_of_other_parameters_is_not_continued() {
+    let mut run = Training::of("untied").with(&[("checkpoint", json!({"interval": 3})), ("max_steps", json!(7))]);
+    let mut children = run.start();
+    wait_for_step(&mut children[0], 5);
+    signal(&children[0], libc::SIGKILL);
+    finish(children);
+    run.numbers["seed"] = json!(43);
+    let Ended { stdout, .. } = finish(run.start()).remove(0);
+    assert!(stdout.contains("other parameters"), "{stdout}");
+    assert_eq!(run.metrics().len(), 7);
+}
+
+#[test]
+fn a_lost_rank_is_named() {
+    let mut run = Training::of("untied").with(&[("parallel", json!({"data": 3})), ("global_batch_size", json!(6))]);
+    run.env = vec![("FLOW_COLLECTIVE_TIMEOUT", "20")];
+    let mut children = run.start();
+    wait_for_step(&mut children[0], 3);
+    signal(&children[1], libc::SIGKILL);
+    let began = Instant::now();
+    let ended = finish(children);
+    assert!(began.elapsed() < Duration::from_secs(15));
+    for rank in [0, 2] {
+        let last = ended[rank].stderr.lines().last().unwrap();
+        assert_eq!(ended[rank].status.code(), Some(1));
+        assert!(last.starts_with(&format!("rank {rank}: ")) && last.contains("rank 1 gives no sign of life"), "{last}");
+    }
+    assert!(lines(&ended[2].stdout).is_empty(), "only rank 0 speaks");
+}
