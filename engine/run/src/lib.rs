@@ -1,22 +1,42 @@
 //! flow-engine: a pipeline file becomes a graph, the graph is walked, what is not in the cache is run.
 //!
-//! [`Project`] (the file: [`load`], [`params`], [`common`], [`link`], [`graph`]) is what a question is asked of:
-//! [`run`], [`plan()`], [`why()`], [`outputs`]. All of them decide about a node with the same [`decide`] code, so that they agree. 
-//! No stage kind is named here: the registry is handed in.
+//! [`Project`] is a loaded file: `syntax` (TOML with places) → `load` (includes, profile, `--set`) with `params` →
+//! `link` (with `common`, `order`) → [`Graph`]. Then [`run`], [`plan`], [`why`] and [`outputs`] are asked of it; all
+//! of them decide about a node in `decide`, so that they agree. A run is `runner` (the loop) over `sched` (pure) with
+//! `exec` (a node's life) and `place` (files outside of the cache); what it leaves is `record`, read by [`History`].
+//!
+//! No stage kind is named here (the registry is handed in), and nothing is drawn.
 
 mod common;
+mod decide;
+mod exec;
 mod graph;
+mod history;
 mod link;
 mod load;
 mod lockfile;
 mod order;
 mod params;
+mod place;
+mod plan;
 mod project;
+mod record;
+mod runner;
 mod sched;
+mod select;
+mod settings;
 mod syntax;
+mod why;
 
 pub use common::{Common, Resources};
 pub use graph::{Graph, Node, NodeId, PortInputs, Source, StageId, StageInfo};
+pub use history::{History, NodeRecord, RunInfo};
 pub use load::{LoadOptions, Outline, outline};
 pub use lockfile::{LOCK_FILE, LockFile, Pinned};
+pub use plan::{Plan, Planned, Verdict, outputs, plan};
 pub use project::{Checked, Project, project_dir};
+pub use record::RunHead;
+pub use runner::{RunError, Summary, run};
+pub use select::RunOptions;
+pub use settings::{SETTINGS_FILE, Settings};
+pub use why::{Change, Previous, Why, changes, why};

@@ -288,11 +288,7 @@ impl Finder<'_> {
 }
 
 /// Makes the nodes, stage by stage.
-fn expand(
-    drafts: Vec<Draft>,
-    order: &[StageId],
-    by_name: HashMap<String, StageId>,
-) -> Result<Graph, Vec<Diagnostic>> {
+fn expand(drafts: Vec<Draft>, order: &[StageId], by_name: HashMap<String, StageId>) -> Result<Graph, Vec<Diagnostic>> {
     let mut expander = Expander {
         drafts: &drafts,
         nodes: Vec::with_capacity(drafts.len()),
@@ -449,7 +445,8 @@ impl Expander<'_> {
                     let name = &taken.port.name;
                     let message = format!("`{other}` has {have} inputs and `{name}` has {}", sources.len());
                     let error = Diagnostic::new(message).at(draft.value.nearest(name).span.clone());
-                    self.errors.push(error.hint("one node is made of each, in step: give both the same number, or one"));
+                    self.errors
+                        .push(error.hint("one node is made of each, in step: give both the same number, or one"));
                     return None;
                 }
                 _ => count = Some((sources.len(), &taken.port.name)),

@@ -13,6 +13,7 @@ use std::{
     fs::{self, File},
     io::{ErrorKind, Write},
     path::Path,
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::{Context, Result};
@@ -24,7 +25,8 @@ use crate::syntax;
 /// The lock file's name in the project's folder.
 pub const LOCK_FILE: &str = "flow.lock";
 
-const HEADER: &str = "# Written by flow: what each URL gave when it was first fetched. Commit it; `flow lock --update` looks again.\n";
+const HEADER: &str =
+    "# Written by flow: what each URL gave when it was first fetched. Commit it; `flow lock --update` looks again.\n";
 
 /// What a URL gave.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -65,7 +67,9 @@ impl LockFile {
         for (url, span, value) in table.entries {
             match from_value(&value) {
                 Ok(pinned) => drop(lock.pins.insert(url, pinned)),
-                Err(error) => errors.push(error.at(span).hint("remove the entry to fetch it anew, or repair the merge")),
+                Err(error) => {
+                    errors.push(error.at(span).hint("remove the entry to fetch it anew, or repair the merge"))
+                }
             }
         }
         if errors.is_empty() { Ok(lock) } else { Err(errors) }
@@ -76,7 +80,9 @@ impl LockFile {
     /// # Errors
     /// The file cannot be read or written.
     pub fn add(project: &Path, pins: &BTreeMap<String, Pinned>) -> Result<Self> {
-        // The folder itself is what is locked: no further file is left behind. Where the file system has no locks the
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        // Against other processes the folder itself is what is locked: no further file is left behind. Where the file system has no locks the
         // rename still keeps the file whole.
         let folder = File::open(project).with_context(|| format!("cannot open {}", project.display()))?;
         let locked = folder.lock().is_ok();

@@ -131,11 +131,8 @@ impl Project {
                 continue;
             }
             let known = |source: &Source| self.known(source, &done.facts, &paths);
-            let inputs: BTreeMap<String, Vec<Known>> = node
-                .inputs
-                .iter()
-                .map(|port| (port.name.clone(), port.sources.iter().map(known).collect()))
-                .collect();
+            let inputs: BTreeMap<String, Vec<Known>> =
+                node.inputs.iter().map(|port| (port.name.clone(), port.sources.iter().map(known).collect())).collect();
             let mut check = Check {
                 project: &self.dir,
                 inputs: &inputs,
@@ -166,11 +163,9 @@ impl Project {
                 facts: facts[*node].clone(),
             },
             Source::Out { file, .. } => Known { name: file.clone(), ..Known::default() },
-            Source::Path(path) => Known {
-                name: path.display().to_string(),
-                path: Some(self.dir.join(path)),
-                facts: Facts::new(),
-            },
+            Source::Path(path) => {
+                Known { name: path.display().to_string(), path: Some(self.dir.join(path)), facts: Facts::new() }
+            }
             Source::Prefix { prefix, .. } => Known { name: prefix.display().to_string(), ..Known::default() },
         }
     }

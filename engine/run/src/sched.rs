@@ -77,7 +77,11 @@ impl<'a> Sched<'a> {
     /// A scheduler of nodes that are given as (dependencies, dependents, request), each after what it needs. All that a
     /// wanted node needs is wanted. A request for more cores than there are is a request for all of them; other
     /// requests that can never be met are the caller's to refuse.
-    pub fn new(nodes: impl Iterator<Item = (&'a [usize], &'a [usize], Request)>, wanted: &[bool], pools: Pools) -> Self {
+    pub fn new(
+        nodes: impl Iterator<Item = (&'a [usize], &'a [usize], Request)>,
+        wanted: &[bool],
+        pools: Pools,
+    ) -> Self {
         let mut sched = Self {
             dependents: Vec::with_capacity(wanted.len()),
             requests: Vec::with_capacity(wanted.len()),
@@ -355,9 +359,8 @@ mod tests {
         for seed in 0..300 {
             let mut random = Lcg(seed);
             let count = 1 + random.below(40) as usize;
-            let dependencies = (0..count)
-                .map(|id| (0..id).filter(|_| random.below(8) == 0).collect::<Vec<_>>())
-                .collect::<Vec<_>>();
+            let dependencies =
+                (0..count).map(|id| (0..id).filter(|_| random.below(8) == 0).collect::<Vec<_>>()).collect::<Vec<_>>();
             let mut shape = Shape::new(dependencies);
             for request in &mut shape.requests {
                 let (cpus, gpus, memory) = (1 + random.below(6) as u32, random.below(3) as u32, random.below(101));

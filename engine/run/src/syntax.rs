@@ -101,9 +101,7 @@ fn value(value_: Spanned<DeValue<'_>>, source: &Arc<Source>, errors: &mut Vec<Di
         },
         DeValue::Boolean(truth) => ValueKind::Bool(truth),
         DeValue::Datetime(date) => ValueKind::String(date.to_string()),
-        DeValue::Array(items) => {
-            ValueKind::Array(items.into_iter().map(|item| value(item, source, errors)).collect())
-        }
+        DeValue::Array(items) => ValueKind::Array(items.into_iter().map(|item| value(item, source, errors)).collect()),
         DeValue::Table(entries) => ValueKind::Table(table(entries, source, errors)),
     };
     Value { kind, span }

@@ -1,0 +1,289 @@
+//! What is to be done about a node: the one place that says "it is there" or "it must run, under this key".
+//!
+//! A run, a plan and a question why all come here, so that they cannot disagree.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use anyhow::{Context, Result, anyhow};
+use flow_cache::{Cache, Outcome};
+use flow_core::{Diagnostic, Digest, Entry, Input, KEY_FORMAT, Key, KeyParts, Tree};
+use rayon::prelude::*;
+
+use crate::{
+    graph::{NodeId, PortInputs, Source},
+    lockfile::{LockFile, Pinned},
+    project::Project,
+    select::Selection,
+};
+
+/// The input under which a pin enters a key.
+pub const PIN: &str = "pin";
+
+/// What is to be done about a node.
+#[derive(Debug)]
+pub enum Decision {
+    /// Nothing: its stage is off.
+    Off,
+    /// Its result is there; with the work that finds out its pin, if it has a URL that is not pinned yet.
+    Hit(Outcome, Option<Box<Work>>),
+    /// It must run.
+    Run(Box<Work>),
+}
+
+/// A node that must run.
+#[derive(Debug)]
+pub struct Work {
+    /// The key that its result is asked for with.
+    pub key: Key,
+    /// What the key is made of.
+    pub parts: KeyParts,
+    /// What its result must be, if `flow.lock` says so.
+    pub pinned: Option<Pinned>,
+    /// The URL that its result is to be pinned under, whether it is yet or not.
+    pub pin_url: Option<String>,
+    /// Why, if not just because there is no result.
+    pub reason: Reason,
+}
+
+impl Work {
+    /// What it runs under: a node with a pin runs under a key without it, and its result is known by both.
+    pub fn run_parts(&self) -> KeyParts {
+        let mut parts = self.parts.clone();
+        if self.pin_url.is_some() {
+            parts.inputs.remove(PIN);
+        }
+        parts
+    }
+}
+
+/// Why a node runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// There is no result.
+    NoResult,
+    /// Somebody wants it to.
+    Forced,
+    /// `cache = false`
+    NotCached,
+}
+
+/// Decides about one node after the other, each after what it needs.
+pub struct Decider<'a> {
+    project: &'a Project,
+    cache: &'a Cache,
+    selection: &'a Selection,
+    /// What `flow.lock` says.
+    pub lock: LockFile,
+    /// Content of the paths that enter, as it was when the run began.
+    paths: HashMap<&'a Source, (Arc<Tree>, Digest)>,
+    /// The results that are there, by node.
+    results: Vec<Option<Known>>,
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    key: Key,
+    tree: Arc<Tree>,
+    digest: Digest,
+}
+
+impl<'a> Decider<'a> {
+    /// Reads `flow.lock`, and the content of every path that enters a wanted node.
+    ///
+    /// # Errors
+    /// What cannot be read.
+    pub fn new(project: &'a Project, cache: &'a Cache, selection: &'a Selection) -> Result<Self, Vec<Diagnostic>> {
+        let graph = project.graph();
+        let lock = LockFile::read(project.dir())?;
+        let mut seen = HashSet::new();
+        let mut sources: Vec<(&Source, NodeId, &str)> = Vec::new();
+        for (id, node) in graph.nodes.iter().enumerate().filter(|(id, _)| selection.wanted[*id]) {
+            for port in &node.inputs {
+                for source in &port.sources {
+                    if source.node().is_none() && seen.insert(source) {
+                        sources.push((source, id, &port.name));
+                    }
+                }
+            }
+        }
+        // Mostly a stat a file; reading is spread over the cores by the cache itself, big file by big file.
+        let trees: Vec<Result<Tree>> =
+            sources.par_iter().with_min_len(256).map(|(source, ..)| digest_source(project, cache, source)).collect();
+        let mut paths = HashMap::with_capacity(sources.len());
+        let mut errors = Vec::new();
+        for ((source, id, port), tree) in sources.into_iter().zip(trees) {
+            match tree {
+                Ok(tree) => {
+                    let digest = tree.digest();
+                    paths.insert(source, (Arc::new(tree), digest));
+                }
+                Err(error) => {
+                    let stage = graph.stage_of(id);
+                    let place = stage.value.nearest(port).span.clone();
+                    let error = error.chain().skip(1).fold(Diagnostic::new(error.to_string()), |diagnostic, cause| {
+                        diagnostic.cause(cause.to_string())
+                    });
+                    errors.push(error.at(place));
+                }
+            }
+        }
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        Ok(Self { project, cache, selection, lock, paths, results: vec![None; graph.nodes.len()] })
+    }
+
+    /// What is to be done about a node, all of whose dependencies have results ([`Decider::set`]) or are off.
+    ///
+    /// # Errors
+    /// The cache cannot be read; a file that a stage should have made is not among its results.
+    pub fn decide(&self, id: NodeId) -> Result<Decision> {
+        let stage = self.project.graph().stage_of(id);
+        if stage.off.is_some() {
+            return Ok(Decision::Off);
+        }
+        let mut parts = self.parts(id)?;
+        let pin_url = self.project.graph().nodes[id].action.pin().map(|pin| pin.url);
+        let pinned =
+            pin_url.as_ref().filter(|_| !self.selection.update_pins[id]).and_then(|url| self.lock.pins.get(url));
+        if let Some(pinned) = pinned {
+            parts.inputs.insert(PIN.into(), vec![pinned.digest]);
+        }
+        let key = parts.key();
+        let unpinned = pin_url.is_some() && pinned.is_none();
+        let reason =
+            match (self.selection.forced[id] || (unpinned && self.selection.update_pins[id]), stage.common.cache) {
+                (true, _) => Reason::Forced,
+                (_, false) => Reason::NotCached,
+                _ => Reason::NoResult,
+            };
+        let found = if reason == Reason::NoResult { self.cache.lookup(&key)? } else { None };
+        let work = || Box::new(Work { key, parts, pinned: pinned.cloned(), pin_url, reason });
+        Ok(match found {
+            Some(outcome) => Decision::Hit(outcome, unpinned.then(work)),
+            None => Decision::Run(work()),
+        })
+    }
+
+    /// Says what the result of a node is.
+    pub fn set(&mut self, id: NodeId, key: Key, tree: Arc<Tree>) {
+        let digest = tree.digest();
+        self.results[id] = Some(Known { key, tree, digest });
+    }
+
+    /// Whether all that a node takes is known.
+    pub fn is_decidable(&self, id: NodeId) -> bool {
+        let graph = self.project.graph();
+        let known = |&id: &NodeId| self.results[id].is_some() || graph.stage_of(id).off.is_some();
+        graph.nodes[id].dependencies.iter().all(known)
+    }
+
+    /// The key and result of a node, if it is there.
+    pub fn result(&self, id: NodeId) -> Option<(&Key, &Arc<Tree>, &Digest)> {
+        self.results[id].as_ref().map(|result| (&result.key, &result.tree, &result.digest))
+    }
+
+    /// What the node's key is made of, before a pin.
+    fn parts(&self, id: NodeId) -> Result<KeyParts> {
+        let node = &self.project.graph().nodes[id];
+        let kind = self.project.graph().stage_of(id).kind;
+        let mut inputs: BTreeMap<String, Vec<Digest>> = BTreeMap::new();
+        for port in &node.inputs {
+            let digests = inputs.entry(port.name.clone()).or_default();
+            for source in &port.sources {
+                digests.push(match source {
+                    Source::Node(from) => self.of(*from)?.digest,
+                    Source::Out { node, file } => self.out(*node, file)?.digest(),
+                    Source::Path(_) | Source::Prefix { .. } => self.path(source)?.1,
+                });
+            }
+        }
+        let params = node.action.params();
+        Ok(KeyParts { format: KEY_FORMAT, kind: kind.name.into(), version: kind.version, params, inputs })
+    }
+
+    fn of(&self, id: NodeId) -> Result<&Known> {
+        self.results[id].as_ref().ok_or_else(|| anyhow!("`{}` has no result yet", self.project.graph().nodes[id].name))
+    }
+
+    fn path(&self, source: &Source) -> Result<&(Arc<Tree>, Digest)> {
+        self.paths.get(source).ok_or_else(|| anyhow!("`{source}` was not read"))
+    }
+
+    /// One file of a node's result, as if it were named by its path: a tree of one entry with the file's own name.
+    fn out(&self, id: NodeId, file: &str) -> Result<Tree> {
+        let entry = self.of(id)?.tree.get(file);
+        let entry = entry.ok_or_else(|| anyhow!("`{}` did not make `{file}`", self.project.graph().nodes[id].name))?;
+        let name = file.rsplit('/').next().unwrap_or(file).to_owned();
+        Tree::new(vec![Entry { name, ..entry.clone() }]).map_err(|error| anyhow!(error))
+    }
+
+    /// What a node takes, where it lies.
+    ///
+    /// # Errors
+    /// The cache cannot be read or written.
+    pub fn inputs(&self, id: NodeId) -> Result<BTreeMap<String, Vec<Input>>> {
+        let graph = self.project.graph();
+        let mut inputs: BTreeMap<String, Vec<Input>> = BTreeMap::new();
+        for PortInputs { name, sources } in &graph.nodes[id].inputs {
+            let port = inputs.entry(name.clone()).or_default();
+            for source in sources {
+                port.push(match source {
+                    Source::Node(from) => {
+                        let tree = Arc::clone(&self.of(*from)?.tree);
+                        Input { name: graph.nodes[*from].name.clone(), path: self.cache.view(&tree)?, tree }
+                    }
+                    Source::Out { node, file } => {
+                        let tree = Arc::new(self.out(*node, file)?);
+                        Input { name: file.clone(), path: self.cache.view(&tree)?, tree }
+                    }
+                    Source::Path(path) => Input {
+                        name: path.display().to_string(),
+                        path: self.project.dir().join(path),
+                        tree: Arc::clone(&self.path(source)?.0),
+                    },
+                    Source::Prefix { prefix, .. } => Input {
+                        name: prefix.display().to_string(),
+                        path: self.project.dir().join(prefix).parent().map_or_else(PathBuf::new, PathBuf::from),
+                        tree: Arc::clone(&self.path(source)?.0),
+                    },
+                });
+            }
+        }
+        Ok(inputs)
+    }
+
+    /// The paths that a node takes, with the content that its key was made of.
+    pub fn leaves(&self, id: NodeId) -> Vec<(Source, Digest)> {
+        let sources = self.project.graph().nodes[id].inputs.iter().flat_map(|port| &port.sources);
+        sources.filter_map(|source| Some((source.clone(), self.paths.get(source)?.1))).collect()
+    }
+}
+
+/// The content of a path that enters: a file is a tree of one entry with its own name, as is each file of a prefix.
+///
+/// # Errors
+/// It cannot be read.
+pub fn digest_source(project: &Project, cache: &Cache, source: &Source) -> Result<Tree> {
+    let read = |path: PathBuf| {
+        let path = project.dir().join(path);
+        cache.digest_path(&path).with_context(|| format!("cannot read the input {}", path.display()))
+    };
+    match source {
+        Source::Path(path) => read(path.clone()),
+        Source::Prefix { prefix, endings } => {
+            let mut entries = Vec::new();
+            for ending in *endings {
+                let mut path = prefix.clone().into_os_string();
+                path.push(ending);
+                entries.extend_from_slice(read(path.into())?.entries());
+            }
+            Tree::new(entries).map_err(|error| anyhow!(error))
+        }
+        Source::Node(_) | Source::Out { .. } => Err(anyhow!("`{source}` is not a path")),
+    }
+}

@@ -1,0 +1,173 @@
+//! The life of one node that must run, on its own thread: claim its key, run it, check what it did, commit, put its
+//! files in their places.
+
+use std::{
+    collections::BTreeMap,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    time::Instant,
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use flow_cache::{Cache, Claim, ClaimOptions, Outcome, Slot};
+use flow_core::{Cancel, Ctx, Digest, Event, How, Input, Sink};
+
+use crate::{
+    decide::{PIN, Reason, Work, digest_source},
+    graph::{NodeId, Source},
+    lockfile::{LOCK_FILE, LockFile, Pinned},
+    place::Placer,
+    project::Project,
+};
+
+/// What all nodes of a run share.
+pub struct Env<'a> {
+    pub project: &'a Project,
+    pub cache: &'a Cache,
+    pub sink: &'a dyn Sink,
+    pub placer: &'a Placer<'a>,
+}
+
+/// One node's work, with all that it needs.
+pub struct Job {
+    pub id: NodeId,
+    pub work: std::sync::Arc<Work>,
+    /// Why it runs, for people.
+    pub why: String,
+    pub inputs: BTreeMap<String, Vec<Input>>,
+    /// The paths among its inputs, with the content that its key was made of.
+    pub leaves: Vec<(Source, Digest)>,
+    pub threads: usize,
+    pub cancel: Cancel,
+    /// Its exports may overwrite files of the user's.
+    pub overwrite: bool,
+}
+
+/// A node's result, and how it came.
+#[derive(Debug)]
+pub struct Made {
+    pub outcome: Outcome,
+    pub how: How,
+}
+
+impl Env<'_> {
+    /// Makes a node's result, or takes it from another flow that was making it.
+    ///
+    /// # Errors
+    /// The stage failed, [`flow_core::Cancelled`], the result is not what it must be, the cache cannot be written.
+    pub fn execute(&self, job: &Job) -> Result<Made> {
+        let run_parts = job.work.run_parts();
+        let run_key = run_parts.key();
+        // What the URL gave before is of no use if it is not what the lock file asks for.
+        let stale = match &job.work.pinned {
+            Some(pinned) => self.cache.record(&run_key)?.is_some_and(|record| record.tree.digest() != pinned.digest),
+            None => false,
+        };
+        let node = &self.project.graph().nodes[job.id].name;
+        let waiting = |reason: &str| self.sink.emit(Event::Waiting { node: node.clone(), reason: reason.to_owned() });
+        let options = ClaimOptions {
+            resumable: self.project.graph().stage_of(job.id).kind.resumable,
+            cancel: &job.cancel,
+            waiting: &waiting,
+            ignore_hit: stale || job.work.reason != Reason::NoResult,
+        };
+        let (outcome, how) = match self.cache.claim(&run_key, &options)? {
+            Claim::Hit(outcome) => {
+                let how = if outcome.waited { How::Shared } else { How::Cached };
+                (outcome, how)
+            }
+            Claim::Miss(slot) => {
+                let how = if slot.resumed() { How::Resumed } else { How::Ran };
+                self.sink.emit(Event::Started { node: node.clone(), key: job.work.key, why: job.why.clone() });
+                let began = Instant::now();
+                self.run_in(&slot, job, node)?;
+                self.check(&slot, job, node)?;
+                (slot.commit(&run_parts, began.elapsed().as_secs_f64())?, how)
+            }
+        };
+        let outcome = self.pin(&job.work, outcome)?;
+        self.place(job.id, &outcome, job.overwrite)?;
+        Ok(Made { outcome, how })
+    }
+
+    fn run_in(&self, slot: &Slot, job: &Job, node: &str) -> Result<()> {
+        let ctx = Ctx {
+            node,
+            inputs: &job.inputs,
+            out: slot.out(),
+            scratch: slot.scratch(),
+            project: self.project.dir(),
+            pinned: job.work.pinned.as_ref().map(|pinned| pinned.digest),
+            threads: job.threads,
+            sink: self.sink,
+            cancel: &job.cancel,
+        };
+        let action = &self.project.graph().nodes[job.id].action;
+        match catch_unwind(AssertUnwindSafe(|| action.run(&ctx))) {
+            Ok(result) => result,
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+                Err(anyhow!("{text}").context("the stage panicked: this is a defect of flow"))
+            }
+        }
+    }
+
+    /// What a stage must have left, and must have left alone.
+    fn check(&self, slot: &Slot, job: &Job, node: &str) -> Result<()> {
+        for out in self.project.graph().nodes[job.id].action.outs() {
+            let made = slot.out().join(Path::new(out)).is_file();
+            ensure!(made, "the stage did not make `{out}`, which it lists in `outs`");
+        }
+        for (source, digest) in &job.leaves {
+            let now = digest_source(self.project, self.cache, source)?.digest();
+            if now != *digest {
+                bail!("`{source}` changed while `{node}` ran: the result would not be what its key says; run again");
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks the result of a URL against `flow.lock`, or writes it there; and makes it known under its final key.
+    ///
+    /// # Errors
+    /// It is not what `flow.lock` asks for; the lock file or the cache cannot be written.
+    pub fn pin(&self, work: &Work, outcome: Outcome) -> Result<Outcome> {
+        let Some(url) = &work.pin_url else { return Ok(outcome) };
+        let digest = outcome.tree.digest();
+        let mut parts = work.parts.clone();
+        match &work.pinned {
+            Some(pinned) if pinned.digest != digest => {
+                return Err(anyhow!("pinned {} ({} bytes)", pinned.digest.short(), pinned.size))
+                    .context(format!("it gave   {} ({} bytes)", digest.short(), outcome.tree.size()))
+                    .context(format!(
+                        "{url} gives something else than {LOCK_FILE} pins: `flow lock --update` takes what it gives now"
+                    ));
+            }
+            Some(_) => {}
+            None => {
+                let pinned = Pinned { digest, size: outcome.tree.size(), etag: None };
+                LockFile::add(self.project.dir(), &BTreeMap::from([(url.clone(), pinned)]))?;
+                parts.inputs.insert(PIN.into(), vec![digest]);
+            }
+        }
+        self.cache.alias(&parts, &outcome)
+    }
+
+    /// Puts a result's files in their places outside of the cache.
+    ///
+    /// # Errors
+    /// A file of the user's is in the way; something cannot be written.
+    pub fn place(&self, id: NodeId, outcome: &Outcome, overwrite: bool) -> Result<()> {
+        let node = &self.project.graph().nodes[id];
+        let export = self.project.graph().stage_of(id).common.export.as_deref();
+        let outs = node.action.outs();
+        if outs.is_empty() && export.is_none() {
+            return Ok(());
+        }
+        let missing = self.placer.missing(outs, export, &outcome.tree)?;
+        self.placer
+            .place(&node.name, export, &outcome.tree, &missing, overwrite)
+            .with_context(|| "the result is in the cache, but cannot be put in its place".to_owned())
+    }
+}

@@ -1,0 +1,171 @@
+//! Runs that were, and runs that go on: reads what [`crate::record`] writes, also from another process.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, TryLockError},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use flow_cache::Cache;
+use flow_core::{Digest, Event, How, Key, Record};
+use serde::{Deserialize, Serialize};
+
+use crate::record::{ALIVE, EVENTS, RUN, RunHead, log_path};
+
+/// The runs of a cache.
+#[derive(Clone, Debug)]
+pub struct History {
+    runs: PathBuf,
+}
+
+/// A run.
+#[derive(Clone, Debug)]
+pub struct RunInfo {
+    /// Its id.
+    pub id: String,
+    /// Where its files are.
+    pub dir: PathBuf,
+    /// What it is, and how it ended.
+    pub head: RunHead,
+    /// It goes on: its process holds a lock.
+    pub alive: bool,
+}
+
+/// What became of a node in a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    /// Its key.
+    pub key: Key,
+    /// How its result came; nothing if it failed or did not finish.
+    pub how: Option<How>,
+    /// The digest of its result.
+    pub digest: Option<Digest>,
+    /// How long it took in that run, in seconds.
+    pub seconds: f64,
+    /// The size of its result.
+    pub bytes: u64,
+}
+
+impl History {
+    /// Of a cache.
+    #[must_use]
+    pub fn open(cache: &Cache) -> Self {
+        Self { runs: cache.runs_dir() }
+    }
+
+    /// Every run, the newest first. What is not a run's directory is passed over.
+    ///
+    /// # Errors
+    /// The directory of runs cannot be read.
+    pub fn list(&self) -> Result<Vec<RunInfo>> {
+        Ok(self.ids()?.iter().filter_map(|id| self.read(id).ok()).collect())
+    }
+
+    /// The run with this id, or with the only id that begins so; `last` is the newest.
+    ///
+    /// # Errors
+    /// There is none, or there are several.
+    pub fn find(&self, id: &str) -> Result<RunInfo> {
+        let ids = self.ids()?;
+        if id == "last" {
+            return ids.iter().find_map(|id| self.read(id).ok()).context("there are no runs yet");
+        }
+        if ids.iter().any(|other| other == id) {
+            return self.read(id);
+        }
+        let mut matching = ids.iter().filter(|other| !id.is_empty() && other.starts_with(id));
+        match (matching.next(), matching.next()) {
+            (Some(one), None) => self.read(one),
+            (Some(_), Some(_)) => bail!("several runs begin with `{id}`: write more of the id"),
+            (None, _) => bail!("there is no run `{id}`"),
+        }
+    }
+
+    /// The newest run of a pipeline file (absolute).
+    ///
+    /// # Errors
+    /// The directory of runs cannot be read.
+    pub fn last(&self, pipeline: &Path) -> Result<Option<RunInfo>> {
+        Ok(self.of(pipeline)?.next())
+    }
+
+    /// The runs of a pipeline file (absolute), the newest first, read as they are asked for.
+    pub(crate) fn of(&self, pipeline: &Path) -> Result<impl Iterator<Item = RunInfo>> {
+        let ids = self.ids()?;
+        Ok(ids.into_iter().filter_map(|id| self.read(&id).ok()).filter(move |run| run.head.file == pipeline))
+    }
+
+    fn ids(&self) -> Result<Vec<String>> {
+        let entries = fs::read_dir(&self.runs).with_context(|| format!("cannot read {}", self.runs.display()))?;
+        let mut ids: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
+        ids.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(ids)
+    }
+
+    fn read(&self, id: &str) -> Result<RunInfo> {
+        let dir = self.runs.join(id);
+        let bytes = fs::read(dir.join(RUN)).with_context(|| format!("there is no run `{id}`"))?;
+        let head: RunHead = serde_json::from_slice(&bytes).with_context(|| format!("the record of run `{id}`"))?;
+        let alive = head.finished.is_none()
+            && File::open(dir.join(ALIVE)).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)));
+        Ok(RunInfo { id: id.to_owned(), dir, head, alive })
+    }
+}
+
+impl RunInfo {
+    /// What happened, in order. A line that is not whole (the run goes on, or was killed) ends it.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn events(&self) -> Result<Vec<Record>> {
+        let path = self.dir.join(EVENTS);
+        if !path.exists() {
+            return Ok(Vec::new());
+        }
+        let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let lines = text.split(|&byte| byte == b'\n');
+        Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
+    }
+
+    /// What became of each node, also of a run that found all as another had left it.
+    ///
+    /// # Errors
+    /// The record cannot be read.
+    pub fn nodes(&self) -> Result<BTreeMap<String, NodeRecord>> {
+        if let Some(other) = &self.head.same_nodes_as {
+            let dir = self.dir.with_file_name(other);
+            let same = Self { id: other.clone(), dir, head: RunHead::default(), alive: false };
+            let mut nodes = same.nodes()?;
+            for node in nodes.values_mut() {
+                node.how = node.how.map(|how| if how == How::Off { how } else { How::Cached });
+                node.seconds = 0.0;
+            }
+            return Ok(nodes);
+        }
+        let mut nodes = BTreeMap::new();
+        for record in self.events()? {
+            match record.event {
+                Event::Started { node, key, .. } => {
+                    nodes.insert(node, NodeRecord { key, how: None, digest: None, seconds: 0.0, bytes: 0 });
+                }
+                Event::Finished { node, how, key, digest, seconds, bytes, .. } => {
+                    nodes.insert(node, NodeRecord { key, how: Some(how), digest: Some(digest), seconds, bytes });
+                }
+                Event::Failed { node, seconds, .. } => {
+                    if let Some(node) = nodes.get_mut(&node) {
+                        node.seconds = seconds;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(nodes)
+    }
+
+    /// Where the log of a node is, if it wrote one: plain lines.
+    #[must_use]
+    pub fn log_path(&self, node: &str) -> PathBuf {
+        log_path(&self.dir, node)
+    }
+}

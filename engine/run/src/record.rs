@@ -1,0 +1,372 @@
+//! What a run leaves behind while it goes on: `runs/<id>/run.json`, `events.jsonl`, `logs/<node>.log`.
+//!
+//! A run that finds everything in the cache, as the last one left it, leaves only a small `run.json` that names that
+//! last one: nothing is written a node.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    fs::{self, File, OpenOptions},
+    io::Write,
+    path::{Path, PathBuf},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context, Result};
+use flow_cache::Cache;
+use flow_core::{Digest, Event, How, Level, Record, Sink};
+use serde::{Deserialize, Serialize};
+
+use crate::project::Project;
+
+/// How many of the last lines of a node's log a failure shows.
+const TAIL: usize = 20;
+/// Progress of a node goes to disk at most so often, in seconds.
+const PROGRESS_EVERY: f64 = 1.0;
+
+/// `run.json`: what a run is, and how it ended.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunHead {
+    /// The run's id: its time and a few digits that tell it from others.
+    pub id: String,
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The pipeline file, absolute.
+    pub file: PathBuf,
+    /// The profile that was chosen.
+    pub profile: Option<String>,
+    /// What was set on the command line.
+    pub set: Vec<String>,
+    /// When it began, in seconds since 1970.
+    pub started: f64,
+    /// When it ended; nothing while it goes on, or if it was killed.
+    pub finished: Option<f64>,
+    /// flow's version.
+    pub version: String,
+    /// The machine.
+    pub host: String,
+    /// The process.
+    pub pid: u32,
+    /// How many nodes were asked for.
+    pub nodes: usize,
+    /// Whether everything that was asked for is there.
+    pub ok: Option<bool>,
+    /// It was interrupted.
+    pub interrupted: bool,
+    /// Nodes that ran.
+    pub ran: usize,
+    /// Nodes whose result was there.
+    pub skipped: usize,
+    /// Nodes that failed.
+    pub failed: usize,
+    /// What the cache saved, in seconds.
+    pub saved: f64,
+    /// Every node had the key that it had in this run, and nothing ran.
+    pub same_nodes_as: Option<String>,
+}
+
+/// The last complete run of a pipeline: where its next no-op run points to.
+#[derive(Serialize, Deserialize)]
+struct Last {
+    run: String,
+    fingerprint: Digest,
+}
+
+/// Takes a run's events: to the screen, to `events.jsonl`, to the logs.
+pub struct Recorder<'a> {
+    ui: &'a dyn Sink,
+    runs: PathBuf,
+    /// Where [`Last`] of this pipeline is kept.
+    last: PathBuf,
+    state: Mutex<State>,
+}
+
+struct State {
+    head: RunHead,
+    /// Events that are not on disk yet: nothing is written before something happens.
+    waiting: Vec<Record>,
+    disk: Option<Disk>,
+    /// The first thing that could not be written.
+    trouble: Option<String>,
+}
+
+struct Disk {
+    dir: PathBuf,
+    events: File,
+    /// Locked as long as the run goes on: this is how others know that it does.
+    _alive: File,
+    logs: HashMap<String, Log>,
+    progress: HashMap<String, f64>,
+}
+
+#[derive(Default)]
+struct Log {
+    file: Option<File>,
+    tail: VecDeque<String>,
+}
+
+/// Seconds since 1970.
+pub fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
+}
+
+impl<'a> Recorder<'a> {
+    /// Of a run that begins now.
+    pub fn new(project: &Project, cache: &Cache, ui: &'a dyn Sink, nodes: usize) -> Self {
+        let started = now();
+        let head = RunHead {
+            id: new_id(started),
+            pipeline: project.name().to_owned(),
+            file: project.absolute_file(),
+            profile: project.profile().map(str::to_owned),
+            set: project.set().to_vec(),
+            started,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            host: fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
+            pid: std::process::id(),
+            nodes,
+            ..RunHead::default()
+        };
+        let last = last_file(cache, &head.file);
+        let state = State { head, waiting: Vec::new(), disk: None, trouble: None };
+        Self { ui, runs: cache.runs_dir(), last, state: Mutex::new(state) }
+    }
+
+    /// The run's id.
+    pub fn id(&self) -> String {
+        self.lock().head.id.clone()
+    }
+
+    /// The last lines of a node's log.
+    pub fn tail(&self, node: &str) -> Vec<String> {
+        let state = self.lock();
+        let log = state.disk.as_ref().and_then(|disk| disk.logs.get(node));
+        log.map_or_else(Vec::new, |log| log.tail.iter().cloned().collect())
+    }
+
+    /// Ends the record. `ended` has the outcome; `fingerprint` says which keys all nodes had, if all have results.
+    ///
+    /// # Errors
+    /// Something could not be written; the run itself is none the worse for it.
+    pub fn finish(&self, ended: impl FnOnce(&mut RunHead), fingerprint: Option<Digest>) -> Result<()> {
+        let mut state = self.lock();
+        ended(&mut state.head);
+        state.head.finished = Some(now());
+        let last: Option<Last> = fs::read(&self.last).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let same = last.filter(|last| Some(last.fingerprint) == fingerprint && self.runs.join(&last.run).is_dir());
+        match same {
+            Some(last) if state.disk.is_none() => {
+                state.head.same_nodes_as = Some(last.run);
+                let dir = self.make_dir(&mut state.head)?;
+                write_atomic(&dir.join(RUN), &serde_json::to_vec_pretty(&state.head)?)?;
+            }
+            _ => {
+                self.to_disk(&mut state);
+                if let Some(disk) = &state.disk {
+                    write_atomic(&disk.dir.join(RUN), &serde_json::to_vec_pretty(&state.head)?)?;
+                }
+                if let Some(fingerprint) = fingerprint {
+                    let last = Last { run: state.head.id.clone(), fingerprint };
+                    write_atomic(&self.last, &serde_json::to_vec(&last)?)?;
+                }
+            }
+        }
+        match state.trouble.take() {
+            Some(trouble) => Err(anyhow::anyhow!(trouble)),
+            None => Ok(()),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes the run's directory. Another run that began in the same instant has another id.
+    fn make_dir(&self, head: &mut RunHead) -> Result<PathBuf> {
+        loop {
+            let dir = self.runs.join(&head.id);
+            match fs::create_dir(&dir) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => head.id.push('x'),
+                made => return made.map(|()| dir).with_context(|| "cannot make a directory for the run".to_owned()),
+            }
+        }
+    }
+
+    /// Begins to write to disk, with all that happened so far.
+    fn to_disk(&self, state: &mut State) {
+        if state.disk.is_some() || state.trouble.is_some() {
+            return;
+        }
+        let opened = (|| {
+            let dir = self.make_dir(&mut state.head)?;
+            fs::create_dir(dir.join(LOGS))?;
+            let alive = File::create(dir.join(ALIVE))?;
+            // A file system without locks only means that others cannot tell whether the run goes on.
+            alive.try_lock().ok();
+            write_atomic(&dir.join(RUN), &serde_json::to_vec_pretty(&state.head)?)?;
+            let events = OpenOptions::new().create(true).append(true).open(dir.join(EVENTS))?;
+            Ok(Disk { dir, events, _alive: alive, logs: HashMap::new(), progress: HashMap::new() })
+        })();
+        match opened {
+            Ok(disk) => state.disk = Some(disk),
+            Err(error) => return state.note(&error),
+        }
+        let mut text = Vec::new();
+        for record in std::mem::take(&mut state.waiting) {
+            append(&mut text, &record);
+        }
+        state.write(&text);
+    }
+}
+
+impl State {
+    fn note(&mut self, error: &anyhow::Error) {
+        self.trouble.get_or_insert_with(|| format!("the run's record is incomplete: {error:#}"));
+    }
+
+    fn write(&mut self, text: &[u8]) {
+        // One write a record, to a file that is only appended to: a reader sees whole lines, but for a torn last one.
+        if let Some(disk) = &mut self.disk
+            && let Err(error) = disk.events.write_all(text)
+        {
+            self.note(&error.into());
+        }
+    }
+
+    fn log(&mut self, node: &str, text: &str) {
+        let Some(disk) = &mut self.disk else { return };
+        let log = disk.logs.entry(node.to_owned()).or_default();
+        if log.tail.len() == TAIL {
+            log.tail.pop_front();
+        }
+        log.tail.push_back(text.to_owned());
+        if log.file.is_none() {
+            match OpenOptions::new().create(true).append(true).open(log_path(&disk.dir, node)) {
+                Ok(file) => log.file = Some(file),
+                Err(error) => return self.note(&error.into()),
+            }
+        }
+        if let Some(file) = &mut log.file
+            && let Err(error) = file.write_all(format!("{text}\n").as_bytes())
+        {
+            self.note(&error.into());
+        }
+    }
+}
+
+impl Sink for Recorder<'_> {
+    fn emit(&self, event: Event) {
+        let mut state = self.lock();
+        let quiet = matches!(
+            &event,
+            Event::RunStarted { .. }
+                | Event::RunFinished { .. }
+                | Event::Finished { how: How::Cached | How::Off, .. }
+                | Event::Log { .. }
+        );
+        let record = Record { time: now(), event };
+        if quiet && state.disk.is_none() {
+            state.waiting.push(record.clone());
+        } else {
+            self.to_disk(&mut state);
+            state.keep(&record);
+        }
+        // Under the lock, so that the screen sees events in the order of the file.
+        self.ui.emit(record.event);
+    }
+}
+
+impl State {
+    fn keep(&mut self, record: &Record) {
+        match &record.event {
+            Event::Log { node, level, text } => {
+                self.log(node, text);
+                if *level < Level::Warning {
+                    return;
+                }
+            }
+            Event::Progress { node, .. } => {
+                let Some(disk) = &mut self.disk else { return };
+                let last = disk.progress.entry(node.clone()).or_insert(0.0);
+                if record.time - *last < PROGRESS_EVERY {
+                    return;
+                }
+                *last = record.time;
+            }
+            Event::Finished { node, .. } | Event::Failed { node, .. } => {
+                if let Some(disk) = &mut self.disk {
+                    disk.logs.remove(node);
+                    disk.progress.remove(node);
+                }
+            }
+            _ => {}
+        }
+        let mut text = Vec::new();
+        append(&mut text, record);
+        self.write(&text);
+    }
+}
+
+/// The names of the files of a run.
+pub(crate) const RUN: &str = "run.json";
+pub(crate) const EVENTS: &str = "events.jsonl";
+pub(crate) const LOGS: &str = "logs";
+pub(crate) const ALIVE: &str = "alive.lock";
+
+/// Where a node's log is. A node's name is fit to be a file's.
+pub(crate) fn log_path(run: &Path, node: &str) -> PathBuf {
+    run.join(LOGS).join(format!("{}.log", if node.is_empty() { "flow" } else { node }))
+}
+
+fn append(text: &mut Vec<u8>, record: &Record) {
+    // A number that is no number (a loss that is NaN) is written as null; nothing else in an event can fail.
+    if serde_json::to_writer(&mut *text, record).is_ok() {
+        text.push(b'\n');
+    }
+}
+
+/// Where the last complete run of a pipeline file is noted.
+fn last_file(cache: &Cache, pipeline: &Path) -> PathBuf {
+    let name = blake3::hash(pipeline.as_os_str().as_encoded_bytes()).to_hex();
+    cache.root().join("state").join(format!("last-{}.json", &name[..32]))
+}
+
+/// Writes a file whole or not at all. Not synced: what is lost with the power is only told, never relied on.
+pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = path.with_extension(format!("tmp{}", std::process::id()));
+    let write = || fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// `20260131-235959-123a4`: date, time, milliseconds (ids sort by time), and two digits that tell runs of the same
+/// millisecond apart.
+fn new_id(time: f64) -> String {
+    let seconds = time as u64;
+    let (days, second) = ((seconds / 86_400) as i64, seconds % 86_400);
+    // Civil date from days since 1970: years begin in March, eras have 400 years.
+    let z = days + 719_468;
+    let (era, day_of_era) = (z.div_euclid(146_097), z.rem_euclid(146_097));
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    let salt = blake3::hash(format!("{time} {}", std::process::id()).as_bytes()).to_hex();
+    let milli = (time.fract() * 1000.0) as u32;
+    format!("{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}-{milli:03}{}", &salt[..2])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_dates_and_sort() {
+        assert!(new_id(0.0).starts_with("19700101-000000-"));
+        assert!(new_id(951_782_399.0).starts_with("20000228-235959-"));
+        assert!(new_id(951_782_400.0).starts_with("20000229-000000-"));
+        assert!(new_id(1_798_761_599.5).starts_with("20261231-235959-500"));
+    }
+}

@@ -1,0 +1,536 @@
+//! The loop of a run: decides about open nodes, starts what there is room for, hears what became of it.
+//!
+//! Hits are decided here, on the runner's own thread; what must run gets a thread of its own ([`crate::exec`]).
+//! Nothing runs before every stage that still has work said what cannot work ([`Project::check`]).
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
+    thread::Scope,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, anyhow};
+use flow_cache::{Cache, Outcome};
+use flow_core::{Cancel, Cancelled, Diagnostic, Event, How, Key, Level, Sink};
+
+use crate::{
+    decide::{Decider, Decision, Work},
+    exec::{Env, Job, Made},
+    graph::NodeId,
+    place::{self, Placer},
+    project::Project,
+    record::Recorder,
+    sched::{Pools, Request, Sched, State},
+    select::{RunOptions, Selection},
+    settings::Settings,
+    why::{Explainer, NO_DIGEST},
+};
+
+/// How often the runner looks whether it was asked to stop.
+const LOOK: Duration = Duration::from_millis(50);
+/// The wait before the second try; it doubles with every further one, up to [`LONGEST_REST`].
+const FIRST_REST: Duration = Duration::from_secs(1);
+const LONGEST_REST: Duration = Duration::from_secs(60);
+/// Files of a hit that are not in their place are put there by the runner itself up to so many bytes.
+const PLACE_HERE: u64 = 16 << 20;
+
+/// How a run ended.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Summary {
+    /// The run's id.
+    pub run: String,
+    /// Everything that was asked for is there.
+    pub ok: bool,
+    /// It was interrupted.
+    pub interrupted: bool,
+    /// Nodes that ran.
+    pub ran: usize,
+    /// Nodes whose result was there.
+    pub skipped: usize,
+    /// Nodes that failed.
+    pub failed: usize,
+    /// Nodes that could not run because another failed.
+    pub blocked: usize,
+    /// How long it took, in seconds.
+    pub seconds: f64,
+    /// What the cache saved, in seconds.
+    pub saved: f64,
+}
+
+/// Why a run did not take place.
+#[derive(Debug)]
+pub enum RunError {
+    /// What was asked for cannot work; nothing was run.
+    Pipeline(Vec<Diagnostic>),
+    /// The cache cannot be used.
+    Cache(anyhow::Error),
+}
+
+impl fmt::Display for RunError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pipeline(errors) => errors.iter().try_for_each(|error| writeln!(f, "{error}")),
+            Self::Cache(error) => write!(f, "{error:#}"),
+        }
+    }
+}
+
+impl std::error::Error for RunError {}
+
+/// Runs a pipeline. Blocks until everything is there, something failed, or `cancel` is set and what ran has stopped.
+///
+/// Everything that happens goes to `sink`. A log event with an empty node is about the run itself.
+///
+/// # Errors
+/// What was asked for cannot work, said before anything runs; or the cache cannot be used. That a stage failed is no
+/// error here: see [`Summary`].
+pub fn run(
+    project: &Project,
+    cache: &Cache,
+    settings: &Settings,
+    options: &RunOptions,
+    sink: &dyn Sink,
+    cancel: &Cancel,
+) -> Result<Summary, RunError> {
+    let selection = Selection::new(project.graph(), options).map_err(RunError::Pipeline)?;
+    cache.load_memo(&memo_name(project));
+    let decider = Decider::new(project, cache, &selection).map_err(RunError::Pipeline)?;
+    let recorder = Recorder::new(project, cache, sink, selection.wanted.iter().filter(|wanted| **wanted).count());
+    let placer = Placer::new(project, cache);
+    let env = Env { project, cache, sink: &recorder, placer: &placer };
+    let (sender, receiver) = channel();
+    let pools = Pools {
+        jobs: u32::try_from(settings.jobs).unwrap_or(u32::MAX),
+        cpus: settings.cpus,
+        gpus: settings.gpus,
+        memory: settings.memory,
+    };
+    let request = |id: NodeId| {
+        let resources = project.graph().stage_of(id).common.resources;
+        Request { cpus: resources.cpus.unwrap_or(1).max(1), gpus: resources.gpus, memory: resources.memory }
+    };
+    let nodes = project.graph().nodes.iter().enumerate();
+    let shape = nodes.map(|(id, node)| (node.dependencies.as_slice(), node.dependents.as_slice(), request(id)));
+    let sched = Sched::new(shape, &selection.wanted, pools);
+    let mut runner = Runner {
+        env: &env,
+        settings,
+        options,
+        selection: &selection,
+        recorder: &recorder,
+        explainer: Explainer::new(project, cache),
+        decider,
+        sched,
+        works: HashMap::new(),
+        active: HashMap::new(),
+        resting: Vec::new(),
+        sender,
+        receiver,
+        cancel,
+        checked: false,
+        began: Instant::now(),
+        summary: Summary::default(),
+    };
+    let ended = std::thread::scope(|scope| runner.go(scope));
+    // A memo that cannot be written only makes the next run slower.
+    cache.save_memo().ok();
+    ended
+}
+
+/// By what name the cache knows the memo of a pipeline.
+pub(crate) fn memo_name(project: &Project) -> String {
+    format!("{}\n{}", project.absolute_file().display(), project.profile().unwrap_or_default())
+}
+
+/// What a thread says of its node.
+struct Done {
+    id: NodeId,
+    made: Result<Made>,
+}
+
+/// What a thread is to do.
+enum Task {
+    Execute(Box<Job>),
+    /// Put a result that is there in its places.
+    Place(Outcome, bool),
+}
+
+/// A node that runs.
+struct Active {
+    began: Instant,
+    deadline: Option<Instant>,
+    cancel: Cancel,
+    timed_out: bool,
+}
+
+/// A node with work to do.
+struct Planned {
+    task: Todo,
+    tries: u32,
+}
+
+enum Todo {
+    Execute(Arc<Work>),
+    Place(Outcome),
+}
+
+struct Runner<'a> {
+    env: &'a Env<'a>,
+    settings: &'a Settings,
+    options: &'a RunOptions,
+    selection: &'a Selection,
+    recorder: &'a Recorder<'a>,
+    explainer: Explainer<'a>,
+    decider: Decider<'a>,
+    sched: Sched<'a>,
+    works: HashMap<NodeId, Planned>,
+    active: HashMap<NodeId, Active>,
+    resting: Vec<(Instant, NodeId)>,
+    sender: Sender<Done>,
+    receiver: Receiver<Done>,
+    cancel: &'a Cancel,
+    /// The stages were asked what cannot work.
+    checked: bool,
+    began: Instant,
+    summary: Summary,
+}
+
+impl<'a> Runner<'a> {
+    fn go<'scope>(&mut self, scope: &'scope Scope<'scope, '_>) -> Result<Summary, RunError>
+    where
+        'a: 'scope,
+    {
+        self.recorder.emit(Event::RunStarted {
+            run: self.recorder.id(),
+            pipeline: self.env.project.file().display().to_string(),
+            profile: self.env.project.profile().map(str::to_owned),
+            nodes: self.selection.wanted.iter().filter(|wanted| **wanted).count(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        });
+        while !self.sched.is_over() {
+            while let Some(id) = self.sched.next_open() {
+                self.decide(id)?;
+                if self.cancel.is_set() {
+                    break;
+                }
+            }
+            self.pass_on_warnings();
+            if self.sched.queued() > 0 && !self.checked && !self.cancel.is_set() {
+                self.check()?;
+            }
+            self.look_at_the_clock();
+            while let Some(id) = self.sched.start() {
+                self.start(id, scope);
+            }
+            if self.sched.running() > 0 || !self.resting.is_empty() {
+                match self.receiver.recv_timeout(LOOK) {
+                    Ok(done) => self.done(done),
+                    Err(RecvTimeoutError::Timeout) => {}
+                    Err(RecvTimeoutError::Disconnected) => unreachable!("the runner has a sender itself"),
+                }
+                while let Ok(done) = self.receiver.try_recv() {
+                    self.done(done);
+                }
+            }
+        }
+        self.pass_on_warnings();
+        Ok(self.end())
+    }
+
+    fn node(&self, id: NodeId) -> &'a str {
+        &self.env.project.graph().nodes[id].name
+    }
+
+    fn warn(&self, text: String) {
+        self.recorder.emit(Event::Log { node: String::new(), level: Level::Warning, text });
+    }
+
+    fn pass_on_warnings(&self) {
+        self.env.cache.take_warnings().into_iter().for_each(|warning| self.warn(warning));
+    }
+
+    fn decide(&mut self, id: NodeId) -> Result<(), RunError> {
+        let decision = self.decider.decide(id);
+        let settled = match decision {
+            Ok(Decision::Off) => {
+                self.finished(id, How::Off, Key(NO_DIGEST.0), NO_DIGEST, 0.0, 0, 0.0);
+                Ok(())
+            }
+            Ok(Decision::Hit(outcome, work)) => self.hit(id, outcome, work.as_deref()),
+            Ok(Decision::Run(work)) if self.selection.may_run[id] => {
+                self.works.insert(id, Planned { task: Todo::Execute(Arc::from(work)), tries: 0 });
+                self.sched.must_run(id);
+                return Ok(());
+            }
+            Ok(Decision::Run(_)) => {
+                let error = Diagnostic::new(format!("`{}` has no result in the cache, and may not run", self.node(id)));
+                let error = error.hint("leave `--only` away, or name it there too");
+                if !self.checked {
+                    return Err(RunError::Pipeline(vec![error]));
+                }
+                Err(error.into())
+            }
+            Err(error) => Err(error),
+        };
+        match settled {
+            Ok(()) if self.works.contains_key(&id) => self.sched.must_run(id),
+            Ok(()) => self.sched.hit(id),
+            Err(error) => self.failed(id, &error, 0.0),
+        }
+        Ok(())
+    }
+
+    /// A result is there: is it also pinned, and in its places?
+    fn hit(&mut self, id: NodeId, outcome: Outcome, unpinned: Option<&Work>) -> Result<()> {
+        let outcome = match unpinned {
+            Some(work) => self.env.pin(work, outcome)?,
+            None => outcome,
+        };
+        let node = &self.env.project.graph().nodes[id];
+        let export = self.env.project.graph().stage_of(id).common.export.as_deref();
+        if self.selection.may_run[id] && (!node.action.outs().is_empty() || export.is_some()) {
+            let missing = self.env.placer.missing(node.action.outs(), export, &outcome.tree)?;
+            if place::size(&missing) > PLACE_HERE {
+                self.works.insert(id, Planned { task: Todo::Place(outcome), tries: 0 });
+                return Ok(());
+            }
+            if !missing.is_empty() {
+                let overwrite = self.selection.may_overwrite[id];
+                self.env.placer.place(&node.name, export, &outcome.tree, &missing, overwrite)?;
+            }
+        }
+        self.have(id, &outcome, How::Cached, 0.0);
+        Ok(())
+    }
+
+    /// The result of a node is there, whoever made it.
+    fn have(&mut self, id: NodeId, outcome: &Outcome, how: How, seconds: f64) {
+        self.decider.set(id, outcome.key, Arc::clone(&outcome.tree));
+        let digest = self.decider.result(id).map_or(NO_DIGEST, |(.., digest)| *digest);
+        self.finished(id, how, outcome.key, digest, seconds, outcome.tree.size(), outcome.cost);
+    }
+
+    #[allow(clippy::too_many_arguments)] // they are the fields of one event
+    fn finished(
+        &mut self,
+        id: NodeId,
+        how: How,
+        key: Key,
+        digest: flow_core::Digest,
+        seconds: f64,
+        bytes: u64,
+        cost: f64,
+    ) {
+        match how {
+            How::Ran | How::Resumed => self.summary.ran += 1,
+            How::Cached | How::Shared | How::Remote => {
+                self.summary.skipped += 1;
+                self.summary.saved += cost;
+            }
+            How::Off => {}
+        }
+        self.recorder.emit(Event::Finished { node: self.node(id).to_owned(), how, key, digest, seconds, bytes, cost });
+    }
+
+    /// Asks the stages that still have work what cannot work, once, before the first of them runs.
+    fn check(&mut self) -> Result<(), RunError> {
+        self.checked = true;
+        let open = |id: NodeId| self.selection.may_run[id] && self.sched.state(id) != State::Done;
+        let mut errors = match self.env.project.check_only(&open) {
+            Ok(checked) => {
+                checked.warnings.iter().for_each(|warning| self.warn(warning.to_string()));
+                Vec::new()
+            }
+            Err(errors) => errors,
+        };
+        let graph = self.env.project.graph();
+        for stage in graph.stages.iter().filter(|stage| stage.off.is_none() && stage.nodes.clone().any(open)) {
+            let wants = stage.common.resources;
+            let mut lacks = |what: &str, wanted: u64, there_is: u64, variable: &str| {
+                if wanted > there_is {
+                    let message = format!("stage `{}` takes {wanted} {what}, and there are {there_is}", stage.name);
+                    let error = Diagnostic::new(message).at(stage.span.clone());
+                    errors.push(error.hint(format!("change its `resources`, or set {variable} if there are more")));
+                }
+            };
+            lacks("GPUs", u64::from(wants.gpus), u64::from(self.settings.gpus), "FLOW_GPUS");
+            lacks("bytes of memory", wants.memory, self.settings.memory, "FLOW_MEMORY");
+        }
+        if errors.is_empty() { Ok(()) } else { Err(RunError::Pipeline(errors)) }
+    }
+
+    /// Wakes what has rested, stops what takes too long, and everything when the run is interrupted.
+    fn look_at_the_clock(&mut self) {
+        let now = Instant::now();
+        if self.cancel.is_set() && !self.summary.interrupted {
+            self.summary.interrupted = true;
+            self.sched.stop();
+            self.active.values().for_each(|active| active.cancel.set());
+        }
+        for active in self.active.values_mut() {
+            if active.deadline.is_some_and(|deadline| deadline <= now) && !active.timed_out {
+                active.timed_out = true;
+                active.cancel.set();
+            }
+        }
+        let sched = &mut self.sched;
+        self.resting.retain(|(until, id)| {
+            let rests = *until > now;
+            if !rests {
+                sched.wake(*id);
+            }
+            rests
+        });
+    }
+
+    fn start<'scope>(&mut self, id: NodeId, scope: &'scope Scope<'scope, '_>)
+    where
+        'a: 'scope,
+    {
+        let began = Instant::now();
+        let cancel = Cancel::default();
+        let timeout = self.env.project.graph().stage_of(id).common.timeout;
+        let deadline = timeout.and_then(|timeout| began.checked_add(timeout));
+        self.active.insert(id, Active { began, deadline, cancel: cancel.clone(), timed_out: false });
+        let spawned = self.task(id, cancel).and_then(|task| {
+            let (env, sender) = (self.env, self.sender.clone());
+            let thread = std::thread::Builder::new().name(self.node(id).to_owned());
+            thread.spawn_scoped(scope, move || {
+                let made = match task {
+                    Task::Execute(job) => env.execute(&job),
+                    Task::Place(outcome, overwrite) => {
+                        env.place(id, &outcome, overwrite).map(|()| Made { outcome, how: How::Cached })
+                    }
+                };
+                // The runner hears until the last thread is done.
+                sender.send(Done { id, made }).ok();
+            })?;
+            Ok(())
+        });
+        if let Err(error) = spawned {
+            self.done(Done { id, made: Err(error) });
+        }
+    }
+
+    fn task(&self, id: NodeId, cancel: Cancel) -> Result<Task> {
+        let planned = self.works.get(&id).ok_or_else(|| anyhow!("a node without work was started"))?;
+        let overwrite = self.selection.may_overwrite[id];
+        let work = match &planned.task {
+            Todo::Place(outcome) => return Ok(Task::Place(outcome.clone(), overwrite)),
+            Todo::Execute(work) => Arc::clone(work),
+        };
+        let busy = self.sched.running() + self.sched.queued();
+        let share = self.settings.cpus as usize / busy.clamp(1, self.settings.jobs);
+        let wants = self.env.project.graph().stage_of(id).common.resources.cpus;
+        Ok(Task::Execute(Box::new(Job {
+            id,
+            why: self.explainer.explain(self.node(id), &work),
+            work,
+            inputs: self.decider.inputs(id)?,
+            leaves: self.decider.leaves(id),
+            threads: wants.map_or(share, |cpus| cpus as usize).max(1),
+            cancel,
+            overwrite,
+        })))
+    }
+
+    fn done(&mut self, done: Done) {
+        let Done { id, made } = done;
+        let Some(active) = self.active.remove(&id) else { return };
+        let seconds = active.began.elapsed().as_secs_f64();
+        let error = match made {
+            Ok(made) => {
+                self.works.remove(&id);
+                self.have(id, &made.outcome, made.how, seconds);
+                return self.sched.finished(id);
+            }
+            Err(error) => error,
+        };
+        let stopped = error.chain().any(<dyn std::error::Error>::is::<Cancelled>);
+        if stopped && !active.timed_out {
+            // Interrupted: what was done is kept for the next run, and nothing is to be said.
+            self.sched.failed(id);
+            return;
+        }
+        let error = match self.env.project.graph().stage_of(id).common.timeout {
+            Some(timeout) if active.timed_out => error.context(format!("it took longer than {timeout:?}")),
+            _ => error,
+        };
+        let retries = self.env.project.graph().stage_of(id).common.retries;
+        match self.works.get_mut(&id) {
+            Some(planned) if planned.tries < retries && !self.summary.interrupted => {
+                let rest = FIRST_REST.saturating_mul(1 << planned.tries.min(16)).min(LONGEST_REST);
+                planned.tries += 1;
+                self.resting.push((Instant::now() + rest, id));
+                self.sched.rest(id);
+                self.say_failed(id, &error, seconds, Some(rest.as_secs_f64()));
+            }
+            _ => self.failed(id, &error, seconds),
+        }
+    }
+
+    /// A node failed for good.
+    fn failed(&mut self, id: NodeId, error: &anyhow::Error, seconds: f64) {
+        self.summary.failed += 1;
+        self.say_failed(id, error, seconds, None);
+        for blocked in self.sched.failed(id) {
+            self.summary.blocked += 1;
+            let (node, by) = (self.node(blocked).to_owned(), self.node(id).to_owned());
+            self.recorder.emit(Event::Blocked { node, by });
+        }
+        if !self.options.keep_going {
+            self.sched.stop();
+        }
+    }
+
+    fn say_failed(&self, id: NodeId, error: &anyhow::Error, seconds: f64, retry_after: Option<f64>) {
+        let node = self.node(id).to_owned();
+        let log = self.recorder.tail(&node);
+        let causes = error.chain().map(ToString::to_string).collect();
+        self.recorder.emit(Event::Failed { node, causes, seconds, log, retry_after });
+    }
+
+    fn end(&mut self) -> Summary {
+        let wanted = || (0..self.selection.wanted.len()).filter(|&id| self.selection.wanted[id]);
+        let complete = wanted().all(|id| self.sched.state(id) == State::Done);
+        let mut summary = std::mem::take(&mut self.summary);
+        summary.ok = complete;
+        summary.seconds = self.began.elapsed().as_secs_f64();
+        self.recorder.emit(Event::RunFinished {
+            ok: summary.ok,
+            interrupted: summary.interrupted,
+            ran: summary.ran,
+            skipped: summary.skipped,
+            failed: summary.failed,
+            seconds: summary.seconds,
+            saved: summary.saved,
+        });
+        let fingerprint = complete.then(|| {
+            let mut hasher = blake3::Hasher::new();
+            for id in wanted() {
+                hasher.update(self.node(id).as_bytes());
+                hasher.update(&self.decider.result(id).map_or([0; 32], |(key, ..)| key.0));
+            }
+            flow_core::Digest(*hasher.finalize().as_bytes())
+        });
+        let recorded = self.recorder.finish(
+            |head| {
+                head.ok = Some(summary.ok);
+                head.interrupted = summary.interrupted;
+                (head.ran, head.skipped, head.failed) = (summary.ran, summary.skipped, summary.failed);
+                head.saved = summary.saved;
+            },
+            fingerprint,
+        );
+        if let Err(error) = recorded {
+            self.warn(format!("{error:#}"));
+        }
+        summary.run = self.recorder.id();
+        summary
+    }
+}

@@ -1,0 +1,89 @@
+//! Which nodes a run is about: what `--only`, `--from`, `--force` and targets mean on a graph.
+
+use flow_core::Diagnostic;
+
+use crate::graph::{Graph, NodeId};
+
+/// What a run is asked to do. Names are stages (`tokens`) or nodes (`tokens[2]`).
+#[derive(Clone, Debug, Default)]
+pub struct RunOptions {
+    /// Only these may run; what they need must be in the cache.
+    pub only: Vec<String>,
+    /// This and all that comes after it runs, also what is in the cache.
+    pub from: Option<String>,
+    /// These and what they need; empty means everything.
+    pub targets: Vec<String>,
+    /// These run also when they are in the cache, and may overwrite files of the user's where they export to.
+    pub force: Vec<String>,
+    /// A failure does not keep others from starting.
+    pub keep_going: bool,
+    /// Looks again at what the URLs of the asked-for nodes give, whatever `flow.lock` says.
+    pub update_pins: bool,
+    /// Only what has a URL to pin, and what that needs.
+    pub pins_only: bool,
+}
+
+/// [`RunOptions`] on a graph, by node.
+#[derive(Debug)]
+pub struct Selection {
+    /// It is looked at.
+    pub wanted: Vec<bool>,
+    /// It may run; if not, its result must be in the cache.
+    pub may_run: Vec<bool>,
+    /// It runs also when its result is in the cache.
+    pub forced: Vec<bool>,
+    /// It was named by `--force`.
+    pub may_overwrite: Vec<bool>,
+    /// What `flow.lock` says of it does not count.
+    pub update_pins: Vec<bool>,
+}
+
+impl Selection {
+    /// What `options` mean on `graph`.
+    ///
+    /// # Errors
+    /// Every name that is not in the graph.
+    pub fn new(graph: &Graph, options: &RunOptions) -> Result<Self, Vec<Diagnostic>> {
+        let mut errors = Vec::new();
+        let mut nodes = |names: &[String]| -> Vec<NodeId> {
+            let mut nodes = Vec::new();
+            for name in names {
+                match graph.select(name) {
+                    Ok(range) => nodes.extend(range),
+                    Err(error) => errors.push(error),
+                }
+            }
+            nodes
+        };
+        let targets = nodes(&options.targets);
+        let only = nodes(&options.only);
+        let force = nodes(&options.force);
+        let from = nodes(options.from.as_slice());
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+
+        let all = graph.nodes.len();
+        let mask = |ids: &[NodeId]| {
+            let mut mask = vec![false; all];
+            ids.iter().for_each(|&id| mask[id] = true);
+            mask
+        };
+        let mut asked = if targets.is_empty() { vec![true; all] } else { graph.closure(targets, true) };
+        if !only.is_empty() {
+            let only = mask(&only);
+            asked.iter_mut().zip(only).for_each(|(asked, only)| *asked &= only);
+        }
+        if options.pins_only {
+            asked.iter_mut().enumerate().for_each(|(id, asked)| *asked &= graph.nodes[id].action.pin().is_some());
+        }
+        let members = |mask: &[bool]| -> Vec<NodeId> { (0..all).filter(|&id| mask[id]).collect() };
+        let wanted = graph.closure(members(&asked), true);
+        let may_run = if only.is_empty() { wanted.clone() } else { asked.clone() };
+        let may_overwrite = mask(&force);
+        let after = graph.closure(from, false);
+        let forced = (0..all).map(|id| (may_overwrite[id] || after[id]) && may_run[id]).collect();
+        let update_pins = (0..all).map(|id| options.update_pins && asked[id]).collect();
+        Ok(Self { wanted, may_run, forced, may_overwrite, update_pins })
+    }
+}

@@ -1,0 +1,202 @@
+//! [`Settings`]: what a person, a project and an environment say of the machine: where the cache is, what there is to use.
+
+use std::path::{Path, PathBuf};
+
+use flow_core::{Diagnostic, from_value};
+use serde::Deserialize;
+
+use crate::{common, syntax};
+
+/// The settings file of a project, in the pipeline's folder or the nearest one above that has it.
+pub const SETTINGS_FILE: &str = "flow.toml";
+
+/// Settings of this machine, user, project and environment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The cache directory.
+    pub cache_dir: PathBuf,
+    /// How many nodes run at a time, at most.
+    pub jobs: usize,
+    /// Cores to use.
+    pub cpus: u32,
+    /// GPUs to use.
+    pub gpus: u32,
+    /// Bytes of memory to use.
+    pub memory: u64,
+    /// The files that were read, the strongest last.
+    pub sources: Vec<PathBuf>,
+}
+
+/// What a settings file may hold.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    cache_dir: Option<String>,
+    #[serde(default)]
+    jobs: Option<usize>,
+    #[serde(default)]
+    cpus: Option<u32>,
+    #[serde(default)]
+    gpus: Option<u32>,
+    #[serde(default, deserialize_with = "optional_bytes")]
+    memory: Option<u64>,
+}
+
+fn optional_bytes<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    common::bytes(deserializer).map(Some)
+}
+
+/// What an environment variable holds.
+type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+impl Settings {
+    /// Reads the user's file (`flow/config.toml` under `$XDG_CONFIG_HOME` or `~/.config`), the project's
+    /// ([`SETTINGS_FILE`]) and the environment (`FLOW_CACHE_DIR`, `FLOW_JOBS`, `FLOW_CPUS`, `FLOW_GPUS`, `FLOW_MEMORY`):
+    /// later wins. What nobody says, the machine says.
+    ///
+    /// # Errors
+    /// A file or variable cannot be understood: all of them, with their places.
+    pub fn load(project: &Path, env: Env<'_>) -> Result<Self, Vec<Diagnostic>> {
+        let home = env("HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
+        let directory = |variable: &str, below: &str| {
+            let named = env(variable).filter(|path| Path::new(path).is_absolute()).map(PathBuf::from);
+            named.or_else(|| home.as_ref().map(|home| home.join(below)))
+        };
+        let user = directory("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("flow/config.toml"));
+        let projects = project.ancestors().map(|dir| dir.join(SETTINGS_FILE)).find(|path| path.is_file());
+
+        let mut errors = Vec::new();
+        let mut merged = File::default();
+        let mut sources = Vec::new();
+        for path in [user.filter(|path| path.is_file()), projects].into_iter().flatten() {
+            let read = syntax::read(&path).and_then(|value| from_value::<File>(&value).map_err(|error| vec![error]));
+            match read {
+                Ok(file) => merged.lay_over(file, path.parent().unwrap_or(project), home.as_deref()),
+                Err(wrong) => errors.extend(wrong),
+            }
+            sources.push(path);
+        }
+        merged.lay_over(from_env(env, &mut errors), project, home.as_deref());
+
+        let cache =
+            merged.cache_dir.map(PathBuf::from).or_else(|| Some(directory("XDG_CACHE_HOME", ".cache")?.join("flow")));
+        if cache.is_none() {
+            errors.push(Diagnostic::new("there is no place for the cache").hint("set FLOW_CACHE_DIR, or HOME"));
+        }
+        match cache {
+            Some(cache_dir) if errors.is_empty() => {
+                let cores = std::thread::available_parallelism().map_or(1, usize::from);
+                let cpus = merged.cpus.unwrap_or_else(|| u32::try_from(cores).unwrap_or(u32::MAX)).max(1);
+                Ok(Self {
+                    cache_dir,
+                    jobs: merged.jobs.unwrap_or(cpus as usize).max(1),
+                    cpus,
+                    gpus: merged.gpus.unwrap_or_else(|| count_gpus(env)),
+                    memory: merged.memory.unwrap_or_else(machine_memory),
+                    sources,
+                })
+            }
+            _ => Err(errors),
+        }
+    }
+}
+
+impl File {
+    /// Takes what `over` says; its paths are relative to `dir`.
+    fn lay_over(&mut self, over: File, dir: &Path, home: Option<&Path>) {
+        let absolute = |path: String| match (path.strip_prefix("~/"), home) {
+            (Some(rest), Some(home)) => home.join(rest),
+            _ => dir.join(path),
+        };
+        let cache_dir = over.cache_dir.map(|path| absolute(path).to_string_lossy().into_owned());
+        self.cache_dir = cache_dir.or(self.cache_dir.take());
+        self.jobs = over.jobs.or(self.jobs);
+        self.cpus = over.cpus.or(self.cpus);
+        self.gpus = over.gpus.or(self.gpus);
+        self.memory = over.memory.or(self.memory);
+    }
+}
+
+fn from_env(env: Env<'_>, errors: &mut Vec<Diagnostic>) -> File {
+    let mut number = |variable: &str, parse: fn(&str) -> Option<u64>| {
+        let text = env(variable).filter(|text| !text.is_empty())?;
+        let number = parse(text.trim());
+        if number.is_none() {
+            errors.push(Diagnostic::new(format!("{variable}={text} is not a number")));
+        }
+        number
+    };
+    let small = |text: &str| text.parse::<u32>().ok().map(u64::from);
+    File {
+        jobs: number("FLOW_JOBS", small).map(|n| n as usize),
+        cpus: number("FLOW_CPUS", small).map(|n| n as u32),
+        gpus: number("FLOW_GPUS", small).map(|n| n as u32),
+        memory: number("FLOW_MEMORY", common::bytes_of),
+        cache_dir: env("FLOW_CACHE_DIR").filter(|path| !path.is_empty()).map(|path| {
+            // A variable's path is relative to where the person stands, not to the project.
+            std::path::absolute(&path).map_or(path, |path| path.to_string_lossy().into_owned())
+        }),
+    }
+}
+
+/// GPUs that a program would see: what `CUDA_VISIBLE_DEVICES` leaves, else NVIDIA's device files.
+fn count_gpus(env: Env<'_>) -> u32 {
+    if let Some(visible) = env("CUDA_VISIBLE_DEVICES") {
+        return visible.split(',').take_while(|id| !id.trim().is_empty() && id.trim() != "-1").count() as u32;
+    }
+    let is_gpu = |name: &str| name.strip_prefix("nvidia").is_some_and(|n| n.parse::<u32>().is_ok());
+    let entries = std::fs::read_dir("/dev").into_iter().flatten().flatten();
+    entries.filter(|entry| entry.file_name().to_str().is_some_and(is_gpu)).count() as u32
+}
+
+/// The machine's memory in bytes, or the control group's limit if that is less.
+fn machine_memory() -> u64 {
+    let total = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+    });
+    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok().and_then(|text| text.trim().parse().ok());
+    total.map_or(u64::MAX, |kib| kib.saturating_mul(1024)).min(limit.unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{collections::HashMap, fs};
+
+    fn load(project: &Path, vars: &[(&str, &str)]) -> Result<Settings, Vec<Diagnostic>> {
+        let vars: HashMap<_, _> = vars.iter().copied().collect();
+        Settings::load(project, &|name| vars.get(name).map(|value| (*value).to_owned()))
+    }
+
+    #[test]
+    fn environment_wins_over_project_over_user() {
+        let dir = tempfile::tempdir().unwrap();
+        let home = dir.path().join("home");
+        let project = dir.path().join("project/pipelines");
+        fs::create_dir_all(home.join(".config/flow")).unwrap();
+        fs::create_dir_all(&project).unwrap();
+        let home_text = home.to_str().unwrap();
+        let plain = load(&project, &[("HOME", home_text), ("CUDA_VISIBLE_DEVICES", "0,3,-1,4")]).unwrap();
+        assert_eq!(plain.cache_dir, home.join(".cache/flow"));
+        assert_eq!((plain.gpus, plain.jobs), (2, plain.cpus as usize));
+        assert!(plain.memory > 1 << 20);
+
+        fs::write(home.join(".config/flow/config.toml"), "cache_dir = '~/c'\njobs = 3\nmemory = '2GiB'").unwrap();
+        let user = load(&project, &[("HOME", home_text)]).unwrap();
+        assert_eq!((user.cache_dir, user.jobs, user.memory), (home.join("c"), 3, 2 << 30));
+
+        let file = dir.path().join("project/flow.toml");
+        fs::write(&file, "cache_dir = 'cache'\ngpus = 4").unwrap();
+        let both = load(&project, &[("HOME", home_text), ("FLOW_JOBS", "9")]).unwrap();
+        assert_eq!((both.cache_dir, both.jobs, both.gpus), (dir.path().join("project/cache"), 9, 4));
+        assert_eq!(both.sources.last(), Some(&file));
+        assert_eq!(load(&project, &[("FLOW_CACHE_DIR", "/x")]).unwrap().cache_dir, Path::new("/x"));
+
+        fs::write(&file, "cache_dri = 'cache'").unwrap();
+        let errors = load(&project, &[("FLOW_JOBS", "many"), ("HOME", home_text)]).unwrap_err();
+        assert_eq!(errors.len(), 2);
+        assert_eq!(errors[0].hints, ["did you mean `cache_dir`?"]);
+    }
+}

@@ -1,0 +1,221 @@
+//! Why a node runs, or does not: the difference of what its key is made of now and what it was made of before.
+
+use std::{cell::OnceCell, collections::BTreeMap};
+
+use flow_cache::Cache;
+use flow_core::{Diagnostic, Digest, Key, KeyParts};
+use serde_json::Value as Json;
+
+use crate::{
+    decide::{Decider, Decision, Reason, Work},
+    history::{History, NodeRecord},
+    plan::{Verdict, plan_with},
+    project::Project,
+    runner::RunError,
+    select::{RunOptions, Selection},
+};
+
+/// One part of a key that is not what it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Which: `params.seed`, `input tokenizer`, `version`, `kind`.
+    pub what: String,
+    /// What it was, if it was there.
+    pub from: Option<String>,
+    /// What it is, if it is there.
+    pub to: Option<String>,
+}
+
+impl std::fmt::Display for Change {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let of = |side: &Option<String>| side.clone().unwrap_or_else(|| "nothing".into());
+        write!(f, "{}: {} → {}", self.what, of(&self.from), of(&self.to))
+    }
+}
+
+/// What differs between two keys' parts, in a fixed order.
+#[must_use]
+pub fn changes(from: &KeyParts, to: &KeyParts) -> Vec<Change> {
+    let mut changes = Vec::new();
+    let mut differ = |what: String, from: Option<String>, to: Option<String>| {
+        if from != to {
+            changes.push(Change { what, from, to });
+        }
+    };
+    differ("kind".into(), Some(from.kind.clone()), Some(to.kind.clone()));
+    differ("version".into(), Some(from.version.to_string()), Some(to.version.to_string()));
+    differ("key format".into(), Some(from.format.to_string()), Some(to.format.to_string()));
+    let (mut before, mut after) = (BTreeMap::new(), BTreeMap::new());
+    flatten("params", &from.params, &mut before);
+    flatten("params", &to.params, &mut after);
+    inputs(from, &mut before);
+    inputs(to, &mut after);
+    let names: std::collections::BTreeSet<_> = before.keys().chain(after.keys()).cloned().collect();
+    for name in names {
+        let (from, to) = (before.remove(&name), after.remove(&name));
+        differ(name, from, to);
+    }
+    changes
+}
+
+fn flatten(path: &str, value: &Json, into: &mut BTreeMap<String, String>) {
+    match value {
+        Json::Object(map) if !map.is_empty() => {
+            map.iter().for_each(|(key, value)| flatten(&format!("{path}.{key}"), value, into));
+        }
+        _ => drop(into.insert(path.to_owned(), flow_core::canonical_json(value))),
+    }
+}
+
+fn inputs(parts: &KeyParts, into: &mut BTreeMap<String, String>) {
+    for (port, digests) in &parts.inputs {
+        for (i, digest) in digests.iter().enumerate() {
+            let name = if digests.len() == 1 { format!("input {port}") } else { format!("input {port}[{i:04}]") };
+            into.insert(name.replace("[000", "[").replace("[00", "[").replace("[0", "["), digest.short());
+        }
+    }
+}
+
+/// The run that a node is compared with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Previous {
+    /// The run's id.
+    pub run: String,
+    /// The key that the node had there.
+    pub key: Key,
+}
+
+/// Why a node would run, or would not.
+#[derive(Debug)]
+pub struct Why {
+    /// The node.
+    pub node: String,
+    /// Its key, if all that it takes is known.
+    pub key: Option<Key>,
+    /// What the key is made of.
+    pub parts: Option<KeyParts>,
+    /// What would be done about it.
+    pub verdict: Verdict,
+    /// What it is compared with.
+    pub previous: Option<Previous>,
+    /// What differs. Empty if nothing does, or if it is not known what the other key was made of.
+    pub changes: Vec<Change>,
+    /// What the other key was made of is known.
+    pub comparable: bool,
+}
+
+/// Explains the nodes that `name` (a stage or node) means, against the run `against` or the last that had them.
+///
+/// # Errors
+/// There is no such stage or run; an input cannot be read.
+pub fn why(project: &Project, cache: &Cache, name: &str, against: Option<&str>) -> Result<Vec<Why>, RunError> {
+    let graph = project.graph();
+    let nodes = graph.select(name).map_err(|error| RunError::Pipeline(vec![error]))?;
+    let options = RunOptions { targets: vec![name.to_owned()], ..RunOptions::default() };
+    let selection = Selection::new(graph, &options).map_err(RunError::Pipeline)?;
+    let explainer = Explainer::new(project, cache);
+    let (plan, decider) = plan_with(project, cache, &selection, &explainer)?;
+    let history = History::open(cache);
+    let against = match against {
+        Some(id) => {
+            let run = history.find(id).map_err(|error| RunError::Pipeline(vec![Diagnostic::new(error.to_string())]))?;
+            let nodes = run.nodes().map_err(RunError::Cache)?;
+            Some((run.id, nodes))
+        }
+        None => None,
+    };
+    let mut answers = Vec::new();
+    for id in nodes {
+        let node = graph.nodes[id].name.clone();
+        let previous = match &against {
+            Some((run, nodes)) => nodes.get(&node).map(|record| Previous { run: run.clone(), key: record.key }),
+            None => explainer.previous(&node).map(|(run, record)| Previous { run: run.clone(), key: record.key }),
+        };
+        let parts = if decider.is_decidable(id) { known_parts(&decider, cache, id)? } else { None };
+        let before = match &previous {
+            Some(previous) => cache.record(&previous.key).map_err(RunError::Cache)?.map(|record| record.parts),
+            None => None,
+        };
+        let comparable = before.is_some() && parts.is_some();
+        let changes = before.zip(parts.as_ref()).map_or_else(Vec::new, |(before, now)| changes(&before, now));
+        let verdict = plan.nodes[id].verdict.clone();
+        let key = parts.as_ref().map(KeyParts::key);
+        answers.push(Why { node, key, parts, verdict, previous, changes, comparable });
+    }
+    Ok(answers)
+}
+
+fn known_parts(decider: &Decider<'_>, cache: &Cache, id: usize) -> Result<Option<KeyParts>, RunError> {
+    Ok(match decider.decide(id).map_err(RunError::Cache)? {
+        Decision::Off => None,
+        Decision::Run(work) | Decision::Hit(_, Some(work)) => Some(work.parts),
+        Decision::Hit(outcome, None) => cache.record(&outcome.key).map_err(RunError::Cache)?.map(|record| record.parts),
+    })
+}
+
+/// Says in a line why nodes run. Looks into past runs when it is asked first, and not before.
+pub struct Explainer<'a> {
+    project: &'a Project,
+    cache: &'a Cache,
+    last: OnceCell<BTreeMap<String, (String, NodeRecord)>>,
+}
+
+/// How many past runs are looked through for the last one that had a node.
+const LOOK_BACK: usize = 20;
+
+impl<'a> Explainer<'a> {
+    pub fn new(project: &'a Project, cache: &'a Cache) -> Self {
+        Self { project, cache, last: OnceCell::new() }
+    }
+
+    /// The last run that had the node, and what became of it there.
+    pub fn previous(&self, node: &str) -> Option<&(String, NodeRecord)> {
+        self.last.get_or_init(|| self.look_back()).get(node)
+    }
+
+    fn look_back(&self) -> BTreeMap<String, (String, NodeRecord)> {
+        let mut last = BTreeMap::new();
+        // What cannot be read explains nothing, and hinders nothing.
+        let (history, file) = (History::open(self.cache), self.project.absolute_file());
+        let Ok(runs) = history.of(&file) else { return last };
+        for run in runs.take(LOOK_BACK) {
+            for (node, record) in run.nodes().unwrap_or_default() {
+                last.entry(node).or_insert_with(|| (run.id.clone(), record));
+            }
+            if self.project.graph().nodes.iter().all(|node| last.contains_key(&node.name)) {
+                break;
+            }
+        }
+        last
+    }
+
+    /// Why a node runs.
+    pub fn explain(&self, node: &str, work: &Work) -> String {
+        match work.reason {
+            Reason::Forced => return "forced".into(),
+            Reason::NotCached => return "cache = false".into(),
+            Reason::NoResult => {}
+        }
+        let Some((_, before)) = self.previous(node) else { return "never ran before".into() };
+        if before.key == work.key {
+            let failed = before.how.is_none();
+            return if failed { "did not finish last time" } else { "its result is no longer in the cache" }.into();
+        }
+        let Ok(Some(record)) = self.cache.record(&before.key) else { return "changed since the last run".into() };
+        let changes = changes(&record.parts, &work.parts);
+        let mut text: Vec<String> = changes.iter().take(3).map(Change::to_string).collect();
+        if changes.len() > 3 {
+            text.push(format!("and {} more", changes.len() - 3));
+        }
+        text.join(", ")
+    }
+
+    /// How long the node took when it last ran, in seconds.
+    pub fn expected(&self, node: &str) -> Option<f64> {
+        let (_, before) = self.previous(node)?;
+        self.cache.record(&before.key).ok()?.map(|record| record.cost)
+    }
+}
+
+/// The digest of nothing: stands where a node that is off has no key.
+pub(crate) const NO_DIGEST: Digest = Digest([0; 32]);

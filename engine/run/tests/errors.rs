@@ -1,0 +1,208 @@
+//! What cannot work is said before anything runs, all at once, in its place; what fails says why.
+
+mod kinds;
+
+use std::time::{Duration, Instant};
+
+use flow_core::Event;
+use flow_engine::{LoadOptions, Project, RunError, RunOptions};
+use kinds::{KINDS, Lab};
+
+#[test]
+fn every_error_of_a_file_at_once_with_its_place() {
+    let lab = Lab::new(
+        "[stage.raw]\nkind = 'cta'\n\
+         [stage.text]\nkind = 'cat'\ninput = ['rwa', 'raw', 'no/such.file']\n\
+         [stage.tokens]\nkind = 'cat'\ntxet = 'x'\n\
+         [stage.more]\nkind = 'cat'\nkeep = 'many'\nneeds = ['tokns']\n\
+         [stage.last]\nkind = 'cat'\nouts = ['../up']\nretries = -1\n\
+         [stage.urls]\nkind = 'get'\nurls = ['a', '{0..']\n",
+    );
+    assert_eq!(
+        lab.errors(),
+        [
+            "2:8 there is no stage kind `cta` | did you mean `cat`?",
+            "5:10 `rwa` is neither a stage nor a file or directory | did you mean the stage `raw`?",
+            &format!(
+                "5:24 `no/such.file` is neither a stage nor a file or directory | paths are relative to {}",
+                lab.path("").components().as_path().display()
+            ),
+            "8:1 unknown key `txet` | did you mean `text`?",
+            "11:8 invalid type: string \"many\", expected usize | ",
+            "16:11 invalid value: integer `-1`, expected u32 | ",
+            "19:8 the `{` of `{0..` is never closed: write `\\{` to mean it | ",
+        ]
+    );
+    lab.write(
+        "pipe.toml",
+        "[stage.a]\nkind = 'cat'\nouts = ['../up', 'x']\nneeds = ['b']\n[stage.c]\nkind = 'cat'\nouts = ['x']\n",
+    );
+    let errors = lab.errors();
+    assert_eq!(errors.len(), 3, "{errors:?}");
+    assert!(errors[0].starts_with("3:8 `../up` cannot be an output"), "{errors:?}");
+    assert!(errors[1].starts_with("4:10 there is no stage `b`"), "{errors:?}");
+    assert!(errors[2].starts_with("7:8 `x` is an output of `a` and of `c`"), "{errors:?}");
+}
+
+#[test]
+fn circles_are_named_in_full() {
+    let lab = Lab::new(
+        "[stage.a]\nkind = 'cat'\ninput = ['c']\n[stage.b]\nkind = 'cat'\ninput = ['a']\n\
+         [stage.c]\nkind = 'cat'\ninput = ['b']\n[stage.d]\nkind = 'cat'\ninput = ['made']\nouts = ['made']\n\
+         [stage.e]\nkind = 'cat'\nneeds = ['a']\n",
+    );
+    let errors = lab.errors();
+    assert_eq!(errors.len(), 2, "{errors:?}");
+    assert!(errors[0].starts_with("3:10 stages need each other in a circle: a → b → c → a"), "{errors:?}");
+    assert!(errors[1].starts_with("12:10 stages need each other in a circle: d → d"), "{errors:?}");
+}
+
+#[test]
+fn shards_must_agree_and_files_of_stages_must_be_named() {
+    let lab = Lab::new(
+        "[stage.a]\nkind = 'get'\nurls = ['{1..3}']\n[stage.b]\nkind = 'get'\nurls = ['{1..2}']\n\
+         [stage.c]\nkind = 'map'\ninput = ['a']\npair = ['b']\n\
+         [stage.d]\nkind = 'map'\ninput = ['a']\nouts = ['x']\n\
+         [stage.e]\nkind = 'cat'\ninput = ['a[3]']\n",
+    );
+    let errors = lab.errors();
+    assert_eq!(errors.len(), 3, "{errors:?}");
+    assert!(errors[0].starts_with("10:8 `input` has 3 inputs and `pair` has 2"), "{errors:?}");
+    assert!(errors[1].contains("would run 3 times"), "{errors:?}");
+    assert!(errors[2].starts_with("17:9 there is no `a[3]`"), "{errors:?}");
+
+    lab.write("pipe.toml", "[stage.a]\nkind = 'cat'\nouts = ['made/a']\n[stage.b]\nkind = 'cat'\ninput = ['made']\n");
+    lab.write("made/other", "");
+    assert!(lab.errors()[0].starts_with("6:10 `made` holds `made/a`, which stage `a` makes"));
+}
+
+#[test]
+fn a_prefix_is_several_files_and_all_must_be_there() {
+    let lab = Lab::new("[stage.x]\nkind = 'cat'\ninput = ['data/x']\n");
+    lab.write("data/x.a", "1");
+    assert!(lab.errors()[0].starts_with("3:10 `data/x.b` is missing"));
+    lab.write("data/x.b", "2");
+    assert_eq!(lab.run(), "x");
+    assert_eq!(lab.result("x"), "12");
+    lab.write("data/unrelated", "3");
+    assert_eq!(lab.run(), "");
+    lab.write("data/x.b", "3");
+    assert_eq!(lab.run(), "x");
+}
+
+#[test]
+fn stages_complain_with_facts_of_others_before_anything_runs_but_not_when_all_is_there() {
+    let pipe = "[stage.a]\nkind = 'cat'\ntext = 'abc'\n[stage.b]\nkind = 'cat'\ninput = ['a']\nmax = 5\ntext = '1'\n";
+    let lab = Lab::new(&pipe.replace('5', "3"));
+    assert_eq!(lab.errors(), ["7:7 4 bytes are more than 3 | "]);
+    let Err(RunError::Pipeline(errors)) = lab.try_run(&RunOptions::default()) else { panic!("it cannot work") };
+    assert_eq!(errors.len(), 1);
+    assert!(lab.take_ran().is_empty(), "nothing ran");
+    lab.write("pipe.toml", pipe);
+    assert_eq!(lab.run(), "a b");
+    // The limit is no part of the key: all is there, and nobody asks.
+    lab.write("pipe.toml", &pipe.replace('5', "3"));
+    assert_eq!(lab.run(), "");
+}
+
+#[test]
+fn what_the_machine_does_not_have_is_said_before_anything_runs() {
+    let lab =
+        Lab::new("[stage.a]\nkind='cat'\n[stage.b]\nkind='cat'\ninput=['a']\nresources={gpus=2, memory='1TiB'}\n");
+    let Err(RunError::Pipeline(errors)) = lab.try_run(&RunOptions::default()) else { panic!("there are no GPUs") };
+    assert!(errors[0].message.contains("takes 2 GPUs, and there are 0"), "{errors:?}");
+    assert_eq!((errors.len(), lab.take_ran().len()), (2, 0));
+}
+
+#[test]
+fn a_failure_says_its_causes_and_log_and_blocks_what_needs_it() {
+    let lab = Lab::new(
+        "[stage.a]\nkind='cat'\nfail_while='bad'\n[stage.b]\nkind='cat'\ninput=['a']\n[stage.c]\nkind='cat'\ntext='c'\n\
+         [stage.d]\nkind='panics'\n",
+    );
+    lab.write("bad", "");
+    let (summary, ran) = lab.run_with(&RunOptions { keep_going: true, ..RunOptions::default() });
+    assert_eq!(ran, ["a", "c"]);
+    assert_eq!((summary.ok, summary.failed, summary.blocked, summary.ran), (false, 2, 1, 1));
+    let mut failures = lab.failures();
+    failures.sort();
+    assert_eq!(failures[0], ("a".into(), vec!["cannot concatenate".into(), "bad is there".into()]));
+    assert!(failures[1].1[0].contains("panicked") && failures[1].1[1] == "on purpose", "{failures:?}");
+    let events = lab.events.lock().unwrap();
+    assert!(events.iter().any(|event| matches!(event, Event::Blocked { node, by } if node == "b" && by == "a")));
+    let log = |event: &Event| matches!(event, Event::Failed { node, log, .. } if node == "a" && log == &["this is a"]);
+    assert!(events.iter().any(log), "{events:?}");
+    drop(events);
+    std::fs::remove_file(lab.path("bad")).unwrap();
+    let (summary, ran) = lab.run_with(&RunOptions { keep_going: true, ..RunOptions::default() });
+    assert_eq!((ran, summary.skipped), (vec!["a".to_owned(), "b".to_owned()], 1));
+}
+
+#[test]
+fn a_failed_node_is_tried_again_and_a_slow_one_is_stopped() {
+    let lab = Lab::new(
+        "[stage.a]\nkind='cat'\nfail_while='bad'\nretries=3\n\
+         [stage.b]\nkind='cat'\ntext='b'\nsleep=60\ntimeout=1\n",
+    );
+    lab.write("bad", "");
+    let bad = lab.path("bad");
+    let remover = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(500));
+        std::fs::remove_file(bad).unwrap();
+    });
+    let began = Instant::now();
+    let (summary, ran) = lab.run_with(&RunOptions { keep_going: true, ..RunOptions::default() });
+    remover.join().unwrap();
+    assert_eq!(ran, ["a", "a", "b"]);
+    assert_eq!((summary.ran, summary.failed), (1, 1));
+    assert!(began.elapsed() < Duration::from_secs(20));
+    let failures = lab.failures();
+    assert!(failures.iter().any(|(node, causes)| node == "b" && causes[0] == "it took longer than 1s"), "{failures:?}");
+    let events = lab.events.lock().unwrap();
+    assert!(events.iter().any(|event| matches!(event, Event::Failed { retry_after: Some(_), .. })));
+}
+
+#[test]
+fn an_interrupt_stops_what_runs_and_starts_nothing() {
+    let lab = Lab::new("[stage.a]\nkind='cat'\nsleep=60\n[stage.b]\nkind='cat'\ninput=['a']\n");
+    let cancel = lab.cancel.clone();
+    let killer = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(300));
+        cancel.set();
+    });
+    let began = Instant::now();
+    let (summary, ran) = lab.run_with(&RunOptions::default());
+    killer.join().unwrap();
+    assert_eq!(ran, ["a"]);
+    assert_eq!((summary.interrupted, summary.ok, summary.failed), (true, false, 0));
+    assert!(began.elapsed() < Duration::from_secs(10));
+    assert!(lab.failures().is_empty());
+}
+
+#[test]
+fn an_input_that_changes_under_a_stage_spoils_no_key() {
+    let lab = Lab::new("[stage.a]\nkind='cat'\ninput=['in']\nspoil='in'\n");
+    lab.write("in", "good");
+    let (summary, _) = lab.run_with(&RunOptions::default());
+    assert_eq!(summary.failed, 1);
+    assert!(lab.failures()[0].1[0].contains("`in` changed while `a` ran"), "{:?}", lab.failures());
+    lab.write("in", "good");
+    assert_eq!(lab.planned(), ["a: run (did not finish last time)"], "nothing was kept under the key of `good`");
+}
+
+#[test]
+fn a_profile_and_set_reach_the_stages() {
+    let lab = Lab::new("[params]\nt = 'x'\n[stage.a]\nkind='cat'\ntext='${t}'\n[profile.mini]\nparams.t = 'mini'\n");
+    let load = |profile: Option<&str>, set: &[&str]| {
+        let options = LoadOptions {
+            profile: profile.map(str::to_owned),
+            set: set.iter().map(|set| (*set).to_owned()).collect(),
+            env: Vec::new(),
+        };
+        let project = Project::load(&lab.path("pipe.toml"), KINDS, &options).unwrap();
+        project.graph().nodes[0].action.params()["text"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(load(None, &[]), "x");
+    assert_eq!(load(Some("mini"), &[]), "mini");
+    assert_eq!(load(Some("mini"), &["stage.a.text=set"]), "set");
+}
