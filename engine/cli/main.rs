@@ -1,2 +1,38 @@
-//! flow
-fn main() {}
+//! The command line: reads what was typed, calls the engine, draws what it says. Decides nothing.
+
+mod args;
+mod commands;
+mod failure;
+mod interrupt;
+mod out;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command};
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().command {
+        Command::Run(args) => commands::run::run(&args),
+        Command::Plan(args) => commands::plan::plan(&args),
+        Command::Check(args) => commands::check::check(&args),
+        Command::Why(args) => commands::why::why(&args),
+        Command::Path(args) => commands::path::path(&args),
+        Command::Graph(args) => commands::graph::graph(&args),
+        Command::Status(args) => commands::status::status(&args),
+        Command::Runs(args) => commands::runs::runs(&args),
+        Command::Show(args) => commands::show::show(&args),
+        Command::Log(args) => commands::log::log(&args),
+        Command::Cache(args) => commands::cache::cache(&args),
+        Command::Lock(args) => commands::lock::lock(&args),
+        Command::Init(args) => commands::init::init(&args),
+        Command::Completions(args) => commands::completions::completions(&args),
+        Command::Doctor => commands::doctor::doctor(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.end(),
+    }
+}

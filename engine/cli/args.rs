@@ -1,0 +1,328 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+
+/// Runs pipelines of language-model training: what is already done is never done again.
+#[derive(Debug, Parser)]
+#[command(
+    name = "flow",
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done, 1 a stage failed, 2 usage or pipeline error, 3 the cache cannot be used or \
+                  trusted, 130 interrupted.\nData goes to stdout, everything for people to stderr."
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a pipeline: skip what is done, resume what was begun, run the rest
+    Run(Run),
+    /// Say what would run and why, and what would be skipped; run nothing
+    Plan(Plan),
+    /// Report every error in a pipeline at once, each with its place
+    Check(Check),
+    /// Explain a stage: the parts of its key, and what differs from the last time
+    Why(Why),
+    /// Print the directory of a stage's output
+    Path(Path),
+    /// Draw the graph of a pipeline
+    Graph(Graph),
+    /// Show how the stages of the last run stand, also while it is going on
+    Status(Status),
+    /// List the runs, newest first
+    Runs(Runs),
+    /// Show a run: what each node did, what it took, what it made
+    Show(Show),
+    /// Print the log of a stage
+    Log(Log),
+    /// Look after the cache
+    #[command(subcommand)]
+    Cache(Cache),
+    /// Pin what the pipeline fetches in flow.lock
+    Lock(Lock),
+    /// Write a small pipeline that runs
+    Init(Init),
+    /// Print a completion script for a shell
+    Completions(Completions),
+    /// Check that this machine has what flow needs
+    Doctor,
+}
+
+/// A pipeline, and what is changed in it.
+#[derive(Debug, Args)]
+pub struct Pipeline {
+    /// The pipeline's TOML file
+    #[arg(value_name = "PIPELINE", value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// Merge this [profile.…] table over the file
+    #[arg(long, short, value_name = "NAME")]
+    pub profile: Option<String>,
+    /// Set a value, as `stage.train.max_steps=300`; may be given again
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// Which part of a pipeline.
+#[derive(Debug, Args)]
+pub struct Selection {
+    /// Only these stages and what they need; all if none is named
+    #[arg(value_name = "STAGE")]
+    pub stages: Vec<String>,
+    /// Just this stage, its inputs taken from the cache; may be given again
+    #[arg(long, value_name = "STAGE")]
+    pub only: Vec<String>,
+    /// This stage and everything after it, even if cached
+    #[arg(long, value_name = "STAGE")]
+    pub from: Option<String>,
+    /// This stage even if cached; its `outs` and `export` may overwrite files that are not flow's
+    #[arg(long, value_name = "STAGE")]
+    pub force: Vec<String>,
+}
+
+/// `flow run`
+#[derive(Debug, Args)]
+pub struct Run {
+    #[command(flatten)]
+    pub pipeline: Pipeline,
+    #[command(flatten)]
+    pub selection: Selection,
+    /// After a failure, go on with what does not depend on it
+    #[arg(long, short)]
+    pub keep_going: bool,
+    /// Nodes that run at once at most [default: the number of cores]
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub jobs: Option<u32>,
+    /// Print every event as a line of JSON on stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `flow plan`
+#[derive(Debug, Args)]
+pub struct Plan {
+    #[command(flatten)]
+    pub pipeline: Pipeline,
+    #[command(flatten)]
+    pub selection: Selection,
+    /// Print one line of JSON a node
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `flow check`
+#[derive(Debug, Args)]
+pub struct Check {
+    #[command(flatten)]
+    pub pipeline: Pipeline,
+}
+
+/// `flow why`
+#[derive(Debug, Args)]
+pub struct Why {
+    #[command(flatten)]
+    pub pipeline: Pipeline,
+    /// A stage, or one node as `tokens[2]`
+    pub stage: String,
+    /// Compare with this run and not with the last
+    #[arg(long, value_name = "ID")]
+    pub run: Option<String>,
+    /// Print one line of JSON a node
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `flow path`
+#[derive(Debug, Args)]
+pub struct Path {
+    #[command(flatten)]
+    pub pipeline: Pipeline,
+    /// A stage, or one node as `tokens[2]`
+    pub stage: String,
+}
+
+/// `flow graph`
+#[derive(Debug, Args)]
+pub struct Graph {
+    #[command(flatten)]
+    pub pipeline: Pipeline,
+    /// How to draw
+    #[arg(long, short, value_enum, default_value = "ascii")]
+    pub format: GraphFormat,
+}
+
+/// How a graph is drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GraphFormat {
+    /// Text: a line a stage, in the order of running
+    Ascii,
+    /// Mermaid, for Markdown
+    Mermaid,
+    /// Graphviz
+    Dot,
+}
+
+/// `flow status`
+#[derive(Debug, Args)]
+pub struct Status {
+    /// The pipeline's TOML file [default: the pipeline that ran last]
+    #[arg(value_name = "PIPELINE", value_hint = ValueHint::FilePath)]
+    pub file: Option<PathBuf>,
+    /// Print one line of JSON a node
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `flow runs`
+#[derive(Debug, Args)]
+pub struct Runs {
+    /// Show so many
+    #[arg(long, short, value_name = "N", default_value_t = 20)]
+    pub number: usize,
+    /// Print one line of JSON a run
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `flow show`
+#[derive(Debug, Args)]
+pub struct Show {
+    /// A run's id, the beginning of one, or `last`
+    #[arg(default_value = "last")]
+    pub run: String,
+    /// Print one line of JSON a node
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `flow log`
+#[derive(Debug, Args)]
+pub struct Log {
+    /// A stage, or one node as `tokens[2]`
+    pub stage: String,
+    /// Go on printing while the stage runs
+    #[arg(long, short)]
+    pub follow: bool,
+    /// Of this run [default: the last one in which the stage ran]
+    #[arg(long, value_name = "ID")]
+    pub run: Option<String>,
+}
+
+/// `flow cache`
+#[derive(Debug, Subcommand)]
+pub enum Cache {
+    /// Show what the cache holds
+    Stats,
+    /// List the results, newest first
+    Ls {
+        /// Print one line of JSON a result
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove old results and what no result names
+    Gc {
+        /// Remove results older than this: 30d, 12h, 90m
+        #[arg(long, value_name = "AGE", value_parser = age)]
+        max_age: Option<std::time::Duration>,
+        /// Then remove the oldest until the cache is at most this big: 500G, 1.5T
+        #[arg(long, value_name = "SIZE", value_parser = size)]
+        max_size: Option<u64>,
+        /// Say what would be removed, and remove nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Read everything again, and put aside what is damaged
+    Verify,
+}
+
+/// `flow lock`
+#[derive(Debug, Args)]
+pub struct Lock {
+    #[command(flatten)]
+    pub pipeline: Pipeline,
+    /// Look again at what is pinned already: at these stages, or at all
+    #[arg(long)]
+    pub update: bool,
+    /// Only these stages
+    #[arg(value_name = "STAGE")]
+    pub stages: Vec<String>,
+}
+
+/// `flow init`
+#[derive(Debug, Args)]
+pub struct Init {
+    /// A new directory for it [default: here]
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub name: Option<PathBuf>,
+}
+
+/// `flow completions`
+#[derive(Debug, Args)]
+pub struct Completions {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
+/// `30d`, `12h`, `90m`, `10s`.
+fn age(text: &str) -> Result<std::time::Duration, String> {
+    let wrong = || "write a number and one of s, m, h, d, w: 30d".to_owned();
+    let unit = text.chars().last().ok_or_else(wrong)?;
+    let seconds = match unit {
+        's' => 1.0,
+        'm' => 60.0,
+        'h' => 3600.0,
+        'd' => 86_400.0,
+        'w' => 7.0 * 86_400.0,
+        _ => return Err(wrong()),
+    };
+    let number: f64 = text[..text.len() - unit.len_utf8()].trim().parse().map_err(|_| wrong())?;
+    std::time::Duration::try_from_secs_f64(number * seconds).map_err(|_| wrong())
+}
+
+/// `500G`, `1.5T`, `100MB`, `1GiB`: powers of 1000, of 1024 with `i`.
+fn size(text: &str) -> Result<u64, String> {
+    let wrong = || "write a number and a unit: 500G, 1.5T, 64GiB".to_owned();
+    let at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
+    let number: f64 = text[..at].trim().parse().map_err(|_| wrong())?;
+    let unit = text[at..].to_ascii_lowercase();
+    let unit = unit.strip_suffix('b').unwrap_or(&unit);
+    let (prefix, base) = unit.strip_suffix('i').map_or((unit, 1000f64), |prefix| (prefix, 1024.0));
+    let power = ["", "k", "m", "g", "t", "p"].iter().position(|known| *known == prefix).ok_or_else(wrong)?;
+    let size = number * base.powi(power as i32);
+    if (0.0..=u64::MAX as f64).contains(&size) { Ok(size as u64) } else { Err(wrong()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_table_of_arguments_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn ages_and_sizes() {
+        assert_eq!(age("30d").unwrap().as_secs(), 30 * 86_400);
+        assert_eq!(age("1.5h").unwrap().as_secs(), 5400);
+        for bad in ["", "d", "30", "-1d", "3é", "NaNd"] {
+            assert!(age(bad).is_err(), "{bad}");
+        }
+        assert_eq!(
+            ["500G", "1.5TB", "1GiB", "7", "2k"].map(|t| size(t).unwrap()),
+            [500_000_000_000, 1_500_000_000_000, 1 << 30, 7, 2000]
+        );
+        for bad in ["", "G", "5X", "-5G", "1e400G"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! `flow cache`
+
+use std::time::{Duration, Instant};
+
+use flow_cache::{GcPolicy, ResultRecord};
+use serde_json::json;
+
+use super::{Done, open_here};
+use crate::{
+    args,
+    failure::Failure,
+    out,
+    ui::format::{bytes, clock, count, duration, plural},
+};
+
+/// Looks after the cache.
+pub fn cache(args: &args::Cache) -> Done {
+    match args {
+        args::Cache::Stats => stats(),
+        args::Cache::Ls { json } => ls(*json),
+        args::Cache::Gc { max_age, max_size, dry_run } => gc(*max_age, *max_size, *dry_run),
+        args::Cache::Verify => verify(),
+    }
+}
+
+fn stats() -> Done {
+    let (_, cache) = open_here()?;
+    let stats = cache.stats()?;
+    let mut rows = vec![
+        vec!["directory".to_owned(), cache.root().display().to_string()],
+        vec!["results".to_owned(), count(stats.results as u64)],
+        vec!["objects".to_owned(), format!("{}, {}", count(stats.objects as u64), bytes(stats.bytes))],
+        vec!["unfinished".to_owned(), format!("{}, {}", count(stats.scratch as u64), bytes(stats.scratch_bytes))],
+    ];
+    if stats.quarantined > 0 {
+        rows.push(vec!["quarantined".to_owned(), count(stats.quarantined as u64)]);
+    }
+    out::write(&out::table(&rows, &[]))?;
+    if stats.kinds.is_empty() {
+        return Ok(());
+    }
+    let mut rows = vec![["kind", "results", "size", "took"].map(str::to_owned).to_vec()];
+    rows.extend(
+        stats
+            .kinds
+            .iter()
+            .map(|(kind, of)| vec![kind.clone(), count(of.results as u64), bytes(of.bytes), duration(of.cost)]),
+    );
+    out::line("")?;
+    Ok(out::write(&out::table(&rows, &[1, 2, 3]))?)
+}
+
+fn ls(as_json: bool) -> Done {
+    let (_, cache) = open_here()?;
+    let mut results: Vec<ResultRecord> = cache.results().collect();
+    results.sort_by(|a, b| b.created.total_cmp(&a.created).then(a.key.cmp(&b.key)));
+    if as_json {
+        let line = |result: &ResultRecord| {
+            json!({
+                "key": result.key, "kind": result.parts.kind, "digest": result.tree.digest(), "bytes": result.tree.size(),
+                "files": result.tree.entries().len(), "cost": result.cost, "created": result.created,
+                "host": result.host, "version": result.version,
+            })
+        };
+        let lines: String = results.iter().map(|result| format!("{}\n", line(result))).collect();
+        return Ok(out::write(&lines)?);
+    }
+    let rows: Vec<Vec<String>> = results
+        .iter()
+        .map(|result| {
+            vec![
+                result.key.short(),
+                result.parts.kind.clone(),
+                clock(result.created),
+                duration(result.cost),
+                bytes(result.tree.size()),
+                files(result),
+            ]
+        })
+        .collect();
+    Ok(out::write(&out::table(&rows, &[3, 4]))?)
+}
+
+/// What a result holds, in a few names.
+fn files(result: &ResultRecord) -> String {
+    const SHOWN: usize = 2;
+    let entries = result.tree.entries();
+    let names: Vec<&str> = entries.iter().take(SHOWN).map(|entry| entry.name.as_str()).collect();
+    let more = entries.len().saturating_sub(SHOWN);
+    if more > 0 { format!("{} and {more} more", names.join(", ")) } else { names.join(", ") }
+}
+
+fn gc(max_age: Option<Duration>, max_size: Option<u64>, dry_run: bool) -> Done {
+    let (_, cache) = open_here()?;
+    let report = cache.gc(&GcPolicy { max_age, max_size, dry_run, keep: &|_| false })?;
+    let rows: Vec<Vec<String>> = report
+        .items
+        .iter()
+        .map(|item| {
+            let name = item.key.map_or_else(|| item.path.display().to_string(), |key| key.short());
+            vec![item.kind.clone(), name, bytes(item.bytes), item.why.clone()]
+        })
+        .collect();
+    out::write(&out::table(&rows, &[2]))?;
+    let verb = if dry_run { "would free" } else { "freed" };
+    let in_use = if report.in_use > 0 { format!(" ({} in use)", report.in_use) } else { String::new() };
+    eprintln!("{verb} {}; {}{in_use} stay, {}", bytes(report.freed), plural(report.kept, "result"), bytes(report.size));
+    Ok(())
+}
+
+fn verify() -> Done {
+    let (_, cache) = open_here()?;
+    let started = Instant::now();
+    let shown = std::sync::Mutex::new(started);
+    let screen = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let report = cache.verify(&|done, total| {
+        let Ok(mut shown) = shown.try_lock() else { return };
+        if screen && shown.elapsed() > Duration::from_millis(200) {
+            *shown = Instant::now();
+            eprint!("\r\x1b[K{} of {}", bytes(done), bytes(total));
+        }
+    })?;
+    if screen {
+        eprint!("\r\x1b[K");
+    }
+    let damaged = report.damaged.iter().map(|object| ("damaged", &object.path, &object.why, object.results.len()));
+    let missing = report.missing.iter().map(|object| ("missing", &object.path, &object.why, object.results.len()));
+    let records = report.bad_records.iter().map(|record| ("record", &record.path, &record.why, 1));
+    let rows: Vec<Vec<String>> = damaged
+        .chain(missing)
+        .chain(records)
+        .map(|(what, path, why, results)| {
+            vec![what.to_owned(), path.display().to_string(), plural(results, "result"), why.clone()]
+        })
+        .collect();
+    out::write(&out::table(&rows, &[]))?;
+    eprintln!(
+        "read {} in {} and {} in {}",
+        bytes(report.bytes),
+        plural(report.objects, "object"),
+        plural(report.results, "result"),
+        duration(started.elapsed().as_secs_f64())
+    );
+    if report.is_good() {
+        return Ok(());
+    }
+    // Damage is put aside, so the next run makes it again; but whoever asked must not take this for a yes.
+    Err(Failure::Cache(anyhow::anyhow!(
+        "{} damaged; the next run makes again what it needs",
+        plural(rows.len(), "thing")
+    )))
+}

@@ -1,0 +1,14 @@
+//! `flow lock`
+
+use flow_engine::RunOptions;
+
+use super::{Done, run};
+use crate::args;
+
+/// Pins what the pipeline fetches: fetches what has no pin, and with `--update` looks again at what has one.
+pub fn lock(args: &args::Lock) -> Done {
+    let options =
+        RunOptions { targets: args.stages.clone(), update_pins: args.update, pins_only: true, ..RunOptions::default() };
+    let update = if args.update { " --update" } else { "" };
+    run::run_with(&args.pipeline, &options, None, false, format!("flow lock {}{update}", args.pipeline.words()))
+}

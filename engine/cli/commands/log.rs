@@ -1,0 +1,120 @@
+//! `flow log`
+
+use std::{
+    fs::File,
+    io::{ErrorKind, Read, Seek, SeekFrom},
+    path::{Path, PathBuf},
+    thread::sleep,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use flow_core::Diagnostic;
+use flow_engine::{History, RunInfo};
+
+use super::{Done, open_here, show::find};
+use crate::{args, failure::Failure, out};
+
+/// Prints the log of a stage.
+pub fn log(args: &args::Log) -> Done {
+    let (_, cache) = open_here()?;
+    let history = History::open(&cache);
+    let runs = match &args.run {
+        Some(id) => vec![find(&history, id)?],
+        None => history.list()?,
+    };
+    // The newest run in which it ran; or, to follow, the one that goes on and will run it.
+    let newest = runs.iter().find_map(|run| {
+        let logs = logs(run, &args.stage);
+        (!logs.is_empty() || (args.follow && run.alive)).then_some((run, logs))
+    });
+    let Some((run, logs)) = newest else {
+        let wrong = Diagnostic::new(format!("no run has a log of `{}`", args.stage));
+        return Err(Failure::absent(wrong.hint("`flow status` shows what ran; what was cached has no log")));
+    };
+    if args.follow {
+        follow(&history, &run.id, &args.stage)?
+    } else {
+        print(&logs)?
+    }
+    Ok(())
+}
+
+/// The logs of a node, or of every node of a stage: name and file, in order.
+fn logs(run: &RunInfo, stage: &str) -> Vec<(String, PathBuf)> {
+    let own = run.log_path(stage);
+    if own.is_file() {
+        return vec![(stage.to_owned(), own)];
+    }
+    // Shards are numbered without gaps, but one that was cached has no log.
+    let Some(dir) = own.parent() else { return Vec::new() };
+    let mut shards: Vec<u64> = std::fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.ok()?.file_name().into_string().ok()?;
+            name.strip_prefix(stage)?.strip_prefix('[')?.strip_suffix("].log")?.parse().ok()
+        })
+        .collect();
+    shards.sort_unstable();
+    let name = |shard| format!("{stage}[{shard}]");
+    shards.into_iter().map(|shard| (name(shard), run.log_path(&name(shard)))).collect()
+}
+
+fn print(logs: &[(String, PathBuf)]) -> Result<()> {
+    for (name, path) in logs {
+        if logs.len() > 1 {
+            out::line(format!("==> {name} <=="))?;
+        }
+        copy(path, 0)?;
+    }
+    Ok(())
+}
+
+/// Prints what comes, until the run is over.
+fn follow(history: &History, run: &str, stage: &str) -> Result<()> {
+    let mut read: Vec<(String, u64)> = Vec::new();
+    let mut last = None;
+    loop {
+        // Whether it is over must be known before its last lines are read.
+        let info = history.find(run)?;
+        let logs = logs(&info, stage);
+        for (name, path) in &logs {
+            let at = read.iter().position(|(known, _)| known == name).unwrap_or_else(|| {
+                read.push((name.clone(), 0));
+                read.len() - 1
+            });
+            let length = std::fs::metadata(path).map_or(0, |file| file.len());
+            if length > read[at].1 {
+                if logs.len() > 1 && last.as_ref() != Some(name) {
+                    out::line(format!("==> {name} <=="))?;
+                    last = Some(name.clone());
+                }
+                read[at].1 = copy(path, read[at].1)?;
+            }
+        }
+        if !info.alive {
+            return Ok(());
+        }
+        sleep(Duration::from_millis(200));
+    }
+}
+
+/// Prints a file from `start`; where it ended.
+fn copy(path: &Path, start: u64) -> Result<u64> {
+    let context = || format!("cannot read {}", path.display());
+    let mut file = File::open(path).with_context(context)?;
+    let mut at = file.seek(SeekFrom::Start(start)).with_context(context)?;
+    let mut block = vec![0; 1 << 16];
+    loop {
+        match file.read(&mut block) {
+            Ok(0) => return Ok(at),
+            Ok(read) => {
+                out::bytes(&block[..read])?;
+                at += read as u64;
+            }
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error).with_context(context),
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! One file a command. Here: how a pipeline, its settings and the cache are opened.
+
+pub mod cache;
+pub mod check;
+pub mod completions;
+pub mod doctor;
+pub mod graph;
+pub mod init;
+pub mod lock;
+pub mod log;
+mod nodes;
+pub mod path;
+pub mod plan;
+pub mod run;
+pub mod runs;
+pub mod show;
+pub mod status;
+pub mod why;
+
+use std::path::Path;
+
+use flow_cache::Cache;
+use flow_engine::{LoadOptions, Project, RunOptions, Settings, project_dir};
+
+use crate::{
+    args::{Pipeline, Selection},
+    failure::Failure,
+    ui::shell_word,
+};
+
+/// A command's end.
+pub type Done = Result<(), Failure>;
+
+/// Loads a pipeline; its errors are all of them.
+fn load(args: &Pipeline) -> Result<Project, Failure> {
+    let options = LoadOptions {
+        profile: args.profile.clone(),
+        set: args.set.clone(),
+        env: std::env::vars_os().filter_map(text).collect(),
+    };
+    Ok(Project::load(&args.file, flow_data::KINDS, &options)?)
+}
+
+/// An environment variable that is text; others are no parameters.
+fn text((name, value): (std::ffi::OsString, std::ffi::OsString)) -> Option<(String, String)> {
+    Some((name.into_string().ok()?, value.into_string().ok()?))
+}
+
+/// The settings that hold in the directory of a pipeline, and the cache that they name.
+fn open(project: &Path) -> Result<(Settings, Cache), Failure> {
+    let settings = Settings::load(project, &|name| std::env::var(name).ok())?;
+    let cache = Cache::open(&settings.cache_dir)?;
+    Ok((settings, cache))
+}
+
+/// A pipeline with its settings and cache.
+fn load_and_open(args: &Pipeline) -> Result<(Project, Settings, Cache), Failure> {
+    let (settings, cache) = open(&project_dir(&args.file))?;
+    Ok((load(args)?, settings, cache))
+}
+
+/// The settings and the cache where no pipeline is named: those of the current directory.
+fn open_here() -> Result<(Settings, Cache), Failure> {
+    open(Path::new("."))
+}
+
+impl Selection {
+    /// As the engine takes it.
+    fn options(&self) -> RunOptions {
+        RunOptions {
+            only: self.only.clone(),
+            from: self.from.clone(),
+            targets: self.stages.clone(),
+            force: self.force.clone(),
+            ..RunOptions::default()
+        }
+    }
+}
+
+impl Pipeline {
+    /// The words that name it again in a shell: `p.toml --profile mini --set a=1`.
+    fn words(&self) -> String {
+        let mut words = shell_word(&self.file.to_string_lossy());
+        for (flag, value) in
+            self.profile.iter().map(|profile| ("--profile", profile)).chain(self.set.iter().map(|set| ("--set", set)))
+        {
+            words += &format!(" {flag} {}", shell_word(value));
+        }
+        words
+    }
+}

@@ -1,0 +1,107 @@
+//! Tables of nodes: shards of a stage that say the same share a line, so that a thousand of them stay readable.
+
+use crate::{
+    out,
+    ui::format::{bytes, count, duration},
+};
+
+/// What a table says of a node.
+#[derive(Clone, Debug, Default)]
+pub struct Row {
+    /// The state, in a word.
+    pub state: String,
+    /// The node.
+    pub node: String,
+    /// Seconds, if they say something.
+    pub seconds: Option<f64>,
+    /// Bytes, if they say something.
+    pub bytes: Option<u64>,
+    /// Why, or what of it.
+    pub note: String,
+    /// Lines that stand below it.
+    pub below: Vec<String>,
+}
+
+/// The table, with its line ends.
+pub fn table(rows: Vec<Row>) -> String {
+    let mut below: Vec<Vec<String>> = Vec::new();
+    let mut cells = Vec::new();
+    for (row, last) in fold(rows) {
+        let node = last.map_or_else(|| row.node.clone(), |last| format!("{}{last}]", &row.node[..row.node.len() - 1]));
+        cells.push(vec![
+            row.state,
+            node,
+            row.seconds.map(duration).unwrap_or_default(),
+            row.bytes.map(bytes).unwrap_or_default(),
+            row.note,
+        ]);
+        below.push(row.below);
+    }
+    let text = out::table(&cells, &[2, 3]);
+    let mut lines: Vec<String> = Vec::new();
+    for (line, below) in text.lines().zip(below) {
+        lines.push(line.to_owned());
+        lines.extend(below.into_iter().map(|line| format!("    {line}")));
+    }
+    lines.into_iter().fold(String::new(), |text, line| text + &line + "\n")
+}
+
+/// Neighbours of one stage that say the same become one row with the sums: with it, the end of its name (`..14`).
+fn fold(rows: Vec<Row>) -> Vec<(Row, Option<String>)> {
+    let mut folded: Vec<(Row, Option<String>)> = Vec::new();
+    for row in rows {
+        let shard = shard(&row.node);
+        if let Some((before, last)) = folded.last_mut()
+            && let Some((stage, index)) = shard
+            && let Some((stage_before, first)) = self::shard(&before.node)
+            && (stage, &row.state, &row.note, &row.below) == (stage_before, &before.state, &before.note, &before.below)
+            && last.as_deref().map_or(Some(first), |last| last.trim_start_matches("..").parse().ok())
+                == index.checked_sub(1)
+        {
+            before.seconds = before.seconds.zip(row.seconds).map(|(a, b)| a + b);
+            before.bytes = before.bytes.zip(row.bytes).map(|(a, b)| a + b);
+            *last = Some(format!("..{index}"));
+            continue;
+        }
+        folded.push((row, None));
+    }
+    folded
+}
+
+/// `tokens[2]` → `tokens`, 2.
+fn shard(node: &str) -> Option<(&str, usize)> {
+    let (stage, index) = node.strip_suffix(']')?.rsplit_once('[')?;
+    Some((stage, index.parse().ok()?))
+}
+
+/// `12 ran, 3 skipped`: the parts that are not zero.
+pub fn tally(parts: &[(usize, &str)]) -> String {
+    let texts: Vec<String> =
+        parts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{} {what}", count(*n as u64))).collect();
+    if texts.is_empty() { "nothing".into() } else { texts.join(", ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(state: &str, node: &str, bytes: u64) -> Row {
+        Row { state: state.into(), node: node.into(), bytes: Some(bytes), seconds: Some(1.0), ..Row::default() }
+    }
+
+    #[test]
+    fn shards_that_say_the_same_share_a_line() {
+        let mut rows: Vec<Row> = (0..12).map(|i| row("cached", &format!("raw[{i}]"), 100)).collect();
+        rows.push(row("run", "raw[12]", 1));
+        rows.push(row("run", "raw[14]", 1));
+        rows.push(Row { below: vec!["note".into()], ..row("run", "train", 1) });
+        let expected = "\
+cached  raw[0..11]   12 s  1.2 kB
+run     raw[12]     1.0 s     1 B
+run     raw[14]     1.0 s     1 B
+run     train       1.0 s     1 B
+    note
+";
+        assert_eq!(table(rows), expected);
+    }
+}

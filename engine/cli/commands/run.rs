@@ -1,0 +1,44 @@
+//! `flow run`
+
+use flow_engine::RunOptions;
+
+use super::{Done, load_and_open};
+use crate::{
+    args,
+    failure::Failure,
+    interrupt,
+    ui::{self, Rerun},
+};
+
+/// Runs a pipeline.
+pub fn run(args: &args::Run) -> Done {
+    let options = RunOptions { keep_going: args.keep_going, ..args.selection.options() };
+    let command = format!("flow run {}", args.pipeline.words());
+    run_with(&args.pipeline, &options, args.jobs, args.json, command)
+}
+
+/// Runs a pipeline with `options`; `command` is what starts it again.
+pub fn run_with(
+    pipeline: &args::Pipeline,
+    options: &RunOptions,
+    jobs: Option<u32>,
+    json: bool,
+    command: String,
+) -> Done {
+    let (project, mut settings, cache) = load_and_open(pipeline)?;
+    if let Some(jobs) = jobs {
+        settings.jobs = jobs as usize;
+    }
+    let cancel = interrupt::watch().map_err(|error| Failure::Cache(error.into()))?;
+    let rerun = Rerun::new(command, cache.runs_dir());
+    let view = ui::view(json, &rerun);
+    let summary = flow_engine::run(&project, &cache, &settings, options, &*view, &cancel);
+    drop(view);
+    let summary = summary?;
+    match (summary.interrupted, summary.ok) {
+        (true, _) => Err(Failure::Interrupted),
+        (false, true) => Ok(()),
+        // What failed was said when it failed.
+        (false, false) => Err(Failure::Stage(Vec::new())),
+    }
+}

@@ -1,0 +1,188 @@
+//! `flow status`: how the nodes of a run stand. From the run's files alone, so it works from another terminal while the
+//! run goes on.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use flow_core::{Diagnostic, Event, How};
+use flow_engine::{History, RunInfo, project_dir};
+use serde_json::json;
+
+use super::{
+    Done,
+    nodes::{Row, tally},
+    open, open_here, runs,
+};
+use crate::{
+    args,
+    failure::{Failure, from_error},
+    out,
+    ui::format::{amount, clock, plural, value},
+};
+
+/// Shows the last run.
+pub fn status(args: &args::Status) -> Done {
+    let run = match &args.file {
+        Some(file) => {
+            let dir = project_dir(file);
+            let (_, cache) = open(&dir)?;
+            let absolute = file.file_name().map_or_else(|| dir.clone(), |name| dir.join(name));
+            History::open(&cache).last(&absolute)?.ok_or_else(|| {
+                let hint = format!("flow run {}", file.display());
+                Failure::absent(Diagnostic::new(format!("`{}` has not run yet", file.display())).hint(hint))
+            })?
+        }
+        None => {
+            let (_, cache) = open_here()?;
+            History::open(&cache).find("last").map_err(|error| Failure::absent(from_error(&error)))?
+        }
+    };
+    if args.json {
+        return Ok(out::write(&json(&run)?)?);
+    }
+    out::write(&table(&run)?)?;
+    let head = &run.head;
+    let counted = tally(&[(head.ran, "ran"), (head.skipped, "skipped"), (head.failed, "failed")]);
+    let counted = if head.finished.is_some() { format!(": {counted}") } else { String::new() };
+    let nodes = plural(head.nodes, "node");
+    eprintln!(
+        "{} · run {} of {} · {nodes} · {}{counted}",
+        head.pipeline,
+        run.id,
+        clock(head.started),
+        runs::state(&run)
+    );
+    Ok(())
+}
+
+/// A table of the nodes of a run.
+pub fn table(run: &RunInfo) -> Result<String> {
+    let rows = nodes(run)?;
+    Ok(super::nodes::table(
+        rows.into_iter()
+            .map(|(node, state)| Row {
+                state: state.word.to_owned(),
+                node,
+                seconds: state.seconds,
+                bytes: state.bytes,
+                note: state.note,
+                below: Vec::new(),
+            })
+            .collect(),
+    ))
+}
+
+/// The nodes of a run, one JSON object a line.
+pub fn json(run: &RunInfo) -> Result<String> {
+    let mut text = String::new();
+    for (node, state) in nodes(run)? {
+        let line = json!({
+            "node": node, "state": state.word, "seconds": state.seconds, "bytes": state.bytes, "note": state.note,
+            "key": state.key, "digest": state.digest,
+        });
+        text += &format!("{line}\n");
+    }
+    Ok(text)
+}
+
+/// How a node stands.
+#[derive(Default)]
+struct State {
+    word: &'static str,
+    seconds: Option<f64>,
+    bytes: Option<u64>,
+    note: String,
+    key: Option<String>,
+    digest: Option<String>,
+}
+
+/// What the run recorded at its end, and over it what its events say so far; sorted, `tokens[2]` before `tokens[10]`.
+fn nodes(run: &RunInfo) -> Result<Vec<(String, State)>> {
+    let mut states: BTreeMap<String, State> = BTreeMap::new();
+    for (node, record) in run.nodes()? {
+        let state = State {
+            word: record.how.map_or("failed", word),
+            seconds: Some(record.seconds),
+            bytes: record.how.is_some().then_some(record.bytes),
+            key: Some(record.key.to_string()),
+            digest: record.digest.map(|digest| digest.to_string()),
+            ..State::default()
+        };
+        states.insert(node, state);
+    }
+    for record in run.events()? {
+        if let Some(node) = record.event.node() {
+            states.entry(node.to_owned()).or_default().apply(&record.event, record.time);
+        }
+    }
+    for state in states.values_mut() {
+        if state.word == "running" || state.word == "waiting" {
+            if run.alive {
+                let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+                state.seconds = state.seconds.map(|since| (now.as_secs_f64() - since).max(0.0));
+            } else {
+                (state.word, state.seconds) = ("killed", None);
+            }
+        }
+    }
+    let mut states: Vec<_> = states.into_iter().collect();
+    states.sort_by_cached_key(|(node, _)| natural(node));
+    Ok(states)
+}
+
+impl State {
+    /// While a node runs, `seconds` is when it began.
+    fn apply(&mut self, event: &Event, time: f64) {
+        match event {
+            Event::Waiting { reason, .. } => {
+                (self.word, self.seconds, self.note) = ("waiting", Some(time), reason.clone());
+            }
+            Event::Started { why, key, .. } => {
+                (self.word, self.seconds, self.note) = ("running", Some(time), why.clone());
+                self.key = Some(key.to_string());
+            }
+            Event::Progress { done, total, unit, .. } => self.note = amount(*done, *total, *unit),
+            Event::Metrics { step, values, .. } => {
+                let loss = values.get("loss").map_or_else(String::new, |loss| format!(", loss {}", value(*loss)));
+                self.note = format!("step {step}{loss}");
+            }
+            Event::Finished { how, key, digest, seconds, bytes, .. } => {
+                *self = Self {
+                    word: word(*how),
+                    seconds: Some(*seconds),
+                    bytes: Some(*bytes),
+                    note: String::new(),
+                    key: Some(key.to_string()),
+                    digest: Some(digest.to_string()),
+                };
+            }
+            Event::Failed { causes, seconds, retry_after, .. } => {
+                self.word = if retry_after.is_some() { "retry" } else { "failed" };
+                self.seconds = Some(*seconds);
+                self.note = causes.first().and_then(|cause| cause.lines().next()).unwrap_or_default().to_owned();
+            }
+            Event::Blocked { by, .. } => (self.word, self.note) = ("not run", format!("{by} failed")),
+            Event::RunStarted { .. } | Event::RunFinished { .. } | Event::Log { .. } => {}
+        }
+    }
+}
+
+fn word(how: How) -> &'static str {
+    match how {
+        How::Ran => "ran",
+        How::Resumed => "resumed",
+        How::Cached => "cached",
+        How::Shared => "shared",
+        How::Remote => "remote",
+        How::Off => "off",
+    }
+}
+
+/// `tokens[10]` → `tokens`, 10.
+fn natural(node: &str) -> (String, u64) {
+    let shard = node.strip_suffix(']').and_then(|node| node.rsplit_once('['));
+    match shard.and_then(|(stage, index)| Some((stage, index.parse().ok()?))) {
+        Some((stage, index)) => (stage.to_owned(), index),
+        None => (node.to_owned(), 0),
+    }
+}

@@ -1,0 +1,84 @@
+//! [`Failure`]: how a command ends that did not do what it was asked, with its exit code.
+
+use std::process::ExitCode;
+
+use flow_core::Diagnostic;
+use flow_engine::RunError;
+
+use crate::ui::{diagnostic, diagnostic::Severity, paint::Paint};
+
+/// Why a command did not do what it was asked.
+#[derive(Debug)]
+pub enum Failure {
+    /// 1: a stage failed, and that was said; or what is asked for is not there.
+    Stage(Vec<Diagnostic>),
+    /// 2: usage, or the pipeline.
+    Pipeline(Vec<Diagnostic>),
+    /// 3: the cache cannot be used or trusted.
+    Cache(anyhow::Error),
+    /// 130: interrupted.
+    Interrupted,
+}
+
+impl Failure {
+    /// Something that is asked for is not there.
+    pub fn absent(diagnostic: Diagnostic) -> Self {
+        Self::Stage(vec![diagnostic])
+    }
+
+    /// Draws it on stderr; the exit code.
+    pub fn end(self) -> ExitCode {
+        let (diagnostics, code) = match self {
+            Self::Stage(diagnostics) => (diagnostics, 1),
+            Self::Pipeline(diagnostics) => (diagnostics, 2),
+            Self::Cache(error) => (vec![from_error(&error)], 3),
+            Self::Interrupted => (Vec::new(), 130),
+        };
+        draw_all(&diagnostics, Severity::Error);
+        ExitCode::from(code)
+    }
+}
+
+/// Draws diagnostics on stderr, with an empty line between.
+pub fn draw_all(diagnostics: &[Diagnostic], severity: Severity) {
+    let paint = Paint::for_stderr();
+    let texts: Vec<String> = diagnostics.iter().map(|one| diagnostic::draw(one, severity, paint)).collect();
+    eprint!("{}", texts.join("\n"));
+}
+
+/// An error and its causes, as a diagnostic.
+pub fn from_error(error: &anyhow::Error) -> Diagnostic {
+    // A diagnostic that travelled as an error keeps its place and its hints.
+    if let Some(diagnostic) = error.downcast_ref::<Diagnostic>() {
+        return diagnostic.clone();
+    }
+    error.chain().skip(1).fold(Diagnostic::new(error.to_string()), |all, cause| all.cause(cause.to_string()))
+}
+
+impl From<RunError> for Failure {
+    fn from(error: RunError) -> Self {
+        match error {
+            RunError::Pipeline(diagnostics) => Self::Pipeline(diagnostics),
+            RunError::Cache(error) => Self::Cache(error),
+        }
+    }
+}
+
+impl From<Vec<Diagnostic>> for Failure {
+    fn from(diagnostics: Vec<Diagnostic>) -> Self {
+        Self::Pipeline(diagnostics)
+    }
+}
+
+impl From<Diagnostic> for Failure {
+    fn from(diagnostic: Diagnostic) -> Self {
+        Self::Pipeline(vec![diagnostic])
+    }
+}
+
+/// What reads and writes the cache, the history and stdout fails so.
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Cache(error)
+    }
+}

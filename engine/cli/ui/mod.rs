@@ -1,0 +1,98 @@
+//! What a person or a program sees: three renderers of [`flow_core::Event`], and the drawing of diagnostics.
+//!
+//! They own nothing: the engine decides and tells, these show. People's text goes to stderr, data to stdout.
+
+mod board;
+pub mod diagnostic;
+pub mod format;
+mod json;
+pub mod paint;
+mod plain;
+mod report;
+mod tty;
+
+use std::{io::IsTerminal, path::PathBuf, sync::OnceLock};
+
+use flow_core::{Event, Sink};
+
+use paint::Paint;
+
+/// The words with which this run was started, so that a view can say how to go on.
+#[derive(Debug, Default)]
+pub struct Rerun {
+    command: String,
+    runs: PathBuf,
+    run: OnceLock<String>,
+}
+
+impl Rerun {
+    /// `command` starts the run again: `flow run p.toml --profile mini`; `runs` is where runs are recorded.
+    pub fn new(command: String, runs: PathBuf) -> Self {
+        Self { command, runs, run: OnceLock::new() }
+    }
+
+    /// The command for the whole run.
+    pub fn whole(&self) -> &str {
+        &self.command
+    }
+
+    /// The command for just this node.
+    pub fn only(&self, node: &str) -> String {
+        format!("{} --only {}", self.command, shell_word(node))
+    }
+
+    /// Where the node's log lies, if it has one.
+    fn log_path(&self, node: &str) -> Option<PathBuf> {
+        let path = self.runs.join(self.run.get()?).join("logs").join(format!("{node}.log"));
+        path.is_file().then_some(path)
+    }
+}
+
+/// `text` as a shell reads one word.
+pub fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "_-./=:,@%+".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        text.to_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
+/// A view of a run: takes its events, and cleans up after itself when dropped.
+pub fn view<'a>(json: bool, rerun: &'a Rerun) -> Box<dyn Sink + 'a> {
+    let paint = Paint::for_stderr();
+    let terminal = std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
+    let view: Box<dyn Sink + 'a> = match (json, terminal) {
+        (true, _) => Box::new(json::Json),
+        (false, true) => Box::new(tty::Tty::new(rerun, paint)),
+        (false, false) => Box::new(plain::Plain::new(rerun, paint)),
+    };
+    Box::new(move |event: Event| {
+        if let Event::RunStarted { run, .. } = &event {
+            let _ = rerun.run.set(run.clone());
+        }
+        view.emit(event);
+    })
+}
+
+/// `flow 0.1.0 · ja_wiki (mini) · 14 nodes · run 20260101-…`
+fn header(event: &Event, paint: Paint) -> String {
+    let Event::RunStarted { run, pipeline, profile, nodes, version } = event else { return String::new() };
+    let profile = profile.as_ref().map_or_else(String::new, |profile| format!(" ({profile})"));
+    let nodes = format::plural(*nodes, "node");
+    let rest = format!("· {nodes} · run {run} · flow {version}");
+    format!("{} {}\n", paint.bold(&format!("{pipeline}{profile}")), paint.dim(&rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_survive_the_shell() {
+        assert_eq!(shell_word("stage.train.lr=2e-5"), "stage.train.lr=2e-5");
+        assert_eq!(shell_word("tokens[2]"), "'tokens[2]'");
+        assert_eq!(shell_word("it's"), r"'it'\''s'");
+        assert_eq!(shell_word(""), "''");
+    }
+}

@@ -1,0 +1,204 @@
+//! Every command that looks and does not run.
+
+use std::{fs, process::Command};
+
+use serde_json::Value as Json;
+
+use crate::support::{Output, Sandbox};
+
+fn sandbox() -> Sandbox {
+    let sandbox = Sandbox::with(
+        "[params]\nword = \"one\"\n\
+         [stage.a]\nkind = \"command\"\nrun = \"echo ${word}; echo ${word} > {out}/a\"\n\
+         [stage.b]\nkind = \"command\"\nrun = \"cat {in.x}/a {in.y} > {out}/b\"\nin = { x = \"a\", y = \"y.txt\" }\n",
+    );
+    sandbox.write("y.txt", "y\n");
+    sandbox
+}
+
+fn json_lines(text: &str) -> Vec<Json> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn plan_says_what_run_does() {
+    let sandbox = sandbox();
+    let plan = |args: &[&str]| {
+        let args: Vec<&str> = ["plan", "p.toml", "--json"].into_iter().chain(args.iter().copied()).collect();
+        let states = json_lines(&sandbox.ok(&args));
+        states.iter().map(|line| line["state"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(plan(&[]), ["run", "after"]);
+    assert!(!fs::exists(sandbox.path("flow.lock")).unwrap());
+    sandbox.ok(&["run", "p.toml", "a"]);
+    assert_eq!(plan(&[]), ["cached", "run"]);
+    sandbox.ok(&["run", "p.toml"]);
+    assert_eq!(plan(&[]), ["cached", "cached"]);
+    assert_eq!(plan(&["--set", "params.word=two"]), ["run", "after"]);
+    let output = sandbox.run(&["plan", "p.toml"]);
+    assert!(output.stdout.starts_with("cached  a "), "{output}");
+    assert!(output.stderr.starts_with("2 cached"), "{output}");
+}
+
+#[test]
+fn why_shows_what_changed_from_what_to_what() {
+    let sandbox = sandbox();
+    sandbox.ok(&["run", "p.toml"]);
+    let text = sandbox.ok(&["why", "p.toml", "a", "--set", "params.word=two"]);
+    assert!(text.contains("would run") && text.contains("one") && text.contains("two"), "{text}");
+    sandbox.write("y.txt", "changed\n");
+    let line = &json_lines(&sandbox.ok(&["why", "p.toml", "b", "--json"]))[0];
+    let changes: Vec<&str> = line["changes"].as_array().unwrap().iter().map(|c| c["what"].as_str().unwrap()).collect();
+    assert_eq!(changes.len(), 1, "{line}");
+    assert!(changes[0].contains('y'), "{line}");
+    let text = sandbox.ok(&["why", "p.toml", "a"]);
+    assert!(text.contains("cached") && text.contains("nothing differs"), "{text}");
+}
+
+#[test]
+fn path_is_for_scripts() {
+    let sandbox = sandbox();
+    let output = sandbox.run(&["path", "p.toml", "b"]);
+    assert_eq!((output.code, output.stdout.as_str()), (Some(1), ""), "{output}");
+    assert!(output.stderr.contains("hint: ") && output.stderr.contains("flow run p.toml"), "{output}");
+    sandbox.ok(&["run", "p.toml"]);
+    let path = sandbox.ok(&["path", "p.toml", "b"]);
+    assert_eq!(fs::read_to_string(format!("{}/b", path.trim_end())).unwrap(), "one\ny\n");
+    assert!(path.starts_with('/') && path.ends_with('\n') && path.lines().count() == 1, "{path}");
+}
+
+#[test]
+fn graph_is_drawn_in_three_ways() {
+    let sandbox = sandbox();
+    assert_eq!(sandbox.ok(&["graph", "p.toml"]), "a  command\nb  command  <- a\n");
+    assert!(sandbox.ok(&["graph", "p.toml", "--format", "mermaid"]).contains("s0 --> s1"));
+    assert!(sandbox.ok(&["graph", "p.toml", "-f", "dot"]).contains("\"a\" -> \"b\";"));
+}
+
+#[test]
+fn history_is_told_from_outside() {
+    let sandbox = sandbox();
+    assert_eq!(sandbox.run(&["status", "p.toml"]).code, Some(1));
+    assert_eq!(sandbox.ok(&["runs"]), "");
+    sandbox.ok(&["run", "p.toml"]);
+    let status = json_lines(&sandbox.ok(&["status", "p.toml", "--json"]));
+    let states: Vec<_> =
+        status.iter().map(|line| (line["node"].as_str().unwrap(), line["state"].as_str().unwrap())).collect();
+    assert_eq!(states, [("a", "ran"), ("b", "ran")]);
+    assert!(sandbox.ok(&["status"]).starts_with("ran  a "));
+
+    sandbox.ok(&["run", "p.toml"]);
+    let runs = json_lines(&sandbox.ok(&["runs", "--json"]));
+    assert_eq!(runs.len(), 2);
+    assert_eq!((&runs[0]["skipped"], &runs[1]["ran"]), (&2.into(), &2.into()));
+    assert_eq!(runs[0]["state"], "done");
+    let status = json_lines(&sandbox.ok(&["status", "p.toml", "--json"]));
+    assert!(status.len() == 2 && status.iter().all(|line| line["state"] == "cached"), "{status:?}");
+
+    let first = runs[1]["id"].as_str().unwrap();
+    let show = sandbox.ok(&["show", first]);
+    assert!(show.contains(first) && show.contains("ran  a"), "{show}");
+    assert_eq!(sandbox.run(&["show", "nonsense"]).code, Some(1));
+
+    assert_eq!(sandbox.ok(&["log", "a"]), "one\n");
+    assert_eq!(sandbox.ok(&["log", "a", "--run", first, "--follow"]), "one\n");
+    assert_eq!(sandbox.run(&["log", "nonsense"]).code, Some(1));
+}
+
+#[test]
+fn a_log_is_followed_while_the_stage_runs() {
+    let sandbox = Sandbox::new();
+    let go = sandbox.outside("go");
+    sandbox.pipeline(&format!(
+        "[stage.a]\nkind = \"command\"\nrun = \"echo first; while ! test -e {}; do sleep 0.05; done; echo second\"\n",
+        go.display()
+    ));
+    let run = sandbox.start(&["run", "p.toml"]);
+    crate::support::until("the log begins", || sandbox.run(&["log", "a"]).stdout == "first\n");
+    let follow = sandbox.start(&["log", "a", "-f"]);
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    fs::write(go, "").unwrap();
+    assert_eq!(run.end().code, Some(0));
+    let followed = follow.end();
+    assert_eq!((followed.code, followed.stdout.as_str()), (Some(0), "first\nsecond\n"), "{followed}");
+}
+
+#[test]
+fn the_cache_is_counted_checked_and_cleaned() {
+    let sandbox = sandbox();
+    sandbox.ok(&["run", "p.toml"]);
+    let stats = sandbox.ok(&["cache", "stats"]);
+    assert!(stats.contains("results") && stats.contains("command"), "{stats}");
+    assert_eq!(json_lines(&sandbox.ok(&["cache", "ls", "--json"])).len(), 2);
+    assert_eq!(sandbox.ok(&["cache", "ls"]).lines().count(), 2);
+    sandbox.ok(&["cache", "verify"]);
+
+    // A damaged object is found, said, and made again.
+    let object = fs::canonicalize(format!("{}/b", sandbox.ok(&["path", "p.toml", "b"]).trim_end())).unwrap();
+    fs::remove_file(&object).unwrap();
+    fs::write(&object, "forged\n").unwrap();
+    let output = sandbox.run(&["cache", "verify"]);
+    assert_eq!(output.code, Some(3), "{output}");
+    assert!(output.stdout.contains("damaged"), "{output}");
+    assert_eq!(sandbox.json(&[]).ran(), ["b"]);
+    sandbox.ok(&["cache", "verify"]);
+
+    let dry = sandbox.run(&["cache", "gc", "--max-size", "0", "--dry-run"]);
+    assert!(dry.code == Some(0) && dry.stderr.contains("would free"), "{dry}");
+    assert_eq!(sandbox.json(&[]).ran(), [""; 0]);
+    sandbox.ok(&["cache", "gc", "--max-size", "0"]);
+    assert_eq!(sandbox.json(&[]).ran(), ["a", "b"]);
+}
+
+#[test]
+fn init_writes_a_pipeline_that_runs_and_never_overwrites() {
+    let sandbox = Sandbox::new();
+    let output = sandbox.run(&["init", "new project"]);
+    assert_eq!(output.code, Some(0), "{output}");
+    assert!(output.stderr.contains("flow run 'new project/pipeline.toml'"), "{output}");
+    sandbox.ok(&["check", "new project/pipeline.toml"]);
+    sandbox.ok(&["run", "new project/pipeline.toml"]);
+    let path = sandbox.ok(&["path", "new project/pipeline.toml", "top"]);
+    let top = fs::read_to_string(format!("{}/top.txt", path.trim_end())).unwrap();
+    let words: Vec<&str> = top.split_whitespace().collect();
+    assert_eq!(words, ["4", "fox", "4", "the", "2", "a"], "{top}");
+    let output = sandbox.run(&["init", "new project"]);
+    assert_eq!(output.code, Some(2), "{output}");
+    // In the current directory, too.
+    sandbox.ok(&["init"]);
+    sandbox.ok(&["check", "pipeline.toml"]);
+    sandbox.write("pipeline.toml", "mine");
+    assert_eq!(sandbox.run(&["init"]).code, Some(2));
+    assert_eq!(sandbox.read("pipeline.toml"), "mine");
+}
+
+#[test]
+fn completions_are_scripts_of_their_shell() {
+    let sandbox = Sandbox::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = sandbox.ok(&["completions", shell]);
+        assert!(script.contains("keep-going"), "{shell}");
+        sandbox.write(shell, &script);
+    }
+    let output = Command::new("bash").arg("-n").arg(sandbox.path("bash")).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+fn doctor_says_what_is_there_and_what_is_not() {
+    let sandbox = Sandbox::new();
+    let output = Output::of(sandbox.flow(&["doctor"]).env("FLOW_TORCH", "/nowhere").output().unwrap());
+    assert_eq!(output.code, Some(1), "{output}");
+    assert!(output.stdout.contains("ok   flow") && output.stdout.contains("ok   cache"), "{output}");
+    assert!(output.stdout.contains("BAD  trainer") && output.stdout.contains("/nowhere"), "{output}");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let sandbox = Sandbox::new();
+    let mut shell = Command::new("sh");
+    sandbox.at_home(&mut shell);
+    let script = format!("set -e; {{ {} completions bash; echo $? >&2; }} | head -n 1", env!("CARGO_BIN_EXE_flow"));
+    let output = Output::of(shell.args(["-c", &script]).output().unwrap());
+    assert_eq!(output.stderr, "0\n", "{output}");
+}

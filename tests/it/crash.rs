@@ -1,0 +1,124 @@
+//! Killed at any instant; two at once; interrupted.
+
+use std::{fs, time::Instant};
+
+use crate::support::{Sandbox, until};
+
+/// `slow` says that it began, then waits until a file outside lets it go on, which no key sees.
+fn slow() -> Sandbox {
+    let sandbox = Sandbox::new();
+    let (began, go) = (sandbox.outside("began"), sandbox.outside("go"));
+    sandbox.pipeline(&format!(
+        "[stage.first]\nkind = \"command\"\nrun = \"echo one > {{out}}/x\"\n\
+         [stage.slow]\nkind = \"command\"\nin = {{ x = \"first\" }}\n\
+         run = \"echo $$ >> {began}; echo half > {{out}}/y; while ! test -e {go}; do sleep 0.05; done; \
+         cat {{in.x}}/x > {{out}}/y\"\n\
+         [stage.last]\nkind = \"command\"\nrun = \"cat {{in.x}}/y > {{out}}/z\"\nin = {{ x = \"slow\" }}\n",
+        began = began.display(),
+        go = go.display(),
+    ));
+    sandbox
+}
+
+fn result(sandbox: &Sandbox) -> String {
+    let dir = sandbox.ok(&["path", "p.toml", "last"]);
+    fs::read_to_string(format!("{}/z", dir.trim())).unwrap()
+}
+
+#[test]
+fn killed_in_the_middle_it_goes_on_where_it_was() {
+    let sandbox = slow();
+    let running = sandbox.start(&["run", "p.toml"]);
+    until("the stage began", || sandbox.lines("began").len() == 1);
+    running.signal(libc::SIGKILL);
+    assert_eq!(running.end().code, None);
+    let child = format!("/proc/{}", sandbox.lines("began")[0]);
+    until("the stage's process died with flow", || !fs::exists(&child).unwrap());
+    // Nothing half-written is taken for a result, and what was done stays done.
+    assert_eq!(sandbox.run(&["path", "p.toml", "slow"]).code, Some(1));
+    sandbox.ok(&["cache", "verify"]);
+    let states = sandbox.ok(&["status", "p.toml"]);
+    assert!(states.contains("killed"), "{states}");
+
+    fs::write(sandbox.outside("go"), "").unwrap();
+    let resumed = sandbox.json(&[]);
+    assert_eq!(resumed.ran(), ["last", "slow"]);
+    assert_eq!(result(&sandbox), "one\n");
+    sandbox.ok(&["cache", "verify"]);
+
+    let undisturbed = slow();
+    fs::write(undisturbed.outside("go"), "").unwrap();
+    assert_eq!(undisturbed.json(&[]).digests(), resumed.digests());
+}
+
+#[test]
+fn two_at_once_do_the_work_once() {
+    let sandbox = slow();
+    let mut both = vec![sandbox.start(&["run", "p.toml", "--json"])];
+    until("the stage began", || sandbox.lines("began").len() == 1);
+    both.push(sandbox.start(&["run", "p.toml"]));
+    // The second must say that it waits, and for what.
+    let waits = || sandbox.ok(&["status"]).contains("waiting");
+    until("the second waits", waits);
+    fs::write(sandbox.outside("go"), "").unwrap();
+    for output in both.into_iter().map(super::support::Running::end) {
+        assert_eq!(output.code, Some(0), "{output}");
+    }
+    assert_eq!(sandbox.lines("began").len(), 1);
+    assert_eq!(result(&sandbox), "one\n");
+}
+
+#[test]
+fn whoever_waits_takes_over_when_the_other_is_killed() {
+    let sandbox = slow();
+    let first = sandbox.start(&["run", "p.toml"]);
+    until("the stage began", || sandbox.lines("began").len() == 1);
+    let second = sandbox.start(&["run", "p.toml"]);
+    until("the second waits", || sandbox.ok(&["status"]).contains("waiting"));
+    first.signal(libc::SIGKILL);
+    until("the second took over", || sandbox.lines("began").len() == 2);
+    fs::write(sandbox.outside("go"), "").unwrap();
+    let output = second.end();
+    assert_eq!(output.code, Some(0), "{output}");
+    assert_eq!(result(&sandbox), "one\n");
+}
+
+#[test]
+fn an_interrupt_stops_in_order_and_is_code_130() {
+    let sandbox = slow();
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        let before = sandbox.lines("began").len();
+        let running = sandbox.start(&["run", "p.toml"]);
+        until("the stage began", || sandbox.lines("began").len() > before);
+        let start = Instant::now();
+        running.signal(signal);
+        let output = running.end();
+        assert_eq!(output.code, Some(130), "{output}");
+        assert!(start.elapsed().as_secs_f64() < 2.0, "{:?}", start.elapsed());
+        assert!(output.stderr.contains("interrupted") && output.stderr.contains("flow run p.toml"), "{output}");
+        let child = format!("/proc/{}", sandbox.lines("began").last().unwrap());
+        until("the stage's process is gone", || !fs::exists(&child).unwrap());
+    }
+    fs::write(sandbox.outside("go"), "").unwrap();
+    assert_eq!(sandbox.json(&[]).ran(), ["last", "slow"]);
+}
+
+#[test]
+fn the_second_interrupt_ends_at_once() {
+    let sandbox = Sandbox::new();
+    let began = sandbox.outside("began");
+    sandbox.pipeline(&format!(
+        "[stage.deaf]\nkind = \"command\"\nrun = \"trap '' INT TERM; echo $$ >> {}; while :; do sleep 0.05; done\"\n",
+        began.display()
+    ));
+    let running = sandbox.start(&["run", "p.toml"]);
+    until("the stage began", || sandbox.lines("began").len() == 1);
+    running.signal(libc::SIGINT);
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    let start = Instant::now();
+    running.signal(libc::SIGINT);
+    assert_eq!(running.end().code, Some(130));
+    assert!(start.elapsed().as_secs_f64() < 1.0, "{:?}", start.elapsed());
+    let child = format!("/proc/{}", sandbox.lines("began")[0]);
+    until("the stage's process died with flow", || !fs::exists(&child).unwrap());
+}

@@ -1,0 +1,10 @@
+//! Integration tests: the real `flow`, in directories of its own, as a person types it.
+
+mod arrows;
+mod commands;
+mod crash;
+mod errors;
+mod minimal;
+mod readme;
+mod support;
+mod views;
