@@ -15,6 +15,8 @@ mod megatron_to_hf;
 mod merge;
 mod models;
 mod refs;
+#[cfg(test)]
+mod testing;
 pub mod tokenize;
 mod train;
 mod worker;

@@ -1,0 +1,188 @@
+//! `hf-to-megatron`: a Hugging Face model as a Megatron-Core checkpoint.
+
+use std::{collections::BTreeMap, fs::File, os::unix::fs::FileExt, path::PathBuf, sync::Arc};
+
+use anyhow::{Context, Result, ensure};
+use flow_core::{Check, Ctx, Port, Ref, Stage};
+use flow_formats::{
+    safetensors::{Index, Tensor},
+    torch_dist::{self, Finish, RankWriter, Slot, TrainState},
+};
+use flow_plan::ModelConfig;
+use serde::{Deserialize, Serialize};
+
+use crate::models::{self, Copying, Family, Layout, ModelDir, Tile};
+
+/// `kind = "hf-to-megatron"`: writes
+///
+/// - `iter_0000000/`: the checkpoint that `megatron.core.dist_checkpointing.load` and Megatron-Bridge take, with
+///   `tokenizer/` as Bridge keeps it
+/// - `latest_checkpointed_iteration.txt`, `latest_train_state.pt`
+/// - `hf/`: `config.json`, `generation_config.json` and the tokenizer's files as they were: what describes the model
+///   to whoever trains or exports it
+///
+/// Types of elements stay as they are; bytes are moved and never computed with.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HfToMegatron {
+    /// The model: a stage or a directory.
+    #[serde(skip_serializing)]
+    input: Ref,
+}
+
+impl Stage for HfToMegatron {
+    const KIND: &'static str = "hf-to-megatron";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str = "Converts a Hugging Face model to a Megatron-Core checkpoint";
+
+    fn ports(&self) -> Vec<Port> {
+        vec![Port::all("input", std::slice::from_ref(&self.input))]
+    }
+
+    fn check(&self, check: &mut Check<'_>) {
+        let known = check.input("input").to_vec();
+        for error in known.iter().filter_map(models::wrong_model_dir) {
+            check.error("input", error);
+        }
+        if let Some(Err(error)) = check.fact("input", "model_config").map(models::layout) {
+            check.error("input", crate::diagnostic(&error));
+        }
+        check.facts.extend(known.into_iter().flat_map(|known| known.facts));
+    }
+
+    fn run(&self, ctx: &Ctx<'_>) -> Result<()> {
+        let source = ModelDir::new(ctx.input("input"))?;
+        let config = source.config()?;
+        let (family, geometry, layout) = models::layout(&config).context("the model cannot be converted")?;
+        let tensors = Index::read(&source.files)?.tensors;
+        check_tensors(&tensors, family, &geometry, &layout)?;
+        convert(ctx, &source, &geometry, &layout, &tensors)
+    }
+}
+
+/// Every tensor of the layout is there in its shape, and there is no other; one Megatron tensor has one type.
+fn check_tensors(
+    tensors: &BTreeMap<String, Tensor>,
+    family: &Family,
+    geometry: &ModelConfig,
+    layout: &Layout,
+) -> Result<()> {
+    for wanted in &layout.hf {
+        let tensor = tensors.get(&wanted.name).with_context(|| format!("the model has no tensor `{}`", wanted.name))?;
+        ensure!(
+            tensor.shape == wanted.shape,
+            "`{}` has shape {:?}, and config.json makes it {:?}",
+            wanted.name,
+            tensor.shape,
+            wanted.shape
+        );
+    }
+    let known: std::collections::HashSet<&str> = layout.hf.iter().map(|named| named.name.as_str()).collect();
+    for name in tensors.keys() {
+        ensure!(
+            known.contains(name.as_str()) || family.ignores(name, geometry),
+            "tensor `{name}` is not known: a model of this type and config does not have it"
+        );
+    }
+    for rows in layout.rows.chunk_by(|a, b| a.target == b.target) {
+        let dtype = |i: usize| tensors[&layout.hf[rows[i].hf].name].dtype;
+        if let Some(other) = (1..rows.len()).find(|&i| dtype(i) != dtype(0)) {
+            let name = |i: usize| &layout.hf[rows[i].hf].name;
+            anyhow::bail!(
+                "`{}` is {} and `{}` is {}: they are one tensor in Megatron",
+                name(0),
+                dtype(0).torch(),
+                name(other),
+                dtype(other).torch()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Bytes to be moved: from a file to a chunk's place.
+struct Move<'a> {
+    from: &'a PathBuf,
+    from_at: u64,
+    slot: usize,
+    to_at: u64,
+    len: u64,
+}
+
+impl Tile for Move<'_> {
+    fn bytes(&self) -> u64 {
+        self.len
+    }
+}
+
+fn convert(
+    ctx: &Ctx<'_>,
+    source: &ModelDir,
+    geometry: &ModelConfig,
+    layout: &Layout,
+    tensors: &BTreeMap<String, Tensor>,
+) -> Result<()> {
+    let root = ctx.out;
+    let dir = torch_dist::begin(root, 0)?;
+    let mut writer = RankWriter::create(&dir, 0)?;
+
+    // Plan first: every chunk gets its place, and every run of rows becomes tiles.
+    let mut slots: Vec<Slot> = Vec::new();
+    let mut tiles: Vec<Move<'_>> = Vec::new();
+    for rows in layout.rows.chunk_by(|a, b| (a.target, a.chunk) == (b.target, b.chunk)) {
+        let target = &layout.megatron[rows[0].target];
+        let (offset, size) = &target.chunks[rows[0].chunk];
+        let dtype = tensors[&layout.hf[rows[0].hf].name].dtype;
+        let slot = writer.reserve(target.key, &target.shape, offset, size, dtype)?;
+        let mut at = slot.at;
+        for run in rows {
+            let tensor = &tensors[&layout.hf[run.hf].name];
+            let row = run.width * dtype.size();
+            let (mut from_at, mut left) = (tensor.at + run.hf_row * row, run.rows * row);
+            while left > 0 {
+                let len = left.min(models::TILE);
+                tiles.push(Move { from: &tensor.file, from_at, slot: slots.len(), to_at: at, len });
+                (from_at, at, left) = (from_at + len, at + len, left - len);
+            }
+        }
+        ensure!(at == slot.at + slot.len, "the table of `{}` leaves a part of it out", target.key);
+        slots.push(slot);
+    }
+    writer.extra_states(geometry.num_hidden_layers as u64)?;
+    models::room(root, writer.bytes())?;
+
+    let mut files: BTreeMap<&PathBuf, Arc<File>> = BTreeMap::new();
+    for tensor in tensors.values() {
+        if !files.contains_key(&tensor.file) {
+            let file = File::open(&tensor.file).with_context(|| format!("cannot open {}", tensor.file.display()))?;
+            files.insert(&tensor.file, Arc::new(file));
+        }
+    }
+    let total = tiles.iter().map(|tile| tile.len).sum();
+    let sums = Copying::new(ctx, total).run(&tiles, |tile, buffer: &mut Vec<u8>| {
+        buffer.resize(tile.len as usize, 0);
+        files[tile.from]
+            .read_exact_at(buffer, tile.from_at)
+            .with_context(|| format!("cannot read {} at byte {}", tile.from.display(), tile.from_at))?;
+        slots[tile.slot].file.write_all_at(buffer, tile.to_at).context("cannot write the checkpoint")?;
+        let mut sum = crc32fast::Hasher::new();
+        sum.update(buffer);
+        Ok(sum)
+    })?;
+    let mut whole: Vec<crc32fast::Hasher> = slots.iter().map(|_| crc32fast::Hasher::new()).collect();
+    for (tile, sum) in tiles.iter().zip(&sums) {
+        whole[tile.slot].combine(sum);
+    }
+    for (slot, sum) in slots.into_iter().zip(whole) {
+        writer.seal(slot, sum.finalize())?;
+    }
+    let dtype = tensors[&layout.hf[0].name].dtype;
+    source.copy_companions(&root.join("hf"))?;
+    source.copy_tokenizer(&dir.join("tokenizer"))?;
+    let more = Finish {
+        run_config: geometry.run_config_yaml(dtype, geometry.max_position_embeddings),
+        train_state: TrainState::default(),
+        files: &[],
+    };
+    torch_dist::finish(root, 0, writer.finish()?, &more)
+}

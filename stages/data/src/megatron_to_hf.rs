@@ -1,0 +1,292 @@
+//! `megatron-to-hf`: a Megatron-Core checkpoint as a Hugging Face model.
+
+use std::{collections::BTreeMap, fmt, fs, fs::File, os::unix::fs::FileExt};
+
+use anyhow::{Context, Result, ensure};
+use flow_core::{Check, Ctx, Diagnostic, Level, Port, Ref, Stage};
+use flow_formats::{
+    DType,
+    safetensors::{self, Index, Plan},
+    torch_dist::{self, Reader},
+};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde_json::Value as Json;
+
+use crate::models::{self, Copying, Layout, ModelDir, Tile};
+
+/// `kind = "megatron-to-hf"`: the newest iteration of a checkpoint, however it is cut, as
+/// `model*.safetensors` (with its index when there are several), beside the source's `config.json`,
+/// `generation_config.json` and tokenizer files as they are.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MegatronToHf {
+    /// The checkpoint: what `train` or `hf-to-megatron` wrote, or a path.
+    #[serde(skip_serializing)]
+    input: Ref,
+    /// The Hugging Face model that it began as: config, tokenizer and types of elements come from here.
+    #[serde(skip_serializing)]
+    source: Ref,
+    /// Bytes of tensors in one file: `"5GB"`, `"512MiB"`, or a number.
+    #[serde(default)]
+    max_shard_size: Size,
+    /// Every tensor is rounded to this type; without it each keeps the source's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    dtype: Option<Dtype>,
+}
+
+/// A type that weights may be exported in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Dtype {
+    Fp32,
+    Fp16,
+    Bf16,
+}
+
+impl Dtype {
+    fn of(self) -> DType {
+        match self {
+            Self::Fp32 => DType::F32,
+            Self::Fp16 => DType::F16,
+            Self::Bf16 => DType::Bf16,
+        }
+    }
+}
+
+/// A number of bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Size(u64);
+
+impl Default for Size {
+    fn default() -> Self {
+        Self(5_000_000_000) // transformers' own
+    }
+}
+
+impl Serialize for Size {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Size;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number of bytes, or one with a unit such as \"5GB\" or \"512MiB\"")
+            }
+            fn visit_i64<E: de::Error>(self, bytes: i64) -> Result<Size, E> {
+                match u64::try_from(bytes) {
+                    Ok(bytes) => self.visit_u64(bytes),
+                    Err(_) => Err(E::invalid_value(de::Unexpected::Signed(bytes), &self)),
+                }
+            }
+            fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<Size, E> {
+                match bytes {
+                    0 => Err(E::invalid_value(de::Unexpected::Unsigned(0), &self)),
+                    bytes => Ok(Size(bytes)),
+                }
+            }
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Size, E> {
+                parse_size(text).map(Size).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+            }
+        }
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+fn parse_size(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic() || c == ' ');
+    let unit = match text[digits.len()..].trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "kib" => 1 << 10,
+        "mib" => 1 << 20,
+        "gib" => 1 << 30,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(unit).filter(|&bytes| bytes > 0)
+}
+
+impl Stage for MegatronToHf {
+    const KIND: &'static str = "megatron-to-hf";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str = "Converts a Megatron-Core checkpoint to a Hugging Face model";
+
+    fn ports(&self) -> Vec<Port> {
+        vec![
+            Port::all("input", std::slice::from_ref(&self.input)),
+            Port::all("source", std::slice::from_ref(&self.source)),
+        ]
+    }
+
+    fn check(&self, check: &mut Check<'_>) {
+        let sources = check.input("source").to_vec();
+        for error in sources.iter().filter_map(models::wrong_model_dir) {
+            check.error("source", error);
+        }
+        if let Some(Err(error)) = check.fact("source", "model_config").map(models::layout) {
+            check.error("source", crate::diagnostic(&error));
+        }
+        let vocab = |port: &str| check.fact(port, "vocab_size").and_then(Json::as_u64);
+        if let (Some(trained), Some(exported)) = (vocab("input"), vocab("source"))
+            && trained != exported
+        {
+            let error = Diagnostic::new(format!(
+                "the model of `source` has {exported} tokens, and the one of `input` {trained}"
+            ));
+            check.error("source", error.hint("name the model that the training began with"));
+        }
+        for path in check.input("input").to_vec().into_iter().filter_map(|known| known.path) {
+            if let Err(error) = torch_dist::newest(&path) {
+                check.error("input", crate::diagnostic(&error).hint("name a directory with iter_*/.metadata"));
+            }
+        }
+        check.facts.extend(sources.into_iter().flat_map(|known| known.facts));
+    }
+
+    fn run(&self, ctx: &Ctx<'_>) -> Result<()> {
+        let source = ModelDir::new(ctx.input("source"))?;
+        let config = source.config()?;
+        let (_, _, layout) = models::layout(&config).context("the source cannot be a model's description")?;
+        let (iteration, dir) = torch_dist::newest(&ctx.one("input")?.path)?;
+        let reader = Reader::open(&dir)?;
+        check_checkpoint(&reader, &layout)?;
+        ctx.log(Level::Info, format!("iteration {iteration} of {}", ctx.one("input")?.name));
+        let types = self.types(&source, &config, &reader, &layout)?;
+        let tensors: Vec<_> = layout
+            .hf
+            .iter()
+            .zip(&types)
+            .map(|(named, &dtype)| (named.name.clone(), dtype, named.shape.clone()))
+            .collect();
+        let plan = safetensors::plan(&tensors, self.max_shard_size.0)?;
+        models::room(ctx.out, plan.shards.iter().map(|shard| shard.len).sum())?;
+        source.copy_companions(ctx.out)?;
+        export(ctx, &reader, &layout, &types, &plan)
+    }
+}
+
+impl MegatronToHf {
+    /// The type of each of the layout's tensors in the export.
+    fn types(&self, source: &ModelDir, config: &Json, reader: &Reader, layout: &Layout) -> Result<Vec<DType>> {
+        if let Some(dtype) = self.dtype {
+            return Ok(vec![dtype.of(); layout.hf.len()]);
+        }
+        let has_weights = source.files.keys().any(|name| name.ends_with(".safetensors"));
+        let index = if has_weights { Index::read(&source.files)? } else { Index::default() };
+        let named = ["torch_dtype", "dtype"].iter().find_map(|field| config[*field].as_str());
+        let named = named.and_then(DType::from_torch);
+        let mut types = vec![named; layout.hf.len()];
+        for rows in &layout.rows {
+            let target = &layout.megatron[rows.target];
+            let own = reader.tensor(target.key).map(|tensor| tensor.dtype);
+            let source = index.tensors.get(&layout.hf[rows.hf].name).map(|tensor| tensor.dtype);
+            types[rows.hf] = source.or(named).or(own);
+        }
+        types.into_iter().collect::<Option<_>>().context("a tensor has no type")
+    }
+}
+
+/// The checkpoint holds the layout's tensors in their shapes, and no other of a model.
+fn check_checkpoint(reader: &Reader, layout: &Layout) -> Result<()> {
+    for target in &layout.megatron {
+        let tensor =
+            reader.tensor(target.key).with_context(|| format!("the checkpoint has no tensor `{}`", target.key))?;
+        let fits = match (&tensor.shape[..], &target.shape[..]) {
+            ([found, found_rest @ ..], [wanted, wanted_rest @ ..]) if target.vocabulary => {
+                found >= wanted && found_rest == wanted_rest
+            }
+            (found, wanted) => found == wanted,
+        };
+        ensure!(
+            fits,
+            "`{}` has shape {:?} in the checkpoint, and the source's config.json makes it {:?}",
+            target.key,
+            tensor.shape,
+            target.shape
+        );
+    }
+    for key in reader.tensors().keys() {
+        let of_model = ["embedding.", "decoder.", "output_layer."].iter().any(|part| key.starts_with(part));
+        ensure!(
+            !of_model || layout.megatron.iter().any(|target| target.key == key),
+            "the checkpoint has `{key}`, which a model of the source's config.json does not have"
+        );
+    }
+    Ok(())
+}
+
+/// A box of a Megatron tensor, and where its bytes go.
+struct Piece<'a> {
+    key: &'a str,
+    from: DType,
+    to: DType,
+    start: Vec<u64>,
+    size: Vec<u64>,
+    file: usize,
+    at: u64,
+}
+
+impl Tile for Piece<'_> {
+    fn bytes(&self) -> u64 {
+        self.size.iter().product::<u64>() * self.to.size()
+    }
+}
+
+fn export(ctx: &Ctx<'_>, reader: &Reader, layout: &Layout, types: &[DType], plan: &Plan) -> Result<()> {
+    let mut files = Vec::new();
+    let mut places: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
+    for (i, shard) in plan.shards.iter().enumerate() {
+        let path = ctx.out.join(&shard.name);
+        let file = File::create_new(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        file.set_len(shard.len)?;
+        file.write_all_at(&shard.header, 0).with_context(|| format!("cannot write {}", path.display()))?;
+        files.push((path, file));
+        places.extend(shard.tensors.iter().map(|(name, at, _)| (name.as_str(), (i, *at))));
+    }
+    let mut tiles = Vec::new();
+    for rows in &layout.rows {
+        let target = &layout.megatron[rows.target];
+        let (offset, size) = &target.chunks[rows.chunk];
+        let axis = usize::from(target.layered);
+        let from = reader.tensor(target.key).context("checked before")?.dtype;
+        let to = types[rows.hf];
+        let (file, at) = places[layout.hf[rows.hf].name.as_str()];
+        let row = rows.width * to.size();
+        let step = (models::TILE / (rows.width * from.size().max(to.size()))).max(1);
+        let mut done = 0;
+        while done < rows.rows {
+            let n = step.min(rows.rows - done);
+            let (mut start, mut size) = (offset.clone(), size.clone());
+            start[axis] += rows.row + done;
+            size[axis] = n;
+            let at = at + (rows.hf_row + done) * row;
+            tiles.push(Piece { key: target.key, from, to, start, size, file, at });
+            done += n;
+        }
+    }
+    let total = tiles.iter().map(Tile::bytes).sum();
+    Copying::new(ctx, total).run(&tiles, |tile, (read, write): &mut (Vec<u8>, Vec<u8>)| {
+        let elements = tile.size.iter().product::<u64>();
+        read.resize((elements * tile.from.size()) as usize, 0);
+        reader.read(tile.key, &tile.start, &tile.size, read)?;
+        let (path, file) = &files[tile.file];
+        let bytes = if tile.from == tile.to {
+            read
+        } else {
+            write.resize((elements * tile.to.size()) as usize, 0);
+            models::cast(read, tile.from, write, tile.to).with_context(|| format!("`{}`", tile.key))?;
+            write
+        };
+        file.write_all_at(bytes, tile.at).with_context(|| format!("cannot write {}", path.display()))
+    })?;
+    if let Some(index) = &plan.index {
+        fs::write(ctx.out.join(safetensors::INDEX), index)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,111 @@
+//! [`ModelDir`]: the files of a Hugging Face model, from one input or from several.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, ensure};
+use flow_core::{Diagnostic, Input, Known};
+use serde_json::Value as Json;
+
+use crate::facts;
+
+/// Files beside the weights that make a model usable: copied as they are.
+const COMPANIONS: &[&str] = &[
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+];
+
+/// The files of a model, by name.
+#[derive(Debug)]
+pub struct ModelDir {
+    /// Name → where it lies.
+    pub files: BTreeMap<String, PathBuf>,
+}
+
+impl ModelDir {
+    /// The files of all these inputs together (a `fetch` of several URLs has several).
+    ///
+    /// # Errors
+    /// Two inputs have a file of the same name.
+    pub fn new(inputs: &[Input]) -> Result<Self> {
+        let mut files = BTreeMap::new();
+        for input in inputs {
+            for (name, path) in input.files() {
+                let before = files.insert(name.to_owned(), path);
+                ensure!(before.is_none(), "`{name}` is in two of the inputs, the second is `{}`", input.name);
+            }
+        }
+        Ok(Self { files })
+    }
+
+    /// The object in `config.json`.
+    ///
+    /// # Errors
+    /// There is none, or it is not JSON.
+    pub fn config(&self) -> Result<Json> {
+        facts::read_json(self.files.get("config.json").context("there is no config.json")?)
+    }
+
+    /// Copies config, generation config and tokenizer files into `dir`.
+    ///
+    /// # Errors
+    /// A file cannot be copied.
+    pub fn copy_companions(&self, dir: &Path) -> Result<()> {
+        self.copy(dir, |_| true)
+    }
+
+    /// Copies the tokenizer's files alone into `dir`.
+    ///
+    /// # Errors
+    /// A file cannot be copied.
+    pub fn copy_tokenizer(&self, dir: &Path) -> Result<()> {
+        self.copy(dir, |name| name != "config.json" && name != "generation_config.json")
+    }
+
+    fn copy(&self, dir: &Path, wanted: impl Fn(&str) -> bool) -> Result<()> {
+        for name in COMPANIONS.iter().filter(|name| wanted(name)) {
+            let Some(from) = self.files.get(*name) else { continue };
+            fs::create_dir_all(dir)?;
+            // Read and written, not copied: the source may be read-only, and this must not be.
+            let bytes = fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+            let to = dir.join(name);
+            fs::write(&to, bytes).with_context(|| format!("cannot write {}", to.display()))?;
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong with something that is there already and is to be a Hugging Face model: said before the run.
+#[must_use]
+pub fn wrong_model_dir(known: &Known) -> Option<Diagnostic> {
+    let path = known.path.as_deref()?;
+    let has = |name: &str| path.join(name).exists();
+    if has(flow_formats::torch_dist::LATEST) || has(flow_formats::torch_dist::METADATA) {
+        return Some(
+            Diagnostic::new(format!(
+                "{} is a Megatron checkpoint, and a Hugging Face model is needed here",
+                path.display()
+            ))
+            .hint("`megatron-to-hf` makes one"),
+        );
+    }
+    if path.is_dir() && !has("config.json") && !path.join("model.safetensors").exists() {
+        return Some(
+            Diagnostic::new(format!("{} is no Hugging Face model: it has no config.json", path.display()))
+                .hint("name the directory that holds config.json and *.safetensors"),
+        );
+    }
+    None
+}

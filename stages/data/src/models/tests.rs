@@ -1,0 +1,394 @@
+//! There and back, over random models and every cutting: not a byte changes. And what is wrong is said by name.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use flow_core::{Cancel, Check, Ctx, Digest, Entry, Event, Facts, Input, Known, Stage, Tree};
+use flow_formats::{
+    DType,
+    safetensors::{self, Index},
+    torch_dist::{self, Finish, RankWriter, Reader},
+};
+use proptest::prelude::*;
+use serde_json::{Value as Json, json};
+
+use super::*;
+use crate::{hf_to_megatron::HfToMegatron, megatron_to_hf::MegatronToHf};
+
+pub(crate) fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/megatron_ckpt/untied_v512").join(name)
+}
+
+fn walk(dir: &Path, below: &Path, entries: &mut Vec<Entry>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            walk(&path, below, entries);
+        } else {
+            let name = path.strip_prefix(below).unwrap().to_str().unwrap().to_owned();
+            let bytes = fs::read(&path).unwrap();
+            entries.push(Entry { name, digest: Digest::of(&bytes), size: bytes.len() as u64, executable: false });
+        }
+    }
+}
+
+pub(crate) fn tree(dir: &Path) -> Tree {
+    let mut entries = Vec::new();
+    walk(dir, dir, &mut entries);
+    Tree::new(entries).unwrap()
+}
+
+/// Runs a stage on directories: port → directory. Gives its output and the progress it reported last.
+pub(crate) fn run<S: Stage>(params: Json, ports: &[(&str, &Path)]) -> Result<(tempfile::TempDir, u64)> {
+    let stage: S = serde_json::from_value(params)?;
+    let input = |path: &Path| Input { name: "input".into(), path: path.to_owned(), tree: Arc::new(tree(path)) };
+    let inputs: BTreeMap<_, _> = ports.iter().map(|&(port, path)| (port.to_owned(), vec![input(path)])).collect();
+    let (out, scratch) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let done = std::sync::Mutex::new((0, 0));
+    let sink = |event: Event| {
+        if let Event::Progress { done: now, total, .. } = event {
+            *done.lock().unwrap() = (now, total.unwrap_or(0));
+        }
+    };
+    stage.run(&Ctx {
+        node: "node",
+        inputs: &inputs,
+        out: out.path(),
+        scratch: scratch.path(),
+        project: Path::new("/"),
+        pinned: None,
+        threads: 3,
+        sink: &sink,
+        cancel: &Cancel::default(),
+    })?;
+    let (done, total) = *done.lock().unwrap();
+    assert_eq!(done, total);
+    Ok((out, total))
+}
+
+pub(crate) fn check<S: Stage>(params: Json, inputs: &[(&str, Known)]) -> (Vec<String>, Facts) {
+    let stage: S = serde_json::from_value(params).unwrap();
+    let inputs = inputs.iter().map(|(port, known)| ((*port).to_owned(), vec![known.clone()])).collect();
+    let mut check = Check {
+        project: Path::new("/"),
+        inputs: &inputs,
+        facts: Facts::new(),
+        result_path: None,
+        errors: Vec::new(),
+        warnings: Vec::new(),
+    };
+    stage.check(&mut check);
+    let errors =
+        check.errors.iter().map(|error| format!("{}: {error}", error.field.as_deref().unwrap_or(""))).collect();
+    (errors, check.facts)
+}
+
+fn files(dir: &Path) -> BTreeMap<String, PathBuf> {
+    tree(dir).entries().iter().map(|entry| (entry.name.clone(), dir.join(&entry.name))).collect()
+}
+
+fn tensors(dir: &Path) -> BTreeMap<String, (DType, Vec<u64>, Vec<u8>)> {
+    let index = Index::read(&files(dir)).unwrap();
+    let read = |tensor: &safetensors::Tensor| {
+        fs::read(&tensor.file).unwrap()[tensor.at as usize..][..tensor.len as usize].to_vec()
+    };
+    index
+        .tensors
+        .iter()
+        .map(|(name, tensor)| (name.clone(), (tensor.dtype, tensor.shape.clone(), read(tensor))))
+        .collect()
+}
+
+/// A model whose every element is different noise.
+fn write_model(dir: &Path, config: &Json, dtype: DType, max_shard_size: u64) {
+    let (_, _, layout) = layout(config).unwrap();
+    let named: Vec<_> = layout.hf.iter().map(|named| (named.name.clone(), dtype, named.shape.clone())).collect();
+    let plan = safetensors::plan(&named, max_shard_size).unwrap();
+    for shard in &plan.shards {
+        let mut bytes = shard.header.clone();
+        for (name, _, len) in &shard.tensors {
+            let mut noise = vec![0; *len as usize];
+            blake3::Hasher::new().update(name.as_bytes()).finalize_xof().fill(&mut noise);
+            // Exponents below the highest: no NaN, whose payload a cast would not keep.
+            let width = dtype.size() as usize;
+            noise.chunks_exact_mut(width).for_each(|element| element[width - 1] &= 0xbf);
+            bytes.extend(noise);
+        }
+        fs::write(dir.join(&shard.name), bytes).unwrap();
+    }
+    if let Some(index) = &plan.index {
+        fs::write(dir.join(safetensors::INDEX), index).unwrap();
+    }
+    fs::write(dir.join("config.json"), config.to_string()).unwrap();
+}
+
+/// The same checkpoint, cut for `tp` tensor ranks and `pp` pipeline ranks, with `padding` more rows of vocabulary.
+fn recut(from: &Path, config: &Json, tp: u64, pp: u64, padding: u64) -> tempfile::TempDir {
+    let (_, geometry, layout) = layout(config).unwrap();
+    let reader = Reader::open(&torch_dist::newest(from).unwrap().1).unwrap();
+    let root = tempfile::tempdir().unwrap();
+    let dir = torch_dist::begin(root.path(), 3).unwrap();
+    let layers = geometry.num_hidden_layers as u64;
+    let mut writers: Vec<_> = (0..tp * pp).map(|rank| RankWriter::create(&dir, rank as usize).unwrap()).collect();
+    for target in &layout.megatron {
+        let dtype = reader.tensor(target.key).unwrap().dtype;
+        let mut shape = target.shape.clone();
+        if target.vocabulary {
+            shape[0] += padding;
+        }
+        let axis = usize::from(target.layered);
+        let norm = target.key.contains("norm");
+        let by_columns = target.key.contains("linear_proj") || target.key.contains("linear_fc2");
+        let halves = if target.key.contains("fc1.weight") { 2 } else { 1 };
+        for layer in 0..if target.layered { layers } else { 1 } {
+            for rank in 0..if norm { 1 } else { tp } {
+                for half in 0..halves {
+                    let (mut start, mut size) = (vec![0; shape.len()], shape.clone());
+                    if target.layered {
+                        (start[0], size[0]) = (layer, 1);
+                    }
+                    let cut = if by_columns { axis + 1 } else { axis };
+                    if !norm {
+                        size[cut] /= halves * tp;
+                        start[cut] = half * shape[cut] / halves + rank * size[cut];
+                    }
+                    // What is there without padding, and zeros behind it.
+                    let mut real = size.clone();
+                    real[0] = real[0].min(target.shape[0].saturating_sub(start[0]));
+                    let width = dtype.size();
+                    let mut bytes = vec![0; (real.iter().product::<u64>() * width) as usize];
+                    if !bytes.is_empty() {
+                        reader.read(target.key, &start, &real, &mut bytes).unwrap();
+                    }
+                    bytes.resize((size.iter().product::<u64>() * width) as usize, 0);
+                    let writer = &mut writers[(layer % pp * tp + rank) as usize];
+                    writer.tensor(target.key, &shape, &start, &size, dtype, &mut &bytes[..]).unwrap();
+                }
+            }
+        }
+    }
+    let state = [1u8, 2, 3, 4];
+    let key = "optimizer.state.exp_avg.decoder.final_layernorm.weight";
+    writers[0].tensor(key, &[1], &[0], &[1], DType::F32, &mut &state[..]).unwrap();
+    writers[0].extra_states(layers).unwrap();
+    let entries = writers.into_iter().flat_map(|writer| writer.finish().unwrap()).collect();
+    torch_dist::finish(root.path(), 3, entries, &Finish::default()).unwrap();
+    root
+}
+
+fn any_config() -> impl Strategy<Value = Json> {
+    (1u64..4, 1u64..4, 1u64..3, 1u64..4, 1u64..4, 1u64..30, any::<bool>(), any::<bool>()).prop_map(
+        |(layers, groups, per_group, half_dim, ffn, vocab, tied, scaled)| {
+            // Everything a multiple of 4 where Megatron would split it over up to 4 ranks.
+            let (groups, heads) = (4 * groups, 4 * groups * per_group);
+            let scaling = json!({ "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 8192 });
+            json!({
+                "model_type": "llama", "vocab_size": 4 * vocab, "hidden_size": 12, "intermediate_size": 4 * ffn,
+                "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": groups,
+                "head_dim": 2 * half_dim, "tie_word_embeddings": tied,
+                "rope_scaling": if scaled { scaling } else { Json::Null }
+            })
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn there_and_back_is_identity_however_it_is_cut(
+        config in any_config(),
+        wide in any::<bool>(),
+        shard in 200u64..20_000,
+        (tp, pp) in (prop::sample::select(vec![1u64, 2, 4]), 1u64..4),
+        padding in 0u64..3,
+    ) {
+        let dtype = if wide { DType::F32 } else { DType::Bf16 };
+        let source = tempfile::tempdir().unwrap();
+        write_model(source.path(), &config, dtype, shard);
+        let want = tensors(source.path());
+
+        let (megatron, bytes) = run::<HfToMegatron>(json!({"input": "x"}), &[("input", source.path())]).unwrap();
+        prop_assert_eq!(bytes, want.values().map(|tensor| tensor.2.len() as u64).sum::<u64>());
+        let ports = |from| [("input", from), ("source", source.path())];
+        let params = json!({"input": "x", "source": "y", "max_shard_size": shard});
+        let (back, _) = run::<MegatronToHf>(params.clone(), &ports(megatron.path())).unwrap();
+        prop_assert_eq!(&tensors(back.path()), &want);
+        for file in tree(source.path()).entries() {
+            prop_assert_eq!(fs::read(back.path().join(&file.name)).unwrap(), fs::read(source.path().join(&file.name)).unwrap());
+        }
+
+        let cut = recut(megatron.path(), &config, tp, pp, padding * 4);
+        let (back, _) = run::<MegatronToHf>(params, &ports(cut.path())).unwrap();
+        prop_assert_eq!(&tensors(back.path()), &want);
+
+        // Cast on demand, and back to the source's own type.
+        let params = json!({"input": "x", "source": "y", "dtype": "fp32"});
+        let (as_fp32, _) = run::<MegatronToHf>(params, &ports(cut.path())).unwrap();
+        let (megatron, _) = run::<HfToMegatron>(json!({"input": "x"}), &[("input", as_fp32.path())]).unwrap();
+        let (back, _) = run::<MegatronToHf>(json!({"input": "x", "source": "y"}), &ports(megatron.path())).unwrap();
+        prop_assert_eq!(&tensors(back.path()), &want);
+    }
+
+    #[test]
+    fn a_layout_has_every_row_of_both_sides_once(config in any_config()) {
+        let (_, _, layout) = layout(&config).unwrap();
+        let mut hf: Vec<_> = layout.hf.iter().map(|named| vec![0u8; named.shape[0] as usize]).collect();
+        let mut chunks: BTreeMap<_, Vec<u8>> = BTreeMap::new();
+        for rows in &layout.rows {
+            let size = &layout.megatron[rows.target].chunks[rows.chunk].1;
+            let axis = usize::from(layout.megatron[rows.target].layered);
+            let chunk = chunks.entry((rows.target, rows.chunk)).or_insert_with(|| vec![0; size[axis] as usize]);
+            hf[rows.hf][rows.hf_row as usize..][..rows.rows as usize].iter_mut().for_each(|seen| *seen += 1);
+            chunk[rows.row as usize..][..rows.rows as usize].iter_mut().for_each(|seen| *seen += 1);
+        }
+        prop_assert!(hf.iter().flatten().chain(chunks.values().flatten()).all(|&seen| seen == 1));
+        prop_assert_eq!(chunks.len(), layout.megatron.iter().map(|target| target.chunks.len()).sum::<usize>());
+    }
+}
+
+#[test]
+fn what_megatron_wrote_is_exported_byte_for_byte() {
+    for package in ["megatron_core0.16", "megatron_core0.20dev"] {
+        let ports = [("input", golden(package)), ("source", golden("hf"))];
+        let ports = ports.each_ref().map(|(port, path)| (*port, path.as_path()));
+        let (out, _) = run::<MegatronToHf>(json!({"input": "x", "source": "y"}), &ports).unwrap();
+        // Every file of the directory, model.safetensors too, which the Python library wrote.
+        assert_eq!(tree(out.path()), tree(&golden("hf")));
+    }
+}
+
+#[test]
+fn what_is_imported_is_what_megatron_bridge_imports() {
+    let (out, _) = run::<HfToMegatron>(json!({"input": "x"}), &[("input", &golden("hf"))]).unwrap();
+    let ours = Reader::open(&torch_dist::newest(out.path()).unwrap().1).unwrap();
+    let theirs = Reader::open(&golden("megatron_core0.16/iter_0000000")).unwrap();
+    assert!(ours.tensors().keys().eq(theirs.tensors().keys()));
+    assert!(ours.objects().eq(theirs.objects()));
+    for (key, tensor) in theirs.tensors() {
+        let mine = ours.tensor(key).unwrap();
+        assert_eq!((mine.dtype, &mine.shape), (tensor.dtype, &tensor.shape), "{key}");
+        let cut = |tensor: &torch_dist::TensorInfo| -> Vec<_> {
+            tensor.chunks.iter().map(|chunk| (chunk.offset().to_vec(), chunk.size().to_vec())).collect()
+        };
+        assert_eq!(cut(mine), cut(tensor), "{key}");
+        let read = |reader: &Reader| {
+            let mut bytes = vec![0; (tensor.shape.iter().product::<u64>() * tensor.dtype.size()) as usize];
+            reader.read(key, &vec![0; tensor.shape.len()], &tensor.shape, &mut bytes).unwrap();
+            bytes
+        };
+        assert_eq!(read(&ours), read(&theirs), "{key}");
+    }
+    for (name, of) in
+        [("hf/config.json", "hf/config.json"), ("iter_0000000/tokenizer/tokenizer.json", "hf/tokenizer.json")]
+    {
+        assert_eq!(fs::read(out.path().join(name)).unwrap(), fs::read(golden(of)).unwrap());
+    }
+    assert!(!out.path().join("iter_0000000/tokenizer/config.json").exists());
+    let (again, _) = run::<HfToMegatron>(json!({"input": "x"}), &[("input", &golden("hf"))]).unwrap();
+    assert_eq!(tree(out.path()), tree(again.path()));
+}
+
+fn copy_golden() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in tree(&golden("hf")).entries() {
+        fs::copy(golden("hf").join(&entry.name), dir.path().join(&entry.name)).unwrap();
+    }
+    dir
+}
+
+#[test]
+fn what_is_not_known_is_refused_by_name() {
+    let config: Json = serde_json::from_slice(&fs::read(golden("hf/config.json")).unwrap()).unwrap();
+    for (field, value, word) in [
+        ("sliding_window", json!(4096), "sliding_window"),
+        ("model_type", json!("mamba"), "mamba"),
+        ("vocab_size", json!(500), "model.embed_tokens.weight"),
+        ("num_hidden_layers", json!(3), "model.layers.3."),
+        ("num_hidden_layers", json!(5), "model.layers.4."),
+        (
+            "rope_scaling",
+            json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}),
+            "low_freq_factor 2",
+        ),
+    ] {
+        let dir = copy_golden();
+        let mut bad = config.clone();
+        bad[field] = value;
+        fs::write(dir.path().join("config.json"), bad.to_string()).unwrap();
+        let error = run::<HfToMegatron>(json!({"input": "x"}), &[("input", dir.path())]).unwrap_err();
+        assert!(format!("{error:#}").contains(word), "{error:#} should say {word}");
+    }
+}
+
+#[test]
+fn a_tied_model_has_one_embedding_and_its_copy_is_left_out() {
+    let dir = copy_golden();
+    let mut config: Json = serde_json::from_slice(&fs::read(dir.path().join("config.json")).unwrap()).unwrap();
+    config["tie_word_embeddings"] = json!(true);
+    fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let (out, _) = run::<HfToMegatron>(json!({"input": "x"}), &[("input", dir.path())]).unwrap();
+    let reader = Reader::open(&out.path().join("iter_0000000")).unwrap();
+    assert!(reader.tensor("output_layer.weight").is_none());
+    let ports = [("input", out.path()), ("source", dir.path())];
+    let (back, _) = run::<MegatronToHf>(json!({"input": "x", "source": "y"}), &ports).unwrap();
+    assert!(!tensors(back.path()).contains_key("lm_head.weight"));
+
+    // An untied checkpoint under a tied config, and the other way round.
+    let untied = golden("megatron_core0.16");
+    let error =
+        run::<MegatronToHf>(json!({"input": "x", "source": "y"}), &[("input", &untied), ("source", dir.path())]);
+    assert!(format!("{:#}", error.unwrap_err()).contains("output_layer.weight"));
+    let error =
+        run::<MegatronToHf>(json!({"input": "x", "source": "y"}), &[("input", out.path()), ("source", &golden("hf"))]);
+    assert!(format!("{:#}", error.unwrap_err()).contains("output_layer.weight"));
+}
+
+#[test]
+fn wrong_directories_are_spotted_before_the_run() {
+    let known = |path: PathBuf| {
+        let facts = crate::facts::of_path(&path).unwrap();
+        Known { name: "x".into(), path: Some(path), facts }
+    };
+    let (errors, facts) = check::<HfToMegatron>(json!({"input": "x"}), &[("input", known(golden("hf")))]);
+    assert_eq!((errors, facts["vocab_size"].as_u64()), (vec![], Some(512)));
+    let (errors, _) = check::<HfToMegatron>(json!({"input": "x"}), &[("input", known(golden("megatron_core0.16")))]);
+    assert!(errors[0].starts_with("input: ") && errors[0].contains("is a Megatron checkpoint"), "{errors:?}");
+    let (errors, _) = check::<HfToMegatron>(json!({"input": "x"}), &[("input", known(golden("")))]);
+    assert!(errors[0].contains("no config.json"), "{errors:?}");
+
+    let both = |input, source| {
+        check::<MegatronToHf>(
+            json!({"input": "x", "source": "y"}),
+            &[("input", known(input)), ("source", known(source))],
+        )
+    };
+    let (errors, facts) = both(golden("megatron_core0.16"), golden("hf"));
+    assert_eq!((errors, facts["vocab_size"].as_u64()), (vec![], Some(512)));
+    let (errors, _) = both(golden("hf"), golden("megatron_core0.16"));
+    assert!(errors.iter().any(|error| error.starts_with("input: ")), "{errors:?}");
+    assert!(errors.iter().any(|error| error.starts_with("source: ")), "{errors:?}");
+    let other = Known { name: "x".into(), path: None, facts: Facts::from([("vocab_size".into(), json!(8192))]) };
+    let params = json!({"input": "x", "source": "y"});
+    let (errors, _) = check::<MegatronToHf>(params, &[("input", other), ("source", known(golden("hf")))]);
+    assert!(errors[0].contains("512 tokens") && errors[0].contains("8192"), "{errors:?}");
+}
+
+#[test]
+fn sizes_of_files_are_read_as_people_write_them() {
+    let size = |value: Json| {
+        serde_json::from_value::<MegatronToHf>(json!({"input": "x", "source": "y", "max_shard_size": value}))
+            .map(|stage| serde_json::to_value(stage).unwrap()["max_shard_size"].as_u64().unwrap())
+    };
+    for (text, bytes) in [(json!("5GB"), 5_000_000_000), (json!("512 MiB"), 512 << 20), (json!(7), 7), (json!("9"), 9)]
+    {
+        assert_eq!(size(text).unwrap(), bytes);
+    }
+    for bad in [json!("5 parsecs"), json!(0), json!(-1), json!("GB"), json!("99999999999GB")] {
+        assert!(size(bad.clone()).is_err(), "{bad}");
+    }
+}
