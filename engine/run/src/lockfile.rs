@@ -68,7 +68,7 @@ impl LockFile {
             match from_value(&value) {
                 Ok(pinned) => drop(lock.pins.insert(url, pinned)),
                 Err(error) => {
-                    errors.push(error.at(span).hint("remove the entry to fetch it anew, or repair the merge"))
+                    errors.push(error.at(span).hint("remove the entry to fetch it anew, or repair the merge"));
                 }
             }
         }

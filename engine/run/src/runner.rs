@@ -424,16 +424,18 @@ impl<'a> Runner<'a> {
             Todo::Place(outcome) => return Ok(Task::Place(outcome.clone(), overwrite)),
             Todo::Execute(work) => Arc::clone(work),
         };
-        let busy = self.sched.running() + self.sched.queued();
-        let share = self.settings.cpus as usize / busy.clamp(1, self.settings.jobs);
-        let wants = self.env.project.graph().stage_of(id).common.resources.cpus;
+        // Never by what else happens to run: sums over threads may differ in the last bit with their number, and a
+        // stage that is run again must give the same bytes.
+        let stage = self.env.project.graph().stage_of(id);
+        let share = self.settings.cpus as usize / stage.nodes.len().clamp(1, self.settings.jobs);
+        let threads = stage.common.resources.cpus.map_or(share, |cpus| cpus as usize).max(1);
         Ok(Task::Execute(Box::new(Job {
             id,
             why: self.explainer.explain(self.node(id), &work),
             work,
             inputs: self.decider.inputs(id)?,
             leaves: self.decider.leaves(id),
-            threads: wants.map_or(share, |cpus| cpus as usize).max(1),
+            threads,
             cancel,
             overwrite,
         })))

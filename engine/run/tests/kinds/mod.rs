@@ -64,7 +64,7 @@ impl Cat {
             return Err(anyhow::anyhow!("{file} is there").context("cannot concatenate"));
         }
         let mut bytes = self.text.clone().into_bytes();
-        for (_, inputs) in ctx.inputs {
+        for inputs in ctx.inputs.values() {
             for input in inputs {
                 for (_, path) in input.files() {
                     bytes.extend(fs::read(&path).with_context(|| path.display().to_string())?);
