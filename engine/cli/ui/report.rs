@@ -19,7 +19,9 @@ pub fn failure(node: &str, causes: &[String], seconds: f64, log: &[String], reru
         let cause = cause.trim_end().lines().map(tame).collect::<Vec<_>>().join("\n    ");
         let _ = writeln!(text, "  {} {cause}", paint.red("caused by:"));
     }
-    if !log.is_empty() {
+    // Some causes quote the log's end themselves.
+    let quoted = |line: &String| causes.iter().any(|cause| cause.lines().any(|quoted| quoted == line));
+    if !log.iter().all(quoted) {
         let _ = writeln!(text, "  {}", paint.cyan("the last lines of its log:"));
         for line in log {
             let _ = writeln!(text, "    {} {}", paint.dim("|"), tame(line));
