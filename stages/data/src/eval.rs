@@ -1,0 +1,317 @@
+//! `eval`: loss and perplexity of a model over documents, beside those of another model.
+//!
+//! The stage owns the tokenizer and turns documents into ids; a worker computes. Every number that follows from what
+//! the worker measured is made here.
+
+use std::{
+    fs::{self, File},
+    io::{BufWriter, Write as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use flow_core::{Check, Ctx, Diagnostic, Input, Level, Port, Ref, Stage, Unit, did_you_mean};
+use flow_formats::{
+    compressed::{Decoder, strip_ending},
+    documents::{Blocks, Lines, Text, texts},
+};
+use flow_plan::{Device, EvalJob, EvalResults, Job, ModelConfig, Precision};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value as Json, json};
+
+use crate::{
+    diagnostic,
+    facts::read_json,
+    refs::Refs,
+    tokenize::Tokenizer,
+    train::check_worker,
+    worker::{Launch, about, worker},
+};
+
+/// The tasks there are.
+const TASKS: &[&str] = &["perplexity"];
+
+/// Text that is encoded at a time.
+const BLOCK: usize = 4 << 20;
+
+/// A worker that evaluates keeps nothing: it is given no time when the run is interrupted.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// `kind = "eval"`.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Eval {
+    /// A Hugging Face directory.
+    #[serde(skip_serializing)]
+    model: Ref,
+    /// Documents: `.jsonl`, also `.gz` and `.zst`.
+    #[serde(skip_serializing)]
+    data: Refs,
+    /// Another Hugging Face directory, for the same tasks.
+    #[serde(default, skip_serializing)]
+    compare: Option<Ref>,
+    /// What is measured.
+    #[serde(default = "default_tasks")]
+    tasks: Vec<String>,
+    /// Tokens in a window; as many as the model was made for, at most 2048, if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    seq_length: Option<usize>,
+    /// Windows in one forward pass.
+    #[serde(default = "default_batch_size")]
+    batch_size: usize,
+    /// The key whose text is taken.
+    #[serde(default = "default_json_key")]
+    json_key: String,
+    /// The first so many documents alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    limit: Option<u64>,
+    /// Where to compute.
+    #[serde(default, skip_serializing)]
+    device: Device,
+    /// Of weights and activations; the loss is computed in fp32.
+    #[serde(default = "default_precision")]
+    precision: Precision,
+}
+
+fn default_tasks() -> Vec<String> {
+    vec!["perplexity".to_owned()]
+}
+fn default_batch_size() -> usize {
+    8
+}
+fn default_json_key() -> String {
+    "text".to_owned()
+}
+fn default_precision() -> Precision {
+    Precision::Fp32
+}
+
+/// Longer windows need memory that not everyone has: who wants them says so.
+const LONGEST_BY_DEFAULT: usize = 2048;
+
+impl Stage for Eval {
+    const KIND: &'static str = "eval";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str = "Measures loss and perplexity of a model over documents";
+
+    fn ports(&self) -> Vec<Port> {
+        let mut ports = vec![Port::all("model", std::slice::from_ref(&self.model)), Port::all("data", &self.data)];
+        ports.extend(self.compare.iter().map(|compare| Port::all("compare", std::slice::from_ref(compare))));
+        ports
+    }
+
+    fn check(&self, check: &mut Check<'_>) {
+        for (i, task) in self.tasks.iter().enumerate().filter(|(_, task)| !TASKS.contains(&task.as_str())) {
+            let wrong = Diagnostic::new(format!("there is no task `{task}`"));
+            let hint = match did_you_mean(task, TASKS.iter().copied()) {
+                Some(near) => format!("did you mean `{near}`?"),
+                None => format!("the tasks: {}", TASKS.join(", ")),
+            };
+            check.error(&format!("tasks.{i}"), wrong.hint(hint));
+        }
+        if self.tasks.is_empty() {
+            check.error("tasks", Diagnostic::new("no task is named").hint("tasks = [\"perplexity\"]"));
+        }
+        let zero = [
+            ("seq_length", self.seq_length == Some(0)),
+            ("batch_size", self.batch_size == 0),
+            ("limit", self.limit == Some(0)),
+        ];
+        for (field, _) in zero.into_iter().filter(|(_, zero)| *zero) {
+            check.error(field, Diagnostic::new(format!("`{field}` is 0")).hint("the smallest that works is 1"));
+        }
+        let mut notes = Vec::new();
+        for port in ["model", "compare"] {
+            self.check_model(port, check, &mut notes);
+        }
+        check.provide("plan_notes", notes);
+        check_worker(check);
+    }
+
+    fn run(&self, ctx: &Ctx<'_>) -> Result<()> {
+        let program = worker()?;
+        let about = about(&program)?;
+        ctx.log(Level::Info, format!("{} {}, libtorch {}", program.display(), about.version, about.libtorch));
+        let mut measured = Map::new();
+        let mut results = Vec::new();
+        for port in ["model", "compare"] {
+            let [model] = ctx.input(port) else { continue };
+            let result =
+                self.measure(ctx, port, model, &program).with_context(|| format!("evaluation of {}", model.name))?;
+            ctx.log(
+                Level::Info,
+                format!(
+                    "{}: loss {:.4}, perplexity {:.3} a token, {:.4} a byte, {} tokens",
+                    model.name,
+                    result.loss(),
+                    result.token_perplexity(),
+                    result.byte_perplexity(),
+                    result.tokens
+                ),
+            );
+            measured.insert(port.to_owned(), table(&result));
+            results.push(result);
+        }
+        if let [model, compare] = &results[..] {
+            measured.insert("difference".to_owned(), difference(model, compare));
+        }
+        let tasks: Map<String, Json> =
+            self.tasks.iter().map(|task| (task.clone(), Json::Object(measured.clone()))).collect();
+        let text = serde_json::to_string_pretty(&json!({ "tasks": tasks }))? + "\n";
+        let path = ctx.out.join("results.json");
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+impl Eval {
+    fn check_model(&self, port: &str, check: &mut Check<'_>, notes: &mut Vec<String>) {
+        let Some(known) = check.input(port).first().cloned() else { return };
+        if let Some(path) = known.path.as_ref().filter(|path| !path.join("config.json").is_file()) {
+            let wrong = Diagnostic::new(format!("{} holds no config.json", path.display()));
+            check.error(
+                port,
+                wrong.hint("name a Hugging Face directory, or a stage that makes one, such as `megatron-to-hf`"),
+            );
+            return;
+        }
+        let Some(config) = known.facts.get("model_config") else { return };
+        let config = match ModelConfig::from_json(config) {
+            Ok(config) => config,
+            Err(error) => return check.error(port, diagnostic(&error)),
+        };
+        let longest = config.max_position_embeddings;
+        if let Some(asked) = self.seq_length.filter(|asked| *asked > longest) {
+            let wrong =
+                Diagnostic::new(format!("seq_length {asked} is longer than the {longest} positions of {}", known.name));
+            check.error("seq_length", wrong.hint(format!("at most seq_length = {longest}")));
+        }
+        let tokens = known.facts.get("tokenizer_vocab").and_then(Json::as_u64);
+        if let Some(tokens) = tokens.filter(|tokens| *tokens > config.vocab_size as u64) {
+            let wrong =
+                format!("the tokenizer of {} has {tokens} tokens, and its model {}", known.name, config.vocab_size);
+            check.error(port, Diagnostic::new(wrong).hint("give the model the tokenizer that it was trained with"));
+        }
+        notes.push(format!("{port}: windows of {} tokens, {} at a time", self.window(&config), self.batch_size));
+    }
+
+    fn window(&self, config: &ModelConfig) -> usize {
+        self.seq_length.unwrap_or(config.max_position_embeddings.min(LONGEST_BY_DEFAULT))
+    }
+
+    /// Evaluates one model in a worker of its own.
+    fn measure(&self, ctx: &Ctx<'_>, port: &str, model: &Input, program: &Path) -> Result<EvalResults> {
+        let config = ModelConfig::read(&model.path)?;
+        let window = self.window(&config);
+        ensure!(window <= config.max_position_embeddings, "seq_length {window} is longer than its positions");
+        let documents = ctx.scratch.join(format!("{port}.jsonl"));
+        self.write_documents(ctx, model, &documents, config.vocab_size as u64)?;
+        let out = ctx.scratch.join(port);
+        fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
+        let job = Job::Eval(EvalJob {
+            node: ctx.node.to_owned(),
+            model: model.path.clone(),
+            documents,
+            seq_length: window,
+            batch_size: self.batch_size,
+            device: self.device,
+            precision: self.precision,
+            out: out.clone(),
+            threads: ctx.threads,
+        });
+        Launch { program, job: &job, world_size: 1, threads: ctx.threads, grace: GRACE }.run(ctx)?;
+        let results: EvalResults = read_json(&out.join("results.json"))?;
+        ensure!(results.tokens > 0 && results.bytes > 0, "the documents have not one token to predict");
+        ensure!(results.nll.is_finite(), "the loss is not a number: the weights are damaged, or bf16 overflowed");
+        Ok(results)
+    }
+
+    /// Writes what the worker reads: `{"tokens": [ids], "bytes": n}` a line, in the order of the data.
+    fn write_documents(&self, ctx: &Ctx<'_>, model: &Input, path: &Path, vocab_size: u64) -> Result<()> {
+        let tokenizer = Tokenizer::of_input(model)?;
+        let mut out = BufWriter::new(File::create(path).with_context(|| format!("cannot write {}", path.display()))?);
+        let mut left = self.limit.unwrap_or(u64::MAX);
+        let mut written = 0;
+        for file in data_files(ctx)? {
+            let mut blocks = Blocks::new(Decoder::open(&file)?, BLOCK);
+            let (mut block, mut line_number) = (Vec::new(), 0);
+            while left > 0 && blocks.next_into(&mut block).with_context(|| format!("cannot read {}", file.display()))? {
+                ctx.go_on()?;
+                let lines: Vec<&[u8]> = Lines::new(&block).take(usize::try_from(left).unwrap_or(usize::MAX)).collect();
+                let encode = |(i, line): (usize, &&[u8])| {
+                    self.document(&tokenizer, line, vocab_size)
+                        .with_context(|| format!("{}: line {}", file.display(), line_number + i + 1))
+                };
+                let encoded = lines.par_iter().enumerate().map(encode).collect::<Result<Vec<_>>>()?;
+                for document in encoded {
+                    out.write_all(document.as_bytes())?;
+                }
+                line_number += lines.len();
+                left -= lines.len() as u64;
+                written += lines.len() as u64;
+                ctx.progress(written, self.limit, Unit::Documents);
+            }
+        }
+        ensure!(written > 0, "there is not one document");
+        out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_data()?;
+        Ok(())
+    }
+
+    fn document(&self, tokenizer: &Tokenizer, line: &[u8], vocab_size: u64) -> Result<String> {
+        let mut found = [Text::Missing];
+        texts(line, &[&self.json_key], &mut found)?;
+        let text = match &found[0] {
+            Text::One(text) => text,
+            Text::Missing => bail!("`{}` is missing: json_key names the key that holds the text", self.json_key),
+            Text::Many(_) => bail!("`{}` is a list, not a text", self.json_key),
+            Text::Other(what) => bail!("`{}` {what}", self.json_key),
+        };
+        let ids = tokenizer.encode_reference(text, true)?;
+        if let Some(id) = ids.iter().find(|id| u64::from(**id) >= vocab_size) {
+            bail!("token {id} is not in the model's vocabulary of {vocab_size}");
+        }
+        Ok(json!({ "tokens": ids, "bytes": text.len() }).to_string() + "\n")
+    }
+}
+
+/// The files of the documents, in order. A single file is taken whatever its name.
+fn data_files(ctx: &Ctx<'_>) -> Result<Vec<PathBuf>> {
+    let mut all = Vec::new();
+    for input in ctx.input("data") {
+        let files = input.files();
+        let alone = files.len() == 1;
+        let is_text =
+            |name: &str| [".jsonl", ".ndjson", ".json"].iter().any(|ending| strip_ending(name).ends_with(ending));
+        let before = all.len();
+        all.extend(files.into_iter().filter(|(name, _)| alone || is_text(name)).map(|(_, path)| path));
+        ensure!(all.len() > before, "{} holds no .jsonl, .jsonl.gz or .jsonl.zst", input.name);
+    }
+    Ok(all)
+}
+
+/// The numbers that are compared, by name.
+fn numbers(result: &EvalResults) -> [(&'static str, f64); 4] {
+    [
+        ("loss", result.loss()),
+        ("token_perplexity", result.token_perplexity()),
+        ("byte_perplexity", result.byte_perplexity()),
+        ("bits_per_byte", result.bits_per_byte()),
+    ]
+}
+
+/// All that is known of one model.
+fn table(result: &EvalResults) -> Json {
+    let mut table: Map<String, Json> =
+        numbers(result).map(|(name, number)| (name.to_owned(), json!(number))).into_iter().collect();
+    let counts = [("documents", result.documents), ("tokens", result.tokens), ("bytes", result.bytes)];
+    table.extend(counts.map(|(name, count)| (name.to_owned(), json!(count))));
+    table.insert("nll".to_owned(), json!(result.nll));
+    Json::Object(table)
+}
+
+/// Model less the one it is compared with: below 0 is better.
+fn difference(model: &EvalResults, compare: &EvalResults) -> Json {
+    let pairs = numbers(model).into_iter().zip(numbers(compare));
+    Json::Object(pairs.map(|((name, a), (_, b))| (name.to_owned(), json!(a - b))).collect())
+}

@@ -1,0 +1,233 @@
+//! `train`: starts one worker process a rank on this host, and watches them.
+
+mod params;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use flow_core::{Check, Ctx, Diagnostic, Input, Known, Level, Port, Stage};
+use flow_formats::indexed::IndexedDataset;
+use flow_plan::{DataSource, Job, KnownData, ModelConfig, TrainJob};
+
+use crate::{
+    diagnostic,
+    worker::{Launch, about, worker},
+};
+use params::Mix;
+
+pub use params::Train;
+
+/// What a `.bin/.idx` prefix lacks.
+const ENDINGS: &[&str] = &[".bin", ".idx"];
+
+/// How long the ranks have to write a checkpoint when the run is interrupted.
+pub(crate) const GRACE: Duration = Duration::from_secs(120);
+
+impl Stage for Train {
+    const KIND: &'static str = "train";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str = "Trains a model on tokens, one process a rank";
+    const RESUMABLE: bool = true;
+
+    fn ports(&self) -> Vec<Port> {
+        let mut ports = vec![Port::all("model", std::slice::from_ref(&self.model))];
+        for (name, mix) in [("train", &self.train), ("validation", &self.validation)] {
+            let all = |name: String, refs: &[_]| Port::all(name, refs).or_prefix_of(ENDINGS);
+            if mix.weights().is_empty() {
+                let refs: Vec<_> = mix.0.iter().map(|portion| portion.tokens.clone()).collect();
+                ports.extend((!refs.is_empty()).then(|| all(name.to_owned(), &refs)));
+            } else {
+                // One port each: a stage may be several nodes, and its weight is theirs together.
+                let portions = mix.0.iter().enumerate();
+                ports.extend(portions.map(|(i, p)| all(format!("{name}.{i}"), std::slice::from_ref(&p.tokens))));
+            }
+        }
+        ports
+    }
+
+    fn check(&self, check: &mut Check<'_>) {
+        self.check_sources(check);
+        let model = check.input("model").first().map(known_model).transpose();
+        let model = model.map(Option::flatten).unwrap_or_else(|error| {
+            check.error("model", diagnostic(&error));
+            None
+        });
+        let tokens = |fact: &str| {
+            let inputs = check.inputs.iter().filter(|(port, _)| *port != "model").flat_map(|(_, inputs)| inputs);
+            inputs.filter_map(|known| known.facts.get(fact)?.as_u64()).max()
+        };
+        let known = KnownData {
+            model: model.clone(),
+            tokenizer_vocab: tokens("tokenizer_vocab"),
+            max_token_id: tokens("max_token_id"),
+        };
+        let errors = self.training.check(&known);
+        if errors.is_empty() {
+            check.provide("plan_notes", self.training.plan_lines(model.as_ref()));
+        }
+        check.errors.extend(errors);
+        let inputs = check.inputs;
+        let facts = inputs.get("model").into_iter().flatten().flat_map(|known| &known.facts);
+        for (name, fact) in facts.filter(|(name, _)| *name != "plan_notes") {
+            check.provide(name, fact.clone());
+        }
+        check_worker(check);
+    }
+
+    fn run(&self, ctx: &Ctx<'_>) -> Result<()> {
+        let program = worker()?;
+        let about = about(&program)?;
+        ctx.log(Level::Info, format!("{} {}, libtorch {}", program.display(), about.version, about.libtorch));
+        let world_size = self.training.parallel.world_size();
+        let threads = (ctx.threads / world_size).max(1);
+        let model = ctx.one("model")?;
+        let job = Job::Train(TrainJob {
+            node: ctx.node.to_owned(),
+            model: model.path.clone(),
+            config: ["config.json", "hf/config.json"].iter().find_map(|name| model.file(name)),
+            train: sources(ctx, "train", &self.train)?,
+            validation: sources(ctx, "validation", &self.validation)?,
+            training: self.training.clone(),
+            out: ctx.out.to_owned(),
+            scratch: ctx.scratch.to_owned(),
+            threads,
+        });
+        Launch { program: &program, job: &job, world_size, threads, grace: GRACE }.run(ctx)?;
+        whole(ctx.out)
+    }
+}
+
+impl Train {
+    fn check_sources(&self, check: &mut Check<'_>) {
+        for (name, mix) in [("train", &self.train), ("validation", &self.validation)] {
+            let weights = mix.weights();
+            if !weights.is_empty() && weights.len() != mix.0.len() {
+                let wrong = format!("{} of {} sources have a weight", weights.len(), mix.0.len());
+                check.error(name, Diagnostic::new(wrong).hint("give a weight to all of them, or to none"));
+            }
+            if let Some(i) = weights.iter().position(|weight| !weight.is_finite() || *weight <= 0.0) {
+                let wrong = format!("a weight of {}", weights[i]);
+                check.error(&format!("{name}.{i}.weight"), Diagnostic::new(wrong).hint("it must be above 0"));
+            }
+        }
+        if self.train.0.is_empty() {
+            check.error(
+                "train",
+                Diagnostic::new("there is nothing to train on").hint("name a stage or a .bin/.idx prefix"),
+            );
+        }
+        let training = &self.training;
+        let (given, splits) = (!self.validation.0.is_empty(), training.splits.is_some());
+        if given && splits {
+            let wrong = Diagnostic::new("`validation` and `splits` both say what to validate on");
+            check.error("splits", wrong.hint("keep one of them"));
+        } else if training.val_interval > 0 && !given && !splits {
+            let wrong = Diagnostic::new("there is nothing to validate on");
+            check.error("val_interval", wrong.hint("give `validation`, or splits = \"98,1,1\", or val_interval = 0"));
+        } else if training.val_interval == 0 && given {
+            let odd = Diagnostic::new("`validation` is given, and val_interval is 0: nothing is validated");
+            check.warnings.push(odd.field("validation").hint("set val_interval to the steps between two validations"));
+        }
+        let folders = check.inputs.iter().filter(|(port, _)| *port != "model").flat_map(|(port, inputs)| {
+            inputs.iter().filter_map(move |known| Some((port, known.path.clone().filter(|path| path.is_dir())?)))
+        });
+        let empty: Vec<_> =
+            folders.filter(|(_, path)| !holds_an_index(path)).map(|(port, path)| (port.clone(), path)).collect();
+        for (port, path) in empty {
+            let wrong = Diagnostic::new(format!("{} holds no .idx", path.display()));
+            check.error(&port, wrong.hint("name what `tokenize` makes: NAME_text_document.bin and .idx"));
+        }
+    }
+}
+
+fn holds_an_index(folder: &Path) -> bool {
+    let Ok(entries) = fs::read_dir(folder) else { return true };
+    entries.flatten().any(|entry| {
+        let path = entry.path();
+        path.extension().is_some_and(|ending| ending == "idx") || (path.is_dir() && holds_an_index(&path))
+    })
+}
+
+/// The geometry of the model, if it is known before the run.
+fn known_model(known: &Known) -> Result<Option<ModelConfig>> {
+    if let Some(config) = known.facts.get("model_config") {
+        return ModelConfig::from_json(config).with_context(|| format!("cannot train {}", known.name)).map(Some);
+    }
+    let Some(path) = known.path.as_ref().filter(|path| path.is_dir()) else { return Ok(None) };
+    let is_checkpoint = holds_a_checkpoint(path);
+    if !is_checkpoint && path.join("config.json").is_file() {
+        bail!("{} is a Hugging Face directory: put a stage `hf-to-megatron` between", path.display());
+    }
+    ensure!(is_checkpoint, "{} holds no Megatron checkpoint (iter_*, or .metadata)", path.display());
+    Ok(ModelConfig::read(path).ok())
+}
+
+fn holds_a_checkpoint(path: &Path) -> bool {
+    let Ok(entries) = fs::read_dir(path) else { return false };
+    entries.flatten().any(|entry| {
+        let name = entry.file_name();
+        name == ".metadata" || name.to_string_lossy().starts_with("iter_") || name == "release"
+    })
+}
+
+/// Warns when the worker is missing: planning does not need it.
+pub(crate) fn check_worker(check: &mut Check<'_>) {
+    if let Err(error) = worker() {
+        check.warnings.push(diagnostic(&error));
+    }
+}
+
+/// The sources of a mix, in order. The weight of a source that is several `.bin/.idx` is divided in proportion to
+/// their tokens.
+fn sources(ctx: &Ctx<'_>, name: &str, mix: &Mix) -> Result<Vec<DataSource>> {
+    let weights = mix.weights();
+    if weights.is_empty() {
+        let prefixes = ctx.input(name).iter().map(prefixes).collect::<Result<Vec<_>>>()?;
+        return Ok(prefixes.into_iter().flatten().map(|prefix| DataSource { prefix, weight: None }).collect());
+    }
+    let mut sources = Vec::new();
+    for (i, weight) in weights.into_iter().enumerate() {
+        let prefixes = ctx.input(&format!("{name}.{i}")).iter().map(prefixes).collect::<Result<Vec<_>>>()?.concat();
+        let tokens = prefixes.iter().map(|prefix| Ok(IndexedDataset::open(prefix)?.tokens()));
+        let tokens = tokens.collect::<Result<Vec<u64>>>()?;
+        let all: u64 = tokens.iter().sum();
+        ensure!(all > 0, "source {i} of `{name}` holds no tokens");
+        let parts = tokens.into_iter().map(|tokens| Some(weight * (tokens as f64 / all as f64)));
+        sources.extend(prefixes.into_iter().zip(parts).map(|(prefix, weight)| DataSource { prefix, weight }));
+    }
+    Ok(sources)
+}
+
+/// The `.bin/.idx` pairs of an input, in the order of their names.
+fn prefixes(input: &Input) -> Result<Vec<PathBuf>> {
+    let mut prefixes = Vec::new();
+    for (name, path) in input.files() {
+        let Some(stem) = name.strip_suffix(".bin") else { continue };
+        let index =
+            input.file(&format!("{stem}.idx")).with_context(|| format!("{}: {name} has no .idx", input.name))?;
+        let (bin, idx) = (path.with_extension(""), index.with_extension(""));
+        ensure!(bin == idx, "{}: {} and {} do not lie together", input.name, path.display(), index.display());
+        prefixes.push(bin);
+    }
+    ensure!(!prefixes.is_empty(), "{} holds no .bin with its .idx", input.name);
+    Ok(prefixes)
+}
+
+/// Whether the workers left what they must.
+fn whole(out: &Path) -> Result<()> {
+    let entries = fs::read_dir(out).with_context(|| format!("cannot read {}", out.display()))?;
+    let checkpoint = entries.flatten().any(|entry| {
+        entry.file_name().to_string_lossy().starts_with("iter_") && entry.path().join(".metadata").is_file()
+    });
+    ensure!(checkpoint, "the workers ended well and left no iter_*/.metadata in {}", out.display());
+    ensure!(
+        out.join("metrics.jsonl").is_file(),
+        "the workers ended well and left no metrics.jsonl in {}",
+        out.display()
+    );
+    Ok(())
+}
