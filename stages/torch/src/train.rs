@@ -165,7 +165,7 @@ fn resume(
     optimizer: &mut AdamW,
     voice: &Voice,
 ) -> Result<State> {
-    let training = decisive(&job.training)?;
+    let training = decisive(&job.training);
     let mut checkpoints: Vec<String> = Vec::new();
     if ranks.rank == 0 {
         fs::create_dir_all(&job.scratch).with_context(|| format!("cannot make {}", job.scratch.display()))?;
@@ -211,12 +211,10 @@ fn usable(path: &Path, scratch: &Path, training: &serde_json::Value) -> Result<(
 }
 
 /// The parameters that decide the numbers. How the model is spread does not.
-fn decisive(training: &Training) -> Result<serde_json::Value> {
-    let mut value = serde_json::to_value(training)?;
-    if let Some(table) = value.as_object_mut() {
-        table.remove("parallel");
-    }
-    Ok(value)
+fn decisive(training: &Training) -> serde_json::Value {
+    let mut table = training.keyed();
+    table.remove("parallel");
+    table.into()
 }
 
 /// Micro batches as tensors.

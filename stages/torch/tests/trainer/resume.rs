@@ -92,7 +92,10 @@ fn another_mesh_goes_on_from_a_checkpoint() {
     children.iter().for_each(|child| signal(child, libc::SIGKILL));
     finish(children);
     run.numbers["parallel"] = json!({"data": 2});
-    let many = run.run();
+    run.numbers["checkpoint"] = json!({"interval": 7});
+    let ended = finish(run.start());
+    assert!(ended[0].stdout.contains("going on from"), "{}", ended[0].stdout);
+    let many = run.metrics();
     assert!(difference(&many, &one, "loss") < 1e-5);
 }
 
