@@ -127,7 +127,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| std::fs::write(directory.path().join(name), text).unwrap();
         let tokens = r#"[{"id":1,"content":"b","special":true},{"id":9,"content":"<s>"}]"#;
-        write("tokenizer.json", &format!(r#"{{"added_tokens":{tokens},"model":{{"vocab":{{"a":0,"b":1}},"merges":[]}}}}"#));
+        write(
+            "tokenizer.json",
+            &format!(r#"{{"added_tokens":{tokens},"model":{{"vocab":{{"a":0,"b":1}},"merges":[]}}}}"#),
+        );
         let facts = of_path(directory.path()).unwrap();
         assert_eq!((facts["tokenizer_vocab"].as_u64(), facts["max_token_id"].as_u64()), (Some(3), Some(9)));
         assert!(!facts.contains_key("vocab_size"));

@@ -83,3 +83,56 @@ fn decompress(ctx: &Ctx<'_>, path: &Path, target: &Path, before: u64, total: u64
         ctx.progress(before + position.get(), Some(total), Unit::Bytes);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::{Stand, stage};
+
+    fn gunzip() -> Gunzip {
+        stage(json!({ "input": "raw" }))
+    }
+
+    fn gzip(text: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(text).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    #[test]
+    fn every_file_loses_its_compression_and_its_ending() {
+        let mut stand = Stand::new();
+        stand.write("raw/a.jsonl.gz", [gzip(b"one\n"), gzip(b"two\n")].concat());
+        stand.write("raw/sub/b.txt.zst", zstd::encode_all(&b"three\n"[..], 1).unwrap());
+        let raw = stand.place("raw");
+        stand.input("input", &raw);
+        stand.run(&gunzip()).unwrap();
+        assert_eq!(stand.outs(), ["a.jsonl", "sub/b.txt"]);
+        assert_eq!((stand.out("a.jsonl"), stand.out("sub/b.txt")), (b"one\ntwo\n".to_vec(), b"three\n".to_vec()));
+    }
+
+    #[test]
+    fn damage_and_what_is_not_compressed_are_told() {
+        for (name, content, words) in [
+            ("a.gz", gzip(&[7; 5000])[..20].to_vec(), "truncated gzip: the file ends at byte 20"),
+            ("a.jsonl", b"{}".to_vec(), "it needs no gunzip stage"),
+            ("b.gz", b"<html>".to_vec(), "a page of HTML"),
+        ] {
+            let mut stand = Stand::new();
+            let path = stand.write(name, content);
+            stand.input("input", &path);
+            let error = stand.error(&gunzip());
+            assert!(error.contains(words) && error.contains(name), "{error}");
+            let (errors, ..) = stand.check(&gunzip());
+            assert_eq!(errors.len(), usize::from(name != "a.gz"), "what the first bytes say is said before the run");
+        }
+        let mut stand = Stand::new();
+        stand.write("raw/a.gz", gzip(b"1"));
+        stand.write("raw/a.zst", zstd::encode_all(&b"2"[..], 1).unwrap());
+        let raw = stand.place("raw");
+        stand.input("input", &raw);
+        assert!(stand.error(&gunzip()).contains("would both become a"));
+    }
+}

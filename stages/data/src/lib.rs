@@ -41,5 +41,8 @@ pub const KINDS: &[Kind] = &[
 
 /// An error met while checking, as what a person is told: the outermost as the message, the rest as causes.
 fn diagnostic(error: &anyhow::Error) -> Diagnostic {
-    error.chain().skip(1).fold(Diagnostic::new(error.to_string()), |diagnostic, cause| diagnostic.cause(cause.to_string()))
+    error
+        .chain()
+        .skip(1)
+        .fold(Diagnostic::new(error.to_string()), |diagnostic, cause| diagnostic.cause(cause.to_string()))
 }

@@ -97,3 +97,71 @@ fn prefixes_of(input: &Input) -> Result<Vec<PathBuf>> {
 fn stem_of(path: &Path) -> std::ffi::OsString {
     path.file_stem().unwrap_or_default().to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        testing::{Stand, repository, stage},
+        tokenize::Tokenize,
+    };
+
+    /// The example's shards, each as the tokens of it.
+    fn tokens(shards: &[&str]) -> Vec<Stand> {
+        let example = repository().join("examples/ja_wiki_mini");
+        let tokenize = |shard: &&str| {
+            let mut stand = Stand::new();
+            stand
+                .input("input", &example.join(format!("{shard}.jsonl.gz")))
+                .input("tokenizer", &example.join("tokenizer"));
+            stand.run(&stage::<Tokenize>(json!({"input": "raw", "tokenizer": "base", "append_eod": true}))).unwrap();
+            stand
+        };
+        shards.iter().map(tokenize).collect()
+    }
+
+    #[test]
+    fn merged_shards_are_the_tokens_of_the_shards_behind_each_other() {
+        let manifest: serde_json::Value =
+            crate::facts::read_json(&repository().join("tests/golden/preprocess/manifest.json")).unwrap();
+        let shards = tokens(&["train_0", "train_1", "train_2"]);
+        let mut stand = Stand::new();
+        for shard in &shards {
+            stand.input("input", &shard.place("out"));
+        }
+        stand.run(&stage::<Merge>(json!({"input": "tokens", "name": "train_all"}))).unwrap();
+        assert_eq!(stand.outs(), ["train_all.bin", "train_all.idx"]);
+        for ending in ["bin", "idx"] {
+            let digest = <sha2::Sha256 as sha2::Digest>::digest(stand.out(&format!("train_all.{ending}")));
+            let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+            assert_eq!(manifest["train_all"][ending], digest);
+        }
+    }
+
+    #[test]
+    fn what_does_not_belong_together_is_refused() {
+        let merge = || stage::<Merge>(json!({ "input": "tokens" }));
+        let mut stand = Stand::new();
+        stand.write("a/x.bin", "");
+        let place = stand.place("a");
+        stand.input("input", &place);
+        assert!(stand.error(&merge()).contains("has x.bin, but no x.idx"));
+
+        let mut stand = Stand::new();
+        for (name, dtype) in
+            [("a", flow_formats::indexed::TokenType::U16), ("b", flow_formats::indexed::TokenType::I32)]
+        {
+            std::fs::create_dir(stand.place(name)).unwrap();
+            IndexedWriter::create(&stand.place(name).join("x"), dtype).unwrap().finish().unwrap();
+            let place = stand.place(name);
+            stand.input("input", &place);
+        }
+        let error = stand.error(&merge());
+        assert!(error.contains("cannot append int32 ids to a dataset of uint16"), "{error}");
+        assert_eq!(stand.outs(), Vec::<String>::new());
+        let (errors, ..) = stand.check(&stage::<Merge>(json!({"input": "tokens", "name": "a/b"})));
+        assert_eq!(errors[0].field.as_deref(), Some("name"));
+    }
+}

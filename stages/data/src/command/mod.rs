@@ -5,11 +5,7 @@ mod lines;
 mod placeholders;
 mod process;
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::PathBuf,
-};
+use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use flow_core::{Check, Ctx, Diagnostic, Port, Ref, Stage, is_safe_name};
@@ -86,7 +82,10 @@ impl Stage for Command {
         for (i, file) in self.files.iter().enumerate() {
             if !is_safe_name(plain(file.text())) {
                 let error = Diagnostic::new(format!("`{}` is not in the project's folder", file.text()));
-                check.error(&format!("files.{i}"), error.hint("what lies elsewhere is an input: in = { name = \"/path\" }"));
+                check.error(
+                    &format!("files.{i}"),
+                    error.hint("what lies elsewhere is an input: in = { name = \"/path\" }"),
+                );
             }
         }
         for name in self.env.keys().filter(|name| name.is_empty() || name.contains(['=', '\0'])) {
@@ -154,7 +153,11 @@ impl Command {
     /// Copies a declared output from the project's folder into the result.
     fn take_out(&self, ctx: &Ctx<'_>, out: &str) -> Result<()> {
         let path = ctx.project.join(out);
-        ensure!(path.is_file(), "the command ended well, but did not make `{out}`, which `outs` promises ({})", path.display());
+        ensure!(
+            path.is_file(),
+            "the command ended well, but did not make `{out}`, which `outs` promises ({})",
+            path.display()
+        );
         copy_file(&path, &ctx.out.join(out), |_| Ok(ctx.go_on()?))
     }
 }

@@ -139,7 +139,8 @@ mod tests {
     fn places_are_filled_and_quoted_and_the_shell_keeps_its_own() {
         assert_eq!(fill("cat {in.a} > {out}/x", "/a b"), "cat '/a b' b > '/a b' b/x");
         assert_eq!(fill("{in.a}", "it's $HOME;"), r"'it'\''s $HOME;' b");
-        for own in ["echo ${HOME} {1..3} {a,b} { true; } {}", "awk '{print $1}' {", "awk '{ n += $1 } END { print n }'"] {
+        for own in ["echo ${HOME} {1..3} {a,b} { true; } {}", "awk '{print $1}' {", "awk '{ n += $1 } END { print n }'"]
+        {
             assert_eq!(fill(own, "x"), own);
         }
         assert_eq!(Template::parse("{in.a}{in.b-c}").unwrap().inputs().collect::<Vec<_>>(), ["a", "b-c"]);

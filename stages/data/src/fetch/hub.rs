@@ -103,7 +103,8 @@ impl Hub {
             .map(PathBuf::from)
             .or_else(|| Some(home().or_else(|| Some(cache()?.join("huggingface")))?.join("token")));
         let from_file = || std::fs::read_to_string(file?).ok();
-        let token = set("HF_TOKEN").or_else(from_file).map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
+        let token =
+            set("HF_TOKEN").or_else(from_file).map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
         Self { endpoint: endpoint.trim_end_matches('/').to_owned(), token }
     }
@@ -142,11 +143,16 @@ impl Hub {
             response.bytes().await.map_err(|error| (Failure::broken(&url, error), 0))
         });
         let body = asked.await.map_err(|failure| self.explain(repository, failure))?;
-        let answer: Answer = serde_json::from_slice(&body).with_context(|| format!("what {url} answered is no list of files"))?;
+        let answer: Answer =
+            serde_json::from_slice(&body).with_context(|| format!("what {url} answered is no list of files"))?;
         if let Some(bad) = answer.siblings.iter().find(|file| !is_safe_name(&file.rfilename)) {
             bail!("{}: `{}` is not a file name", repository.name, bad.rfilename);
         }
-        let file = |file: Sibling| HubFile { name: file.rfilename, size: file.size, sha256: file.lfs.and_then(|lfs| lfs.sha256) };
+        let file = |file: Sibling| HubFile {
+            name: file.rfilename,
+            size: file.size,
+            sha256: file.lfs.and_then(|lfs| lfs.sha256),
+        };
         let mut files: Vec<HubFile> = answer.siblings.into_iter().map(file).collect();
         files.sort_by(|a, b| a.name.cmp(&b.name));
         if answer.sha.is_empty() || !answer.sha.chars().all(|c| c.is_ascii_hexdigit()) {
@@ -194,7 +200,9 @@ impl Hub {
                 repository.name
             ),
             (Some(404), _) => match &repository.revision {
-                Some(revision) => format!("{} is not there, or has no revision `{revision}`: look at {page}", repository.name),
+                Some(revision) => {
+                    format!("{} is not there, or has no revision `{revision}`: look at {page}", repository.name)
+                }
                 None => format!("{} is not there, or private and not yours: look at {page}", repository.name),
             },
             _ => return failure.error,

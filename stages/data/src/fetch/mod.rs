@@ -58,12 +58,16 @@ impl Stage for Fetch {
         for (field, globs) in [("include", &self.include), ("exclude", &self.exclude)] {
             for (i, glob) in globs.iter().enumerate() {
                 GlobBuilder::new(glob).literal_separator(false).build().map_err(|error| {
-                    Diagnostic::new(format!("`{glob}` is not a pattern: {}", error.kind())).field(format!("{field}.{i}"))
+                    Diagnostic::new(format!("`{glob}` is not a pattern: {}", error.kind()))
+                        .field(format!("{field}.{i}"))
                 })?;
             }
         }
         for (field, digits) in [("sha256", &self.sha256), ("blake3", &self.blake3)] {
-            if digits.as_ref().is_some_and(|digits| digits.len() != 64 || !digits.bytes().all(|c| c.is_ascii_hexdigit())) {
+            if digits
+                .as_ref()
+                .is_some_and(|digits| digits.len() != 64 || !digits.bytes().all(|c| c.is_ascii_hexdigit()))
+            {
                 return Err(Diagnostic::new(format!("not a {field}: 64 hexadecimal digits")).field(field));
             }
         }
@@ -72,7 +76,8 @@ impl Stage for Fetch {
             let place = |error: Diagnostic| error.field(format!("urls.{i}")).at(url.span().cloned());
             let texts = expand_braces(url.text()).map_err(|why| place(Diagnostic::new(why)))?;
             // An entry without braces keeps its place in the file.
-            let refs = if texts == [url.text()] { vec![url.clone()] } else { texts.into_iter().map(Ref::new).collect() };
+            let refs =
+                if texts == [url.text()] { vec![url.clone()] } else { texts.into_iter().map(Ref::new).collect() };
             for url in refs {
                 Source::parse(url.text()).map_err(place)?;
                 nodes.push(Self {
@@ -183,7 +188,11 @@ impl Fetch {
             Ok(Source::Hub(repository)) => repository.pattern,
             _ => None,
         };
-        Filter { pattern: pattern.map(|glob| set(&[glob], true)), include: set(&self.include, false), exclude: set(&self.exclude, false) }
+        Filter {
+            pattern: pattern.map(|glob| set(&[glob], true)),
+            include: set(&self.include, false),
+            exclude: set(&self.exclude, false),
+        }
     }
 }
 

@@ -1,11 +1,7 @@
 //! Files from the web and from the hub. What is whole waits in the scratch directory until everything is there, so
 //! that an interrupted run goes on from its last byte.
 
-use std::{
-    cell::Cell,
-    fs,
-    path::Path,
-};
+use std::{cell::Cell, fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use flow_core::{Ctx, Level, Unit};

@@ -31,19 +31,23 @@ impl Source {
             return Ok(Self::local(text));
         };
         match scheme {
-            "hf" => Repository::parse(rest).map(Self::Hub).map_err(|why| bad(why).hint("hf://ORG/NAME[@REVISION][/GLOB]")),
+            "hf" => {
+                Repository::parse(rest).map(Self::Hub).map_err(|why| bad(why).hint("hf://ORG/NAME[@REVISION][/GLOB]"))
+            }
             "http" | "https" => {
                 let url = Url::parse(text).map_err(|error| bad(format!("not a URL: {error}")))?;
                 match file_name(&url) {
                     Some(_) => Ok(Self::Web(url)),
-                    None => Err(bad("the URL names no file".into()).hint("its last part, before any `?`, becomes the file's name")),
+                    None => Err(bad("the URL names no file".into())
+                        .hint("its last part, before any `?`, becomes the file's name")),
                 }
             }
             "file" => {
                 let path = Url::parse(text).ok().and_then(|url| url.to_file_path().ok());
                 let path = path.and_then(|path| path.into_os_string().into_string().ok());
                 path.map(|path| Self::local(&path)).ok_or_else(|| {
-                    bad("not a file of this machine".into()).hint("file:///absolute/path, or a plain path relative to the pipeline")
+                    bad("not a file of this machine".into())
+                        .hint("file:///absolute/path, or a plain path relative to the pipeline")
                 })
             }
             _ => Err(bad(format!("`{scheme}` is not a kind of URL that can be fetched"))
@@ -92,11 +96,20 @@ mod tests {
         assert_eq!(Source::parse("*.gz"), local(".", Some("*.gz")));
         assert_eq!(Source::parse("/*.gz"), local("/", Some("*.gz")));
         assert_eq!(Source::parse("file:///tmp/a%20b"), local("/tmp/a b", None));
-        let Ok(Source::Web(url)) = Source::parse("https://h.example/x/train_0.jsonl.gz?ref_type=heads#f") else { panic!() };
+        let Ok(Source::Web(url)) = Source::parse("https://h.example/x/train_0.jsonl.gz?ref_type=heads#f") else {
+            panic!()
+        };
         assert_eq!(file_name(&url).unwrap(), "train_0.jsonl.gz");
         let Ok(Source::Web(url)) = Source::parse("http://h.example/%E6%97%A5%zz") else { panic!() };
         assert_eq!(file_name(&url).unwrap(), "日%zz");
-        for bad in ["https://h.example/", "https://h.example/a%2Fb", "https://h.example/..%2f", "s3://b/k", "file://host/a", "hf://x"] {
+        for bad in [
+            "https://h.example/",
+            "https://h.example/a%2Fb",
+            "https://h.example/..%2f",
+            "s3://b/k",
+            "file://host/a",
+            "hf://x",
+        ] {
             assert!(Source::parse(bad).is_err(), "{bad}");
         }
         let error = Source::parse("https://me:secret@h.example/?token=secret").unwrap_err();

@@ -1,0 +1,336 @@
+//! Against a server on loopback that misbehaves, a hub with its routes, and files of this machine.
+
+use std::{fs, time::Duration};
+
+use serde_json::json;
+
+use super::*;
+use crate::{
+    http::testserver::{Answer, Request, Server},
+    testing::{Stand, expand, stage},
+};
+
+/// As patient as the real one, in a thousandth of the time.
+const QUICK: Patience = Patience {
+    attempts: 4,
+    pause: Duration::from_millis(2),
+    longest_pause: Duration::from_millis(1200),
+    connect: Duration::from_secs(5),
+    silence: Duration::from_millis(300),
+};
+
+fn nowhere() -> Hub {
+    Hub { endpoint: "http://127.0.0.1:1".into(), token: None }
+}
+
+fn fetch(url: &str) -> Fetch {
+    stage(json!({ "urls": [url] }))
+}
+
+fn run(stand: &Stand, stage: &Fetch, hub: &Hub) -> Result<()> {
+    stand.ctx(|ctx| stage.fetch(ctx, hub, QUICK))
+}
+
+#[track_caller]
+fn error(stand: &Stand, stage: &Fetch, hub: &Hub) -> String {
+    let error = format!("{:#}", run(stand, stage, hub).unwrap_err());
+    assert_eq!(stand.outs(), Vec::<String>::new());
+    error
+}
+
+fn noise(n: usize) -> Vec<u8> {
+    (0..n as u64).map(|i| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8).collect()
+}
+
+#[test]
+fn a_file_comes_whole_through_redirects_with_its_name() {
+    let content = noise(3_000_000);
+    let body = content.clone();
+    let server = Server::start(move |request, _| match request.path.as_str() {
+        "/a/train_0.jsonl.gz?ref_type=heads" => Answer::status(302).with("Location", "/b"),
+        _ => Answer::file(request, &body, "\"v1\""),
+    });
+    let stand = Stand::new();
+    let url = server.url("/a/train_0.jsonl.gz?ref_type=heads");
+    run(&stand, &fetch(&url), &nowhere()).unwrap();
+    assert!(stand.out("train_0.jsonl.gz") == content);
+    assert_eq!(stand.outs(), ["train_0.jsonl.gz"]);
+    assert_eq!(server.requests()[1].headers["accept-encoding"], "identity");
+    assert!(stand.log().iter().any(|line| line.contains("3000000 bytes, ETag \"v1\"")), "{:?}", stand.log());
+    let events = stand.events.lock().unwrap();
+    let last = events.iter().rev().find_map(|event| match event {
+        flow_core::Event::Progress { done, total, .. } => Some((*done, *total)),
+        _ => None,
+    });
+    assert_eq!(last, Some((3_000_000, Some(3_000_000))));
+}
+
+#[test]
+fn a_broken_connection_goes_on_from_its_last_byte() {
+    let content = noise(2_000_000);
+    let body = content.clone();
+    let server = Server::start(move |request, number| {
+        let answer = Answer::file(request, &body, "\"v1\"");
+        if number < 3 { answer.cut(600_000) } else { answer }
+    });
+    let stand = Stand::new();
+    run(&stand, &fetch(&server.url("/f")), &nowhere()).unwrap();
+    assert!(stand.out("f") == content);
+    let ranges: Vec<_> = server.requests().iter().map(|request| request.headers.get("range").cloned()).collect();
+    assert_eq!(ranges[0], None);
+    assert_eq!(ranges[1..], ["bytes=600000-", "bytes=1200000-", "bytes=1800000-"].map(|range| Some(range.to_owned())));
+    assert!(stand.log()[0].contains("the connection broke after 600000 of 2000000 bytes"), "{:?}", stand.log());
+}
+
+#[test]
+fn an_interrupted_run_is_resumed_and_a_changed_file_is_not() {
+    let (old, new) = (noise(2_000_000), vec![7; 1_500_000]);
+    for changed in [false, true] {
+        let (old_body, new_body) = (old.clone(), new.clone());
+        let server = Server::start(move |request, number| match (number, changed) {
+            (0..4, _) => Answer::file(request, &old_body, "\"v1\"").cut(300_000),
+            (_, false) => Answer::file(request, &old_body, "\"v1\""),
+            (_, true) => Answer::file(request, &new_body, "\"v2\""),
+        });
+        let stand = Stand::new();
+        let stage = fetch(&server.url("/f"));
+        assert!(error(&stand, &stage, &nowhere()).contains("broke after 1200000 of 2000000"));
+        run(&stand, &stage, &nowhere()).unwrap();
+        assert!(stand.out("f") == if changed { &new[..] } else { &old[..] });
+        assert_eq!(server.requests()[4].headers["if-range"], "\"v1\"");
+        assert_eq!(server.requests()[4].headers["range"], "bytes=1200000-");
+        let told = stand.log().iter().any(|line| line.contains("1200000 of them from an earlier run"));
+        assert_eq!(told, !changed);
+    }
+}
+
+#[test]
+fn what_is_whole_but_was_not_committed_is_not_downloaded_again() {
+    let content = noise(100_000);
+    let body = content.clone();
+    let server = Server::start(move |request, _| Answer::file(request, &body, "\"v1\""));
+    let stand = Stand::new();
+    fs::write(stand.place("scratch/part"), &content).unwrap();
+    fs::write(stand.place("scratch/part.json"), r#"{"etag":"\"v1\"","modified":null}"#).unwrap();
+    run(&stand, &fetch(&server.url("/f")), &nowhere()).unwrap();
+    assert!(stand.out("f") == content);
+    assert_eq!(server.requests().len(), 1);
+
+    // Without a validator nothing says that the part is of this file.
+    let stand = Stand::new();
+    fs::write(stand.place("scratch/part"), "rubbish").unwrap();
+    run(&stand, &fetch(&server.url("/f")), &nowhere()).unwrap();
+    assert!(stand.out("f") == content);
+}
+
+#[test]
+fn a_server_with_its_hands_full_is_waited_for() {
+    let server = Server::start(|request, number| match number {
+        0 => Answer::status(503),
+        1 => Answer::status(429).with("Retry-After", "1"),
+        _ => Answer::file(request, b"there", "\"v1\""),
+    });
+    let stand = Stand::new();
+    let started = std::time::Instant::now();
+    run(&stand, &fetch(&server.url("/f")), &nowhere()).unwrap();
+    assert!(started.elapsed() >= Duration::from_secs(1), "Retry-After is kept");
+    assert_eq!(stand.out("f"), b"there");
+
+    let down = Server::start(|_, _| Answer::status(500));
+    let text = error(&Stand::new(), &fetch(&down.url("/f")), &nowhere());
+    assert!(text.contains("500") && text.contains("the server has a problem"), "{text}");
+    assert_eq!(down.requests().len(), 4);
+}
+
+#[test]
+fn silence_is_a_failure_and_no_server_too() {
+    let server = Server::start(|request, number| {
+        let answer = Answer::file(request, b"late", "\"v1\"");
+        if number == 0 { Answer { silence: Duration::from_secs(2), ..answer } } else { answer }
+    });
+    let stand = Stand::new();
+    run(&stand, &fetch(&server.url("/f")), &nowhere()).unwrap();
+    assert_eq!(stand.out("f"), b"late");
+    let text = error(&Stand::new(), &fetch("http://127.0.0.1:1/f"), &nowhere());
+    assert!(text.starts_with("GET http://127.0.0.1:1/f: "), "{text}");
+}
+
+#[test]
+fn wrong_lengths_and_wrong_content_are_refused() {
+    let server = Server::start(|_, _| Answer { length: Some(10), ..Answer::body("five!") });
+    let text = error(&Stand::new(), &fetch(&server.url("/f")), &nowhere());
+    assert!(text.contains("broke after 5 of 10 bytes"), "{text}");
+
+    let server = Server::start(|request, _| Answer::file(request, b"content", "\"v1\""));
+    let digest = |digits: &str| -> Fetch { stage(json!({"urls": [server.url("/f")], "sha256": digits})) };
+    let right = "ed7002b439e9ac845f22357d822bac1444730fbdb6016d3ec9432297b9ec9f73";
+    let stand = Stand::new();
+    run(&stand, &digest(right), &nowhere()).unwrap();
+    let text = error(&Stand::new(), &digest(&"0".repeat(64)), &nowhere());
+    assert!(text.contains(&format!("the sha256 of {} is {right}", server.url("/f"))), "{text}");
+    assert_eq!(server.requests().len(), 2, "another attempt would bring the same");
+    let blake3: Fetch = stage(json!({"urls": [server.url("/f")], "blake3": blake3::hash(b"content").to_string()}));
+    run(&Stand::new(), &blake3, &nowhere()).unwrap();
+
+    // A part that is not of this file makes a wrong whole: once more from the beginning.
+    let stand = Stand::new();
+    fs::write(stand.place("scratch/part"), "CON").unwrap();
+    fs::write(stand.place("scratch/part.json"), r#"{"etag":"\"v1\""}"#).unwrap();
+    run(&stand, &digest(right), &nowhere()).unwrap();
+    assert_eq!(stand.out("f"), b"content");
+}
+
+#[test]
+fn errors_say_what_to_do_and_no_secrets() {
+    let server = Server::start(|request, _| Answer::status(request.path[1..4].parse().unwrap()));
+    for (status, words) in [(404, "check the spelling"), (401, "wants credentials"), (403, "wants credentials")] {
+        let url = format!("http://me:hunter2@127.0.0.1:{}/{status}/f?private_token=hunter2&x=1", server.port);
+        let text = error(&Stand::new(), &fetch(&url), &nowhere());
+        let shown = server.url(&format!("/{status}/f?x=1"));
+        assert!(text.contains(&shown) && text.contains(words) && !text.contains("hunter2"), "{text}");
+        let stage = fetch(&url);
+        assert!(!serde_json::to_string(&stage).unwrap().contains("hunter2"));
+        assert_eq!(stage.pin().unwrap().url, shown);
+    }
+    assert!(server.requests()[0].headers["authorization"].starts_with("Basic "));
+    assert_eq!(server.requests().len(), 3, "a refusal is not asked about again");
+}
+
+#[test]
+fn an_interrupt_ends_a_download_and_keeps_what_came() {
+    let server = Server::start(|request, _| {
+        Answer { silence: Duration::from_millis(50), ..Answer::file(request, &[1; 1000], "\"v\"") }.cut(500)
+    });
+    let stand = Stand::new();
+    stand.cancel.set();
+    let stage = fetch(&server.url("/f"));
+    let error = stand.ctx(|ctx| stage.fetch(ctx, &nowhere(), Patience::default())).unwrap_err();
+    assert!(error.downcast_ref::<flow_core::Cancelled>().is_some(), "{error:#}");
+}
+
+/// A hub with one gated and one open repository.
+fn hub() -> (Server, Hub) {
+    let weights = noise(500_000);
+    let store = {
+        let weights = weights.clone();
+        Server::start(move |request, number| {
+            assert!(!request.headers.contains_key("authorization"), "the token is for the hub alone");
+            let answer = Answer::file(request, &weights, "\"store\"");
+            if number == 0 { answer.cut(200_000) } else { answer }
+        })
+    };
+    let sha256 = <sha2::Sha256 as sha2::Digest>::digest(&weights);
+    let sha256: String = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+    let moved = store.url("/weights");
+    let server = Server::start(move |request: &Request, _| {
+        let allowed = request.headers.get("authorization").is_some_and(|token| token == "Bearer hf_secret");
+        match request.path.as_str() {
+            "/api/models/org/open/revision/main?blobs=true" | "/api/models/org/open/revision/v1?blobs=true" => Answer::body(
+                json!({"sha": "c0ffee", "siblings": [
+                    {"rfilename": "sub/model.safetensors", "size": 500_000, "lfs": {"sha256": sha256, "size": 500_000}},
+                    {"rfilename": "config.json", "size": 17},
+                    {"rfilename": "original/params.json", "size": 2},
+                ]})
+                .to_string(),
+            ),
+            "/org/open/resolve/c0ffee/config.json" => Answer::file(request, b"{\"vocab_size\": 8}", "\"c\""),
+            "/org/open/resolve/c0ffee/original/params.json" => Answer::file(request, b"{}", "\"p\""),
+            "/org/open/resolve/c0ffee/sub/model.safetensors" => Answer::status(302).with("Location", moved.as_str()),
+            path if path.contains("/org/gated/") && !allowed => Answer::status(403).with("X-Error-Code", "GatedRepo"),
+            path if path.contains("/org/private/") => Answer::status(401),
+            _ => Answer::status(404),
+        }
+    });
+    let endpoint = server.url("");
+    (server, Hub { endpoint, token: None })
+}
+
+#[test]
+fn a_repository_is_taken_from_one_commit_and_verified() {
+    let (server, hub) = hub();
+    let stand = Stand::new();
+    fs::create_dir(stand.place("scratch/an-old-commit")).unwrap();
+    let stage: Fetch = stage(json!({"urls": ["hf://org/open"], "exclude": ["original/*"]}));
+    run(&stand, &stage, &hub).unwrap();
+    assert_eq!(stand.outs(), ["config.json", "sub/model.safetensors"]);
+    assert!(stand.out("sub/model.safetensors") == noise(500_000));
+    assert!(!stand.place("scratch/an-old-commit").exists());
+    assert!(stand.log().iter().any(|line| line == "org/open at commit c0ffee: 2 files"), "{:?}", stand.log());
+
+    let with_token = Hub { token: Some("hf_secret".into()), ..hub.clone() };
+    let stand = Stand::new();
+    run(&stand, &fetch("hf://org/open@v1/sub/*"), &with_token).unwrap();
+    assert_eq!(stand.outs(), ["sub/model.safetensors"]);
+    let asked = server.requests();
+    assert_eq!(asked.last().unwrap().headers["authorization"], "Bearer hf_secret");
+    let text = error(&Stand::new(), &fetch("hf://org/open/*.bin"), &hub);
+    assert!(text.contains("none of the 3 files of org/open matches"), "{text}");
+}
+
+#[test]
+fn a_refusal_of_the_hub_says_which_page_and_which_token() {
+    let (_, hub) = hub();
+    let text = error(&Stand::new(), &fetch("hf://org/gated"), &hub);
+    assert!(text.contains(&format!("visit {}/org/gated", hub.endpoint)) && text.contains("HF_TOKEN"), "{text}");
+    let text = error(&Stand::new(), &fetch("hf://org/private"), &hub);
+    assert!(text.contains("gated, private, or does not exist, and there is no token"), "{text}");
+    let wrong = Hub { token: Some("wrong".into()), ..hub.clone() };
+    let text = error(&Stand::new(), &fetch("hf://org/private"), &wrong);
+    assert!(text.contains("does not accept the token") && !text.contains("wrong"), "{text}");
+    let text = error(&Stand::new(), &fetch("hf://org/open@nowhere"), &hub);
+    assert!(text.contains("has no revision `nowhere`"), "{text}");
+}
+
+#[test]
+fn files_of_this_machine_are_inputs_and_are_copied() {
+    let mut stand = Stand::new();
+    stand.write("model/config.json", r#"{"vocab_size": 8}"#);
+    stand.write("model/sub/a.bin", "a");
+    stand.write("model/b.bin", "b");
+    let model = stand.place("model");
+    let plain = fetch("model");
+    assert_eq!(plain.ports()[0].refs[0].text(), "model");
+    assert!(plain.pin().is_none());
+    stand.input("urls", &model);
+    stand.run(&plain).unwrap();
+    assert_eq!(stand.outs(), ["b.bin", "config.json", "sub/a.bin"]);
+    let (errors, facts, path) = stand.check(&plain);
+    assert_eq!((errors.len(), facts["vocab_size"].as_u64(), path), (0, Some(8), Some(model)));
+
+    stand.again();
+    let some: Fetch = stage(json!({"urls": ["model/**/*.bin"], "exclude": ["b*"]}));
+    assert_eq!(some.ports()[0].refs[0].text(), "model");
+    stand.run(&some).unwrap();
+    assert_eq!(stand.outs(), ["sub/a.bin"]);
+    let (_, facts, path) = stand.check(&some);
+    assert_eq!((facts.len(), path), (0, None));
+
+    stand.again();
+    let text = stand.error(&stage::<Fetch>(json!({"urls": ["model"], "include": ["*.txt"]})));
+    assert!(text.contains("nothing in"), "{text}");
+    let checked: Fetch = stage(json!({"urls": ["model/b.bin"], "blake3": blake3::hash(b"B").to_string()}));
+    stand.inputs.clear();
+    let file = stand.place("model/b.bin");
+    stand.input("urls", &file);
+    assert!(stand.error(&checked).contains("the blake3 of b.bin is"), "{}", stand.error(&checked));
+}
+
+#[test]
+fn urls_become_nodes_and_keys_know_no_paths() {
+    let nodes = expand::<Fetch>(json!({"urls": ["https://h.example/train_{0..2}.gz?token=x", "data/{a,b}"]})).unwrap();
+    let keys: Vec<String> = nodes.iter().map(|node| serde_json::to_string(node).unwrap()).collect();
+    assert_eq!(keys.len(), 5);
+    assert_eq!(keys[1], r#"{"urls":["https://h.example/train_1.gz"]}"#);
+    assert_eq!(keys[3], r#"{"urls":[""]}"#);
+    assert_eq!(nodes[4].ports()[0].refs[0].text(), "data/b");
+    for (params, field) in [
+        (json!({"urls": []}), "urls"),
+        (json!({"urls": ["a", "s3://b/k"]}), "urls.1"),
+        (json!({"urls": ["a{0..1"]}), "urls.0"),
+        (json!({"urls": ["a", "b"], "sha256": "0".repeat(64)}), "sha256"),
+        (json!({"urls": ["a"], "sha256": "xyz"}), "sha256"),
+        (json!({"urls": ["a"], "include": ["*", "["]}), "include.1"),
+    ] {
+        assert_eq!(expand::<Fetch>(params).unwrap_err().field.as_deref(), Some(field));
+    }
+}

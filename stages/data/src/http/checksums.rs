@@ -48,7 +48,9 @@ impl Checksums {
             if let (Some(wanted), Some(found)) = (wanted, found)
                 && !wanted.eq_ignore_ascii_case(&found)
             {
-                bail!("the {kind} of {name} is {found}, and must be {wanted}: the file changed, or somebody changed it");
+                bail!(
+                    "the {kind} of {name} is {found}, and must be {wanted}: the file changed, or somebody changed it"
+                );
             }
         }
         Ok(())

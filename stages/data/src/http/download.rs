@@ -17,11 +17,7 @@ use reqwest::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Checksums, Failure, Http,
-    checksums::Hashers,
-    redacted,
-};
+use super::{Checksums, Failure, Http, checksums::Hashers, redacted};
 
 /// A file to download.
 #[derive(Debug)]
@@ -60,7 +56,8 @@ struct Origin {
 
 impl Origin {
     fn of(response: &Response) -> Self {
-        let text = |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok().map(str::to_owned));
+        let text =
+            |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok().map(str::to_owned));
         Self { etag: text(header::ETAG), modified: text(header::LAST_MODIFIED) }
     }
 
@@ -68,6 +65,14 @@ impl Origin {
     fn validator(&self) -> Option<&str> {
         self.etag.as_deref().filter(|etag| !etag.starts_with("W/")).or(self.modified.as_deref())
     }
+}
+
+/// What the attempts tell about each other.
+struct Course {
+    /// Bytes that came in this attempt.
+    got: Cell<u64>,
+    /// Bytes of the file that an earlier run had left.
+    kept: Cell<u64>,
 }
 
 /// How far a download is: bytes of the file, and its length if known.
@@ -79,16 +84,17 @@ impl Download<'_> {
     /// # Errors
     /// The server does not have it, patience ran out, it is not what it must be, or the disk is full.
     pub async fn run(&self, http: &Http, say: &dyn Fn(String), progress: Progress<'_>) -> Result<Downloaded, Failure> {
-        let resumed_at = self.part.metadata().map_or(0, |part| part.len());
+        let course = Course { got: Cell::new(0), kept: Cell::new(self.part.metadata().map_or(0, |part| part.len())) };
         let downloaded = http.patiently(say, async || {
-            let got = Cell::new(0);
-            let result = self.attempt(http, &got, progress).await;
-            result.map_err(|failure| (failure, got.get()))
+            course.got.set(0);
+            let result = self.attempt(http, &course, progress).await;
+            result.map_err(|failure| (failure, course.got.get()))
         });
-        Ok(Downloaded { resumed_at, ..downloaded.await? })
+        let downloaded = downloaded.await?;
+        Ok(Downloaded { resumed_at: course.kept.get(), ..downloaded })
     }
 
-    async fn attempt(&self, http: &Http, got: &Cell<u64>, progress: Progress<'_>) -> Result<Downloaded, Failure> {
+    async fn attempt(&self, http: &Http, course: &Course, progress: Progress<'_>) -> Result<Downloaded, Failure> {
         let have = self.part.metadata().map_or(0, |part| part.len());
         let known: Origin = std::fs::read(self.origin_path())
             .ok()
@@ -103,17 +109,17 @@ impl Download<'_> {
         }
         if let Some(validator) = known.validator().filter(|_| have > 0)
             && let Ok(validator) = HeaderValue::from_str(validator)
+            && let Ok(range) = HeaderValue::from_str(&format!("bytes={have}-"))
         {
-            if let Ok(range) = HeaderValue::from_str(&format!("bytes={have}-")) {
-                headers.insert(header::RANGE, range);
-                headers.insert(header::IF_RANGE, validator);
-            }
+            headers.insert(header::RANGE, range);
+            headers.insert(header::IF_RANGE, validator);
         }
         let response = match http.get(&self.url, headers).await {
             Ok(response) => response,
             Err(failure) if failure.status == Some(StatusCode::RANGE_NOT_SATISFIABLE) => {
                 // Nothing lies behind what we have: it is whole, and was not renamed; or it is not that file at all.
-                let whole = self.size.is_none_or(|size| size == have) && self.checksums.verify(self.hashers(have)?, &self.name()).is_ok();
+                let whole = self.size.is_none_or(|size| size == have)
+                    && self.checksums.verify(self.hashers(have)?, &self.name()).is_ok();
                 if whole && known.etag.is_some() {
                     return self.publish(have, known.etag);
                 }
@@ -128,9 +134,12 @@ impl Download<'_> {
         if let (Some(total), Some(size)) = (total, self.size)
             && total != size
         {
-            return Err(Failure::here(anyhow!("{} has {total} bytes there, not the {size} that it must have", self.name())));
+            return Err(Failure::here(anyhow!(
+                "{} has {total} bytes there, not the {size} that it must have",
+                self.name()
+            )));
         }
-        self.receive(response, start, total, &origin, got, progress).await
+        self.receive(response, start, total, &origin, course, progress).await
     }
 
     /// The file's whole length, as the answer says.
@@ -141,7 +150,8 @@ impl Download<'_> {
         let range = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
         let Some((first, total)) = range.and_then(content_range).filter(|(first, _)| *first == start) else {
             self.start_over()?;
-            let error = anyhow!("{}: asked for the rest from byte {start}, got {}", self.name(), range.unwrap_or("no range"));
+            let error =
+                anyhow!("{}: asked for the rest from byte {start}, got {}", self.name(), range.unwrap_or("no range"));
             return Err(Failure { error, status: None, retry: Some(None) });
         };
         Ok(total.or_else(|| response.content_length().map(|length| first + length)))
@@ -153,17 +163,25 @@ impl Download<'_> {
         start: u64,
         total: Option<u64>,
         origin: &Origin,
-        got: &Cell<u64>,
+        course: &Course,
         progress: Progress<'_>,
     ) -> Result<Downloaded, Failure> {
         let cannot = || format!("cannot write {}", self.part.display());
         if start == 0 {
+            course.kept.set(0);
             self.start_over()?;
             let text = serde_json::to_vec(origin).map_err(io::Error::from);
-            text.and_then(|text| std::fs::write(self.origin_path(), text)).with_context(cannot).map_err(Failure::here)?;
+            text.and_then(|text| std::fs::write(self.origin_path(), text))
+                .with_context(cannot)
+                .map_err(Failure::here)?;
         }
         let mut hashers = self.hashers(start)?;
-        let file = OpenOptions::new().create(true).append(true).open(&self.part).with_context(cannot).map_err(Failure::here)?;
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.part)
+            .with_context(cannot)
+            .map_err(Failure::here)?;
         let mut file = BufWriter::with_capacity(1 << 20, file);
         let mut size = start;
         progress(size, total);
@@ -173,7 +191,7 @@ impl Download<'_> {
                     file.write_all(&bytes).with_context(cannot).map_err(Failure::here)?;
                     hashers.update(&bytes);
                     size += bytes.len() as u64;
-                    got.set(size - start);
+                    course.got.set(size - start);
                     progress(size, total);
                 }
                 Ok(None) => break None,

@@ -165,40 +165,41 @@ pub fn wait<T>(ctx: &Ctx<'_>, future: impl Future<Output = Result<T>>) -> Result
 }
 
 impl Failure {
-/// The connection failed, or broke.
-pub fn broken(url: &Url, error: reqwest::Error) -> Self {
-    let hopeless = error.is_builder() || error.is_redirect();
-    let error = anyhow::Error::new(error.without_url());
-    let certificate = error.chain().any(|cause| cause.to_string().to_lowercase().contains("certificate"));
-    let mut error = error.context(format!("GET {}", redacted(url.as_str())));
-    if certificate {
-        error = error.context("the server's certificate is not trusted (SSL_CERT_FILE names further authorities)");
+    /// The connection failed, or broke.
+    pub fn broken(url: &Url, error: reqwest::Error) -> Self {
+        let hopeless = error.is_builder() || error.is_redirect();
+        let error = anyhow::Error::new(error.without_url());
+        let certificate = error.chain().any(|cause| cause.to_string().to_lowercase().contains("certificate"));
+        let mut error = error.context(format!("GET {}", redacted(url.as_str())));
+        if certificate {
+            error = error.context("the server's certificate is not trusted (SSL_CERT_FILE names further authorities)");
+        }
+        Self { error, status: None, retry: (!hopeless && !certificate).then_some(None) }
     }
-    Self { error, status: None, retry: (!hopeless && !certificate).then_some(None) }
-}
 
-/// The server answered, but not with the file.
-fn refused(url: &Url, response: &reqwest::Response) -> Self {
-    let status = response.status();
-    let what = match status.as_u16() {
-        401 | 403 => ": the server wants credentials, or does not let you",
-        404 | 410 => ": there is no such file; check the spelling of the URL",
-        407 => ": the proxy wants credentials (HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT)",
-        429 => ": too many requests",
-        500..600 => ": the server has a problem",
-        _ => "",
-    };
-    let after = response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-    let again = matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502 | 503 | 504);
-    Self {
-        error: anyhow::anyhow!("GET {}: {status}{what}", redacted(url.as_str())),
-        status: Some(status),
-        retry: again.then_some(after.map(Duration::from_secs)),
+    /// The server answered, but not with the file.
+    fn refused(url: &Url, response: &reqwest::Response) -> Self {
+        let status = response.status();
+        let what = match status.as_u16() {
+            401 | 403 => ": the server wants credentials, or does not let you",
+            404 | 410 => ": there is no such file; check the spelling of the URL",
+            407 => ": the proxy wants credentials (HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT)",
+            429 => ": too many requests",
+            500..600 => ": the server has a problem",
+            _ => "",
+        };
+        let after =
+            response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let again = matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502 | 503 | 504);
+        Self {
+            error: anyhow::anyhow!("GET {}: {status}{what}", redacted(url.as_str())),
+            status: Some(status),
+            retry: again.then_some(after.map(Duration::from_secs)),
+        }
     }
-}
 
-/// Nothing that happens on this machine gets better by asking the server again.
-pub fn here(error: anyhow::Error) -> Self {
-    Self { error, status: None, retry: None }
-}
+    /// Nothing that happens on this machine gets better by asking the server again.
+    pub fn here(error: anyhow::Error) -> Self {
+        Self { error, status: None, retry: None }
+    }
 }

@@ -53,7 +53,8 @@ mod tests {
 
     #[test]
     fn secrets_go_and_the_rest_stays_as_written() {
-        for same in ["https://h.example/a%20b?ref_type=heads&x=1", "http://127.0.0.1:80/a?", "data/a.jsonl", "hf://a/b"] {
+        for same in ["https://h.example/a%20b?ref_type=heads&x=1", "http://127.0.0.1:80/a?", "data/a.jsonl", "hf://a/b"]
+        {
             assert_eq!(redacted(same), same);
         }
         for (url, without) in [

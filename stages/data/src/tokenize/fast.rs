@@ -72,7 +72,9 @@ fn is_supported(json: &Json) -> bool {
     // `single_word` is not implemented there; stripping and normalizing are rare enough to leave to the reference.
     let flags = ["single_word", "lstrip", "rstrip", "normalized"];
     let plain_tokens = json["added_tokens"].as_array().is_none_or(|tokens| {
-        tokens.iter().all(|token| flags.iter().all(|flag| token[*flag] != true || *flag == "normalized" && json["normalizer"].is_null()))
+        tokens.iter().all(|token| {
+            flags.iter().all(|flag| token[*flag] != true || *flag == "normalized" && json["normalizer"].is_null())
+        })
     });
     let kinds = |json: &Json, list: &str, allowed: &[&str]| match json["type"].as_str() {
         None => json.is_null(),

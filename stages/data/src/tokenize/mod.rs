@@ -114,7 +114,8 @@ impl Stage for Tokenize {
                 return Err(error.hint("the key becomes part of NAME_KEY_document.bin"));
             }
         }
-        if let Some(key) = self.keys().iter().enumerate().find_map(|(i, key)| self.keys()[..i].contains(key).then_some(key))
+        if let Some(key) =
+            self.keys().iter().enumerate().find_map(|(i, key)| self.keys()[..i].contains(key).then_some(key))
         {
             return Err(Diagnostic::new(format!("`{key}` stands there twice")).field(field));
         }
@@ -156,7 +157,8 @@ impl Stage for Tokenize {
         let input = ctx.one("input")?;
         let tokenizer = Tokenizer::of_input(ctx.one("tokenizer")?)?;
         let mut encoder = self.encoder(&tokenizer)?;
-        let files: Vec<_> = input.files().into_iter().filter(|(name, _)| is_jsonl(name, input.tree.entries().len())).collect();
+        let files: Vec<_> =
+            input.files().into_iter().filter(|(name, _)| is_jsonl(name, input.tree.entries().len())).collect();
         ensure!(!files.is_empty(), "{} holds no .jsonl, .jsonl.gz or .jsonl.zst", input.name);
         if encoder.fast && !pipeline::encoders_agree(&encoder, &files[0].1, COMPARED)? {
             encoder.fast = false;
@@ -167,7 +169,8 @@ impl Stage for Tokenize {
         let threads = self.workers.unwrap_or(ctx.threads).max(1);
         let total = input.tree.size();
         let (mut before, mut documents, mut tokens, mut bytes) = (0, 0, 0, 0);
-        let mut stats = Stats { dtype: encoder.dtype.name(), vocabulary: tokenizer.len(), files: BTreeMap::new() };
+        let mut stats =
+            Stats { dtype: encoder.dtype.name(), vocabulary: tokenizer.vocabulary(), files: BTreeMap::new() };
         for (name, path) in &files {
             let stem = stem(name);
             let create = |key: &String| {
@@ -210,7 +213,9 @@ impl Tokenize {
         let eod = match (&self.eod_token, self.append_eod) {
             (_, false) => None,
             (Some(token), true) => Some(tokenizer.id(token).context("`eod_token`")?),
-            (None, true) => Some(tokenizer.special_id("eos_token").context("`append_eod` needs an end-of-document token")?),
+            (None, true) => {
+                Some(tokenizer.special_id("eos_token").context("`append_eod` needs an end-of-document token")?)
+            }
         };
         let bos = (self.add_bos == Some(true)).then(|| tokenizer.special_id("bos_token").context("`add_bos`"));
         Ok(Encoder {
@@ -220,7 +225,7 @@ impl Tokenize {
             special: self.add_bos != Some(false),
             bos: bos.transpose()?,
             eod,
-            dtype: TokenType::for_vocabulary(tokenizer.len()),
+            dtype: TokenType::for_vocabulary(tokenizer.vocabulary()),
             skip_bad: self.on_bad_line == OnBadLine::Skip,
         })
     }
@@ -235,8 +240,12 @@ impl Tokenize {
             ("append_eod", "eos_token", self.append_eod && self.eod_token.is_none()),
             ("add_bos", "bos_token", self.add_bos == Some(true)),
         ];
-        for (field, token, _) in needed.into_iter().filter(|needed| needed.2 && config.special(needed.1).is_none()) {
-            let error = Diagnostic::new(format!("`{field}` needs the tokenizer's `{token}`, which {} does not name", path.display()));
+        let unnamed = needed.into_iter().find(|needed| needed.2 && config.special(needed.1).is_none());
+        if let Some((field, token, _)) = unnamed {
+            let error = Diagnostic::new(format!(
+                "`{field}` needs the tokenizer's `{token}`, which {} does not name",
+                path.display()
+            ));
             return Err(error.hint(format!("put `\"{token}\": \"…\"` into its tokenizer_config.json")));
         }
         facts::of_path(path).map_err(|error| diagnostic(&error))
@@ -274,3 +283,6 @@ fn stem(name: &str) -> &str {
     let endings = [".jsonl", ".ndjson", ".json"];
     endings.iter().find_map(|ending| plain.strip_suffix(ending)).filter(|stem| !stem.is_empty()).unwrap_or(plain)
 }
+
+#[cfg(test)]
+mod tests;

@@ -38,8 +38,7 @@ pub struct Files {
     special: Option<PathBuf>,
 }
 
-const SPECIAL: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+const SPECIAL: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 impl Files {
     /// The files of a tokenizer that lie in the directory `path`; or `path` is the `tokenizer.json` itself.
@@ -65,8 +64,10 @@ impl Files {
     /// # Errors
     /// A file is there and is no JSON object.
     pub fn config(&self) -> Result<Config> {
-        let mut config: serde_json::Map<String, Json> = self.config.as_deref().map(read_json).transpose()?.unwrap_or_default();
-        let special: serde_json::Map<String, Json> = self.special.as_deref().map(read_json).transpose()?.unwrap_or_default();
+        let mut config: serde_json::Map<String, Json> =
+            self.config.as_deref().map(read_json).transpose()?.unwrap_or_default();
+        let special: serde_json::Map<String, Json> =
+            self.special.as_deref().map(read_json).transpose()?.unwrap_or_default();
         // The map is from before the configuration knew its tokens, and rules over such a configuration alone.
         let old = !config.contains_key("added_tokens_decoder");
         for (name, value) in special {
@@ -202,7 +203,7 @@ impl Tokenizer {
 
     /// How many tokens it has, added ones included: `len(tokenizer)`.
     #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn vocabulary(&self) -> usize {
         self.hf.get_vocab_size(true)
     }
 
@@ -262,7 +263,7 @@ impl Tokenizer {
 
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tokenizer").field("tokens", &self.len()).field("fast", &self.is_fast()).finish()
+        f.debug_struct("Tokenizer").field("tokens", &self.vocabulary()).field("fast", &self.is_fast()).finish()
     }
 }
 

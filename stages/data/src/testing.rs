@@ -1,0 +1,191 @@
+//! A stand on which a stage runs without an engine: directories, inputs, and what it said.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use flow_core::{
+    Cancel, Check, Ctx, Digest, Entry, Event, Facts, Input, Known, Stage, Tree, Value, ValueKind, from_value,
+};
+
+/// Directories for one stage, and its inputs.
+pub struct Stand {
+    pub directory: tempfile::TempDir,
+    pub inputs: BTreeMap<String, Vec<Input>>,
+    pub cancel: Cancel,
+    pub events: Mutex<Vec<Event>>,
+    pub threads: usize,
+}
+
+/// The root of the repository.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+impl Stand {
+    pub fn new() -> Self {
+        let stand = Self {
+            directory: tempfile::tempdir().unwrap(),
+            inputs: BTreeMap::new(),
+            cancel: Cancel::default(),
+            events: Mutex::default(),
+            threads: 2,
+        };
+        for name in ["out", "scratch", "project"] {
+            fs::create_dir(stand.place(name)).unwrap();
+        }
+        stand
+    }
+
+    pub fn place(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// A file below the stand's directory.
+    pub fn write(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.place(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// A file or directory as an input of `port`, called by its path.
+    pub fn input(&mut self, port: &str, path: &Path) -> &mut Self {
+        self.input_called(port, &path.display().to_string(), path)
+    }
+
+    pub fn input_called(&mut self, port: &str, name: &str, path: &Path) -> &mut Self {
+        let tree = Arc::new(tree(path));
+        let input = Input { name: name.to_owned(), path: path.to_owned(), tree };
+        self.inputs.entry(port.to_owned()).or_default().push(input);
+        self
+    }
+
+    pub fn ctx<T>(&self, with: impl FnOnce(&Ctx<'_>) -> T) -> T {
+        let sink = |event| self.events.lock().unwrap().push(event);
+        with(&Ctx {
+            node: "node",
+            inputs: &self.inputs,
+            out: &self.place("out"),
+            scratch: &self.place("scratch"),
+            project: &self.place("project"),
+            pinned: None,
+            threads: self.threads,
+            sink: &sink,
+            cancel: &self.cancel,
+        })
+    }
+
+    pub fn run(&self, stage: &impl Stage) -> anyhow::Result<()> {
+        self.ctx(|ctx| stage.run(ctx))
+    }
+
+    /// What went wrong, with all causes.
+    pub fn error(&self, stage: &impl Stage) -> String {
+        format!("{:#}", self.run(stage).unwrap_err())
+    }
+
+    /// The stage's word before the run, with its inputs known as existing paths.
+    pub fn check(&self, stage: &impl Stage) -> (Vec<flow_core::Diagnostic>, Facts, Option<PathBuf>) {
+        let known =
+            |input: &Input| Known { name: input.name.clone(), path: Some(input.path.clone()), ..Known::default() };
+        let inputs =
+            self.inputs.iter().map(|(port, inputs)| (port.clone(), inputs.iter().map(known).collect())).collect();
+        let project = self.place("project");
+        let mut check = Check {
+            project: &project,
+            inputs: &inputs,
+            facts: Facts::new(),
+            result_path: None,
+            errors: Vec::new(),
+            warnings: Vec::new(),
+        };
+        stage.check(&mut check);
+        (check.errors, check.facts, check.result_path)
+    }
+
+    pub fn out(&self, name: &str) -> Vec<u8> {
+        fs::read(self.place("out").join(name))
+            .unwrap_or_else(|error| panic!("{name}: {error}; there is {:?}", self.outs()))
+    }
+
+    /// The names of all files of the result.
+    pub fn outs(&self) -> Vec<String> {
+        tree(&self.place("out")).entries().iter().map(|entry| entry.name.clone()).collect()
+    }
+
+    /// Empties the result, as before another run.
+    pub fn again(&self) {
+        fs::remove_dir_all(self.place("out")).unwrap();
+        fs::create_dir(self.place("out")).unwrap();
+    }
+
+    /// The texts of the log.
+    pub fn log(&self) -> Vec<String> {
+        let events = self.events.lock().unwrap();
+        events
+            .iter()
+            .filter_map(|event| if let Event::Log { text, .. } = event { Some(text.clone()) } else { None })
+            .collect()
+    }
+}
+
+/// What a file or directory holds.
+pub fn tree(path: &Path) -> Tree {
+    fn walk(path: &Path, name: &str, entries: &mut Vec<Entry>) {
+        if path.is_dir() {
+            for inner in fs::read_dir(path).unwrap() {
+                let inner = inner.unwrap();
+                let inner_name = inner.file_name().into_string().unwrap();
+                let name = if name.is_empty() { inner_name } else { format!("{name}/{inner_name}") };
+                walk(&inner.path(), &name, entries);
+            }
+        } else {
+            let content = fs::read(path).unwrap();
+            let executable = path.metadata().unwrap().permissions().mode() & 0o111 != 0;
+            entries.push(Entry {
+                name: name.into(),
+                digest: Digest::of(&content),
+                size: content.len() as u64,
+                executable,
+            });
+        }
+    }
+    let mut entries = Vec::new();
+    let name = if path.is_dir() { "" } else { path.file_name().unwrap().to_str().unwrap() };
+    walk(path, name, &mut entries);
+    Tree::new(entries).unwrap()
+}
+
+/// A stage's nodes, from JSON in place of TOML.
+pub fn expand<S: Stage>(params: serde_json::Value) -> Result<Vec<S>, flow_core::Diagnostic> {
+    from_value::<S>(&value(params))?.expand()
+}
+
+/// A stage of one node.
+pub fn stage<S: Stage>(params: serde_json::Value) -> S {
+    let mut nodes = expand(params).unwrap();
+    assert_eq!(nodes.len(), 1);
+    nodes.remove(0)
+}
+
+fn value(json: serde_json::Value) -> Value {
+    use serde_json::Value as Json;
+    Value::new(match json {
+        Json::String(text) => ValueKind::String(text),
+        Json::Bool(truth) => ValueKind::Bool(truth),
+        Json::Number(number) => match number.as_i64() {
+            Some(integer) => ValueKind::Integer(integer),
+            None => ValueKind::Float(number.as_f64().unwrap()),
+        },
+        Json::Array(items) => ValueKind::Array(items.into_iter().map(value).collect()),
+        Json::Object(map) => ValueKind::Table(flow_core::Table {
+            entries: map.into_iter().map(|(key, item)| (key, None, value(item))).collect(),
+        }),
+        Json::Null => panic!("TOML has no null"),
+    })
+}
