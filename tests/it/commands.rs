@@ -28,13 +28,13 @@ fn plan_says_what_run_does() {
         let states = json_lines(&sandbox.ok(&args));
         states.iter().map(|line| line["state"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
     };
-    assert_eq!(plan(&[]), ["run", "after"]);
+    assert_eq!(plan(&[]), ["run", "later"]);
     assert!(!fs::exists(sandbox.path("flow.lock")).unwrap());
     sandbox.ok(&["run", "p.toml", "a"]);
     assert_eq!(plan(&[]), ["cached", "run"]);
     sandbox.ok(&["run", "p.toml"]);
     assert_eq!(plan(&[]), ["cached", "cached"]);
-    assert_eq!(plan(&["--set", "params.word=two"]), ["run", "after"]);
+    assert_eq!(plan(&["--set", "params.word=two"]), ["run", "later"]);
     let output = sandbox.run(&["plan", "p.toml"]);
     assert!(output.stdout.starts_with("cached  a "), "{output}");
     assert!(output.stderr.starts_with("2 cached"), "{output}");
@@ -102,6 +102,8 @@ fn history_is_told_from_outside() {
 
     assert_eq!(sandbox.ok(&["log", "a"]), "one\n");
     assert_eq!(sandbox.ok(&["log", "a", "--run", first, "--follow"]), "one\n");
+    let silent = sandbox.run(&["log", "b"]);
+    assert!(silent.code == Some(0) && silent.stdout.is_empty() && silent.stderr.contains("wrote nothing"), "{silent}");
     assert_eq!(sandbox.run(&["log", "nonsense"]).code, Some(1));
 }
 

@@ -9,11 +9,14 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use flow_core::Diagnostic;
+use flow_core::{Diagnostic, How};
 use flow_engine::{History, RunInfo};
 
 use super::{Done, open_here, show::find};
 use crate::{args, failure::Failure, out};
+
+/// Runs in which a stage without a log is looked for.
+const LOOK_BACK: usize = 20;
 
 /// Prints the log of a stage.
 pub fn log(args: &args::Log) -> Done {
@@ -29,6 +32,10 @@ pub fn log(args: &args::Log) -> Done {
         (!logs.is_empty() || (args.follow && run.alive)).then_some((run, logs))
     });
     let Some((run, logs)) = newest else {
+        if let Some(run) = runs.iter().take(LOOK_BACK).find(|run| ran(run, &args.stage)) {
+            eprintln!("`{}` wrote nothing to its log in run {}", args.stage, run.id);
+            return Ok(());
+        }
         let wrong = Diagnostic::new(format!("no run has a log of `{}`", args.stage));
         return Err(Failure::absent(wrong.hint("`flow status` shows what ran; what was cached has no log")));
     };
@@ -38,6 +45,13 @@ pub fn log(args: &args::Log) -> Done {
         print(&logs)?
     }
     Ok(())
+}
+
+/// The stage, or a node of it, ran in this run.
+fn ran(run: &RunInfo, stage: &str) -> bool {
+    let is_of = |node: &str| node.strip_prefix(stage).is_some_and(|rest| rest.is_empty() || rest.starts_with('['));
+    let ran = |how: Option<How>| matches!(how, None | Some(How::Ran | How::Resumed));
+    run.nodes().is_ok_and(|nodes| nodes.iter().any(|(node, record)| is_of(node) && ran(record.how)))
 }
 
 /// The logs of a node, or of every node of a stage: name and file, in order.

@@ -12,7 +12,10 @@ use crate::{
     args,
     failure::{Failure, draw_all},
     out,
-    ui::{diagnostic::Severity, format::duration},
+    ui::{
+        diagnostic::Severity,
+        format::{WHY, duration, fit},
+    },
 };
 
 /// Says what would run and why.
@@ -71,9 +74,9 @@ pub fn row(graph: &Graph, planned: &Planned) -> Row {
         Verdict::Cached { bytes, cost, .. } => Row { seconds: Some(*cost), bytes: Some(*bytes), ..row },
         Verdict::Run { why, expected, .. } => {
             let last_time = expected.map_or_else(String::new, |seconds| format!(" (last time {})", duration(seconds)));
-            Row { note: format!("{why}{last_time}"), ..row }
+            Row { note: format!("{}{last_time}", fit(why, WHY)), ..row }
         }
-        Verdict::After { upstream } => Row { note: names(graph, upstream), ..row },
+        Verdict::After { upstream } => Row { note: format!("after {}", names(graph, upstream)), ..row },
     }
 }
 
@@ -85,7 +88,7 @@ pub fn state(verdict: &Verdict) -> &'static str {
         Verdict::Cached { .. } => "cached",
         Verdict::Run { resumes: true, .. } => "resume",
         Verdict::Run { .. } => "run",
-        Verdict::After { .. } => "after",
+        Verdict::After { .. } => "later",
     }
 }
 
@@ -107,7 +110,7 @@ fn summary(nodes: &[Planned]) -> String {
     let counted = tally(&[
         (number("run"), "to run"),
         (number("resume"), "to resume"),
-        (number("after"), "to decide after them"),
+        (number("later"), "after them (cached if these give what they gave)"),
         (number("cached"), "cached"),
         (number("off"), "off"),
     ]);

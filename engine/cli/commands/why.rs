@@ -31,8 +31,10 @@ fn text(why: &Why) -> String {
         Verdict::Cached { bytes: size, cost, .. } => {
             format!("cached: {}, took {}", bytes(*size), duration(*cost))
         }
-        Verdict::Run { why, resumes, .. } => {
-            format!("{}: {why}", if *resumes { "would resume" } else { "would run" })
+        Verdict::Run { why: reason, resumes, .. } => {
+            let verb = if *resumes { "would resume" } else { "would run" };
+            // What changed stands below, each change on its line.
+            if why.changes.is_empty() { format!("{verb}: {reason}") } else { verb.to_owned() }
         }
         Verdict::After { .. } => "its key is known when what it takes from has run".to_owned(),
     };

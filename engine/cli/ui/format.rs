@@ -3,6 +3,9 @@
 use flow_core::Unit;
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
+/// Columns for why a node runs, where it is one part of a line; `flow why` tells all of it.
+pub const WHY: usize = 90;
+
 /// A duration: `0.42 s`, `12 s`, `3 min 04 s`, `2 h 05 min`, `3 d 4 h`.
 pub fn duration(seconds: f64) -> String {
     let whole = seconds.max(0.0).round() as u64;

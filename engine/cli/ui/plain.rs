@@ -12,7 +12,7 @@ use flow_core::{Event, How, Level, Sink};
 use super::{
     Rerun,
     board::Board,
-    format::{amount, bytes, count, duration, moving, rate, tame},
+    format::{WHY, amount, bytes, count, duration, fit, moving, rate, tame},
     header,
     paint::Paint,
     report::{End, failure, summary},
@@ -69,7 +69,7 @@ impl State {
             Event::Waiting { node, reason } => line(&paint.yellow("waiting "), node, reason),
             Event::Started { node, why, .. } => {
                 self.said.insert(node.clone(), now);
-                line(&paint.cyan("started "), node, why)
+                line(&paint.cyan("started "), node, &fit(why, WHY))
             }
             Event::Progress { node, .. } | Event::Metrics { node, .. } => self.tell_progress(node, now, paint),
             Event::Log { node, level, text } if *level >= Level::Warning => {
