@@ -4,8 +4,9 @@
 //! the worker measured is made here.
 
 use std::{
+    borrow::Cow,
     fs::{self, File},
-    io::{BufWriter, Write as _},
+    io::{BufWriter, Read as _, Write as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -23,7 +24,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::{
     diagnostic,
-    facts::read_json,
+    facts::{self, read_json},
     refs::Refs,
     tokenize::Tokenizer,
     train::check_worker,
@@ -127,6 +128,15 @@ impl Stage for Eval {
             self.check_model(port, check, &mut notes);
         }
         check.provide("plan_notes", notes);
+        let files: Vec<_> = check.input("data").iter().filter_map(|known| known.path.clone()).collect();
+        for path in files.iter().filter(|path| path.is_file()) {
+            if let Err(error) = self.look_at(path) {
+                check.error(
+                    "data",
+                    diagnostic(&error).hint("documents are JSON lines; json_key names the key of the text"),
+                );
+            }
+        }
         check_worker(check);
     }
 
@@ -176,9 +186,17 @@ impl Eval {
             );
             return;
         }
-        let Some(config) = known.facts.get("model_config") else { return };
-        let config = match ModelConfig::from_json(config) {
-            Ok(config) => config,
+        let known_facts = match &known.path {
+            Some(path) if known.facts.is_empty() => facts::of_path(path),
+            _ => Ok(known.facts),
+        };
+        let read = known_facts.and_then(|facts| {
+            let config = facts.get("model_config").map(ModelConfig::from_json).transpose()?;
+            Ok((config, facts.get("tokenizer_vocab").and_then(Json::as_u64)))
+        });
+        let (config, tokens) = match read {
+            Ok((Some(config), tokens)) => (config, tokens),
+            Ok((None, _)) => return,
             Err(error) => return check.error(port, diagnostic(&error)),
         };
         let longest = config.max_position_embeddings;
@@ -187,7 +205,6 @@ impl Eval {
                 Diagnostic::new(format!("seq_length {asked} is longer than the {longest} positions of {}", known.name));
             check.error("seq_length", wrong.hint(format!("at most seq_length = {longest}")));
         }
-        let tokens = known.facts.get("tokenizer_vocab").and_then(Json::as_u64);
         if let Some(tokens) = tokens.filter(|tokens| *tokens > config.vocab_size as u64) {
             let wrong =
                 format!("the tokenizer of {} has {tokens} tokens, and its model {}", known.name, config.vocab_size);
@@ -258,16 +275,30 @@ impl Eval {
         Ok(())
     }
 
-    fn document(&self, tokenizer: &Tokenizer, line: &[u8], vocab_size: u64) -> Result<String> {
+    /// Whether the first line of a file is a document, if that can be said without reading much.
+    fn look_at(&self, path: &Path) -> Result<()> {
+        const LOOK: usize = 64 << 10;
+        let mut block = Vec::new();
+        Blocks::new(Decoder::open(path)?.take(LOOK as u64), LOOK).next_into(&mut block)?;
+        let Some(line) = Lines::new(&block).next().filter(|line| line.len() < block.len()) else { return Ok(()) };
+        self.text(line).map(drop).with_context(|| format!("{}: line 1", path.display()))
+    }
+
+    fn text<'l>(&self, line: &'l [u8]) -> Result<Cow<'l, str>> {
         let mut found = [Text::Missing];
         texts(line, &[&self.json_key], &mut found)?;
-        let text = match &found[0] {
-            Text::One(text) => text,
+        let [text] = found;
+        match text {
+            Text::One(text) => Ok(text),
             Text::Missing => bail!("`{}` is missing: json_key names the key that holds the text", self.json_key),
             Text::Many(_) => bail!("`{}` is a list, not a text", self.json_key),
             Text::Other(what) => bail!("`{}` {what}", self.json_key),
-        };
-        let ids = tokenizer.encode_reference(text, true)?;
+        }
+    }
+
+    fn document(&self, tokenizer: &Tokenizer, line: &[u8], vocab_size: u64) -> Result<String> {
+        let text = self.text(line)?;
+        let ids = tokenizer.encode_reference(&text, true)?;
         if let Some(id) = ids.iter().find(|id| u64::from(**id) >= vocab_size) {
             bail!("token {id} is not in the model's vocabulary of {vocab_size}");
         }
@@ -314,4 +345,103 @@ fn table(result: &EvalResults) -> Json {
 fn difference(model: &EvalResults, compare: &EvalResults) -> Json {
     let pairs = numbers(model).into_iter().zip(numbers(compare));
     Json::Object(pairs.map(|((name, a), (_, b))| (name.to_owned(), json!(a - b))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Stand, repository, stage};
+
+    fn model_dir(stand: &Stand) -> PathBuf {
+        let config = r#"{"model_type":"llama","vocab_size":8192,"hidden_size":64,"intermediate_size":128,
+            "num_hidden_layers":2,"num_attention_heads":4,"num_key_value_heads":2,"max_position_embeddings":256,
+            "rms_norm_eps":1e-5,"rope_theta":10000.0,"tie_word_embeddings":false}"#;
+        stand.write("project/model/config.json", config);
+        for name in ["tokenizer.json", "tokenizer_config.json"] {
+            fs::copy(
+                repository().join("examples/ja_wiki_mini/tokenizer").join(name),
+                stand.place("project/model").join(name),
+            )
+            .unwrap();
+        }
+        stand.place("project/model")
+    }
+
+    fn eval(more: &Json) -> Eval {
+        let mut params = json!({"model": "m", "data": "d", "limit": 3});
+        params.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        stage(params)
+    }
+
+    #[test]
+    fn documents_are_written_in_order_with_bos_and_bytes() {
+        let mut stand = Stand::new();
+        let model = model_dir(&stand);
+        let one = stand.write("project/a.jsonl", "{\"text\":\"日本語\"}\n{\"text\":\"\"}\n");
+        let two = stand.write("project/b.jsonl", "{\"text\":\"b\"}\n{\"text\":\"beyond the limit\"}\n");
+        stand.input("model", &model).input("data", &one).input("data", &two);
+        let path = stand.place("scratch/documents.jsonl");
+        let write = || stand.ctx(|ctx| eval(&json!({})).write_documents(ctx, &ctx.input("model")[0], &path, 8192));
+        write().unwrap();
+        let text = fs::read_to_string(&path).unwrap();
+        let documents: Vec<Json> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(documents.iter().map(|d| d["bytes"].as_u64().unwrap()).collect::<Vec<_>>(), [9, 0, 1]);
+        let ids: Vec<Vec<u64>> =
+            documents.iter().map(|d| serde_json::from_value(d["tokens"].clone()).unwrap()).collect();
+        assert!(
+            ids.iter().all(|of_one| of_one[0] == ids[1][0]),
+            "all begin with the BOS, which is all that an empty one has"
+        );
+        assert_eq!((ids[1].len(), ids[0].len() > 1, ids[2].len()), (1, true, 2));
+        let small = stand.ctx(|ctx| eval(&json!({})).write_documents(ctx, &ctx.input("model")[0], &path, 10));
+        assert!(format!("{:#}", small.unwrap_err()).contains("a.jsonl: line 1: token "));
+        write().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), text);
+    }
+
+    #[test]
+    fn what_cannot_be_evaluated_is_said_before() {
+        let mut stand = Stand::new();
+        let model = model_dir(&stand);
+        let data = stand.write("project/a.jsonl", "{\"txt\":\"x\"}\n");
+        let good = stand.write("project/b.jsonl", "{\"text\":\"x\"}\n");
+        let fields = |stand: &Stand, more: Json| {
+            let errors = stand.check(&eval(&more)).0;
+            errors.iter().map(|e| e.field.clone().unwrap()).collect::<Vec<_>>()
+        };
+        stand.input("model", &model).input("data", &good);
+        assert_eq!(fields(&stand, json!({})), [""; 0]);
+        assert_eq!(
+            fields(&stand, json!({"seq_length": 257, "tasks": ["perplexiti"], "limit": 0})),
+            ["tasks.0", "limit", "seq_length"]
+        );
+        let hint = stand.check(&eval(&json!({"tasks": ["perplexiti"]}))).0[0].hints[0].clone();
+        assert_eq!(hint, "did you mean `perplexity`?");
+        stand.input("data", &data);
+        assert_eq!(fields(&stand, json!({})), ["data"]);
+        let empty = stand.place("project");
+        stand.input("compare", &empty);
+        assert_eq!(fields(&stand, json!({"compare": "c"})), ["compare", "data"]);
+        let (_, facts, _) = stand.check(&eval(&json!({"seq_length": 100})));
+        assert_eq!(facts["plan_notes"], json!(["model: windows of 100 tokens, 8 at a time"]));
+    }
+
+    #[test]
+    fn numbers_follow_from_what_was_measured() {
+        // A model that gives every byte probability 1/2, and tokens of two bytes.
+        let ln2 = std::f64::consts::LN_2;
+        let even = EvalResults { documents: 2, tokens: 50, bytes: 100, nll: 100.0 * ln2 };
+        let table = table(&even);
+        let near = |name: &str, expected: f64| {
+            let value = table[name].as_f64().unwrap();
+            assert!((value - expected).abs() < 1e-12, "{name}: {value}");
+        };
+        near("loss", 2.0 * ln2);
+        near("token_perplexity", 4.0);
+        near("byte_perplexity", 2.0);
+        near("bits_per_byte", 1.0);
+        assert_eq!((&table["documents"], &table["tokens"], &table["bytes"]), (&json!(2), &json!(50), &json!(100)));
+        let worse = EvalResults { nll: 200.0 * ln2, ..even };
+        assert!((difference(&even, &worse)["bits_per_byte"].as_f64().unwrap() + 1.0).abs() < 1e-12);
+    }
 }

@@ -1,6 +1,8 @@
 //! `train`: starts one worker process a rank on this host, and watches them.
 
 mod params;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fs,
@@ -65,7 +67,16 @@ impl Stage for Train {
             tokenizer_vocab: tokens("tokenizer_vocab"),
             max_token_id: tokens("max_token_id"),
         };
-        let errors = self.training.check(&known);
+        let mut errors = self.training.check(&known);
+        let parallel = &self.training.parallel;
+        for (axis, size) in [("pipeline", parallel.pipeline), ("context", parallel.context)] {
+            if size > 1 {
+                let wrong = Diagnostic::new(format!("the workers cannot share a model over {size} {axis} ranks yet"));
+                errors.push(
+                    wrong.field(format!("parallel.{axis}")).hint(format!("{axis} = 1, and more tensor ranks instead")),
+                );
+            }
+        }
         if errors.is_empty() {
             check.provide("plan_notes", self.training.plan_lines(model.as_ref()));
         }

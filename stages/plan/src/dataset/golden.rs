@@ -167,9 +167,13 @@ fn data_that_cannot_be_used_is_named() {
     };
     let good = source("train_0_text_document", None);
     assert!(error(&[source("nothing", None)], "1,1", 8).contains("nothing.idx"));
-    assert!(error(&[good.clone()], "100,0,0", 8).contains("train_0_text_document: the splits leave nothing"));
-    assert!(error(&[good.clone()], "9999,1", 8).contains("0 tokens in 0 sequences are not one sample of 8 + 1"));
-    assert!(error(&[good.clone(), source("train_0_text_document", Some(1.0))], "1,1", 8).contains("1 of 2 sources"));
+    assert!(
+        error(std::slice::from_ref(&good), "100,0,0", 8).contains("train_0_text_document: the splits leave nothing")
+    );
+    assert!(
+        error(std::slice::from_ref(&good), "9999,1", 8).contains("0 tokens in 0 sequences are not one sample of 8 + 1")
+    );
+    assert!(error(&[good, source("train_0_text_document", Some(1.0))], "1,1", 8).contains("1 of 2 sources"));
     assert!(error(&[source("train_0_text_document", Some(-1.0))], "1,1", 8).contains("above 0"));
     assert!(error(&[], "1,1", 8).contains("there is no data"));
 }
