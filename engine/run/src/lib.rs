@@ -25,6 +25,7 @@ mod runner;
 mod sched;
 mod select;
 mod settings;
+mod summary;
 mod syntax;
 mod why;
 
@@ -36,7 +37,8 @@ pub use lockfile::{LOCK_FILE, LockFile, Pinned};
 pub use plan::{Plan, Planned, Verdict, outputs, plan};
 pub use project::{Checked, Project, project_dir};
 pub use record::RunHead;
-pub use runner::{RunError, Summary, run};
+pub use runner::run;
 pub use select::RunOptions;
 pub use settings::{SETTINGS_FILE, Settings};
+pub use summary::{RunError, Summary};
 pub use why::{Change, Previous, Why, changes, why};

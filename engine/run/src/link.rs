@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use flow_core::{Diagnostic, DynStage, Kind, Mode, Port, Ref, Span, Value, did_you_mean, expand_braces, is_safe_name};
+use flow_core::{Diagnostic, DynStage, Kind, Mode, Port, Span, Value, did_you_mean, expand_braces, is_safe_name};
 
 use crate::{
     common::{self, Common},
@@ -76,14 +76,18 @@ pub fn link(
     let mut edges = Edges::new();
     for (to, draft) in drafts.iter_mut().enumerate() {
         let Some(draft) = draft else { continue };
-        for (_, ports) in &mut draft.actions {
-            for taken in ports {
-                for reference in &taken.port.refs {
-                    let before = taken.targets.len();
-                    finder.find(reference, taken.port.endings, &mut taken.targets, &mut errors);
-                    for from in taken.targets[before..].iter().filter_map(Target::stage) {
-                        edges.entry((from, to)).or_insert_with(|| reference.span().cloned());
-                    }
+        for taken in draft.actions.iter_mut().flat_map(|(_, ports)| ports) {
+            for (nth, reference) in taken.port.refs.iter().enumerate() {
+                // A kind that reads its references in its own way may have lost the place.
+                let nearest = || draft.value.nearest(&format!("{}.{nth}", taken.port.name)).span.clone();
+                let place = reference.span().cloned().or_else(nearest);
+                let before = taken.targets.len();
+                match finder.find(reference.text(), taken.port.endings, errors.len() < SUGGEST_UP_TO) {
+                    Ok(targets) => taken.targets.extend(targets),
+                    Err(wrong) => errors.extend(wrong.into_iter().map(|error| error.at(place.clone()))),
+                }
+                for from in taken.targets[before..].iter().filter_map(Target::stage) {
+                    edges.entry((from, to)).or_insert_with(|| place.clone());
                 }
             }
         }
@@ -219,24 +223,22 @@ struct Finder<'a> {
 }
 
 impl Finder<'_> {
-    /// Adds what `reference` means to `targets`.
+    /// What `text` means: each of the texts that its braces stand for.
     fn find(
         &self,
-        reference: &Ref,
+        text: &str,
         endings: &'static [&'static str],
-        targets: &mut Vec<Target>,
-        errors: &mut Vec<Diagnostic>,
-    ) {
-        let texts = match expand_braces(reference.text()) {
-            Ok(texts) => texts,
-            Err(message) => return errors.push(Diagnostic::new(message).at(reference.span().cloned())),
-        };
+        suggest: bool,
+    ) -> Result<Vec<Target>, Vec<Diagnostic>> {
+        let texts = expand_braces(text).map_err(|message| vec![Diagnostic::new(message)])?;
+        let (mut targets, mut errors) = (Vec::with_capacity(texts.len()), Vec::new());
         for text in texts {
-            match self.find_one(&text, endings, errors.len() < SUGGEST_UP_TO) {
+            match self.find_one(&text, endings, suggest) {
                 Ok(target) => targets.push(target),
-                Err(error) => errors.push(error.at(reference.span().cloned())),
+                Err(error) => errors.push(error),
             }
         }
+        if errors.is_empty() { Ok(targets) } else { Err(errors) }
     }
 
     fn find_one(&self, text: &str, endings: &'static [&'static str], suggest: bool) -> Result<Target, Diagnostic> {

@@ -9,8 +9,9 @@ use crate::{
     decide::{Decider, Decision},
     graph::NodeId,
     project::Project,
-    runner::{RunError, memo_name},
+    runner::memo_name,
     select::{RunOptions, Selection},
+    summary::RunError,
     why::Explainer,
 };
 
@@ -116,7 +117,7 @@ pub(crate) fn plan_with<'a>(
 
 /// Whether an interrupted run of the key left something to go on from.
 fn has_scratch(cache: &Cache, key: &Key) -> bool {
-    let work = cache.root().join("scratch").join(key.to_string()).join("work");
+    let work = cache.root().join("scratch").join(key.to_string());
     std::fs::read_dir(work).is_ok_and(|mut entries| entries.next().is_some())
 }
 

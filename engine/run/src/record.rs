@@ -213,7 +213,7 @@ impl<'a> Recorder<'a> {
         }
         let mut text = Vec::new();
         for record in std::mem::take(&mut state.waiting) {
-            append(&mut text, &record);
+            state.keep(&record, &mut text);
         }
         state.write(&text);
     }
@@ -269,7 +269,9 @@ impl Sink for Recorder<'_> {
             state.waiting.push(record.clone());
         } else {
             self.to_disk(&mut state);
-            state.keep(&record);
+            let mut text = Vec::new();
+            state.keep(&record, &mut text);
+            state.write(&text);
         }
         // Under the lock, so that the screen sees events in the order of the file.
         self.ui.emit(record.event);
@@ -277,7 +279,8 @@ impl Sink for Recorder<'_> {
 }
 
 impl State {
-    fn keep(&mut self, record: &Record) {
+    /// Notes an event; what of it belongs into `events.jsonl` is added to `text`.
+    fn keep(&mut self, record: &Record, text: &mut Vec<u8>) {
         match &record.event {
             Event::Log { node, level, text } => {
                 self.log(node, text);
@@ -301,9 +304,7 @@ impl State {
             }
             _ => {}
         }
-        let mut text = Vec::new();
-        append(&mut text, record);
-        self.write(&text);
+        append(text, record);
     }
 }
 

@@ -5,7 +5,6 @@
 
 use std::{
     collections::HashMap,
-    fmt,
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
@@ -28,6 +27,7 @@ use crate::{
     sched::{Pools, Request, Sched, State},
     select::{RunOptions, Selection},
     settings::Settings,
+    summary::{RunError, Summary},
     why::{Explainer, NO_DIGEST},
 };
 
@@ -38,49 +38,6 @@ const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(60);
 /// Files of a hit that are not in their place are put there by the runner itself up to so many bytes.
 const PLACE_HERE: u64 = 16 << 20;
-
-/// How a run ended.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Summary {
-    /// The run's id.
-    pub run: String,
-    /// Everything that was asked for is there.
-    pub ok: bool,
-    /// It was interrupted.
-    pub interrupted: bool,
-    /// Nodes that ran.
-    pub ran: usize,
-    /// Nodes whose result was there.
-    pub skipped: usize,
-    /// Nodes that failed.
-    pub failed: usize,
-    /// Nodes that could not run because another failed.
-    pub blocked: usize,
-    /// How long it took, in seconds.
-    pub seconds: f64,
-    /// What the cache saved, in seconds.
-    pub saved: f64,
-}
-
-/// Why a run did not take place.
-#[derive(Debug)]
-pub enum RunError {
-    /// What was asked for cannot work; nothing was run.
-    Pipeline(Vec<Diagnostic>),
-    /// The cache cannot be used.
-    Cache(anyhow::Error),
-}
-
-impl fmt::Display for RunError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Pipeline(errors) => errors.iter().try_for_each(|error| writeln!(f, "{error}")),
-            Self::Cache(error) => write!(f, "{error:#}"),
-        }
-    }
-}
-
-impl std::error::Error for RunError {}
 
 /// Runs a pipeline. Blocks until everything is there, something failed, or `cancel` is set and what ran has stopped.
 ///
@@ -501,6 +458,8 @@ impl<'a> Runner<'a> {
         let wanted = || (0..self.selection.wanted.len()).filter(|&id| self.selection.wanted[id]);
         let complete = wanted().all(|id| self.sched.state(id) == State::Done);
         let mut summary = std::mem::take(&mut self.summary);
+        // Another failure ended the run before they were tried again.
+        summary.failed += wanted().filter(|&id| self.sched.state(id) == State::Resting).count();
         summary.ok = complete;
         summary.seconds = self.began.elapsed().as_secs_f64();
         self.recorder.emit(Event::RunFinished {

@@ -1,6 +1,9 @@
 //! Why a node runs, or does not: the difference of what its key is made of now and what it was made of before.
 
-use std::{cell::OnceCell, collections::BTreeMap};
+use std::{
+    cell::OnceCell,
+    collections::{BTreeMap, BTreeSet, HashSet},
+};
 
 use flow_cache::Cache;
 use flow_core::{Diagnostic, Digest, Key, KeyParts};
@@ -11,8 +14,8 @@ use crate::{
     history::{History, NodeRecord},
     plan::{Verdict, plan_with},
     project::Project,
-    runner::RunError,
     select::{RunOptions, Selection},
+    summary::RunError,
 };
 
 /// One part of a key that is not what it was.
@@ -50,7 +53,7 @@ pub fn changes(from: &KeyParts, to: &KeyParts) -> Vec<Change> {
     flatten("params", &to.params, &mut after);
     inputs(from, &mut before);
     inputs(to, &mut after);
-    let names: std::collections::BTreeSet<_> = before.keys().chain(after.keys()).cloned().collect();
+    let names: BTreeSet<_> = before.keys().chain(after.keys()).cloned().collect();
     for name in names {
         let (from, to) = (before.remove(&name), after.remove(&name));
         differ(name, from, to);
@@ -178,7 +181,12 @@ impl<'a> Explainer<'a> {
         // What cannot be read explains nothing, and hinders nothing.
         let (history, file) = (History::open(self.cache), self.project.absolute_file());
         let Ok(runs) = history.of(&file) else { return last };
+        let mut seen = HashSet::new();
         for run in runs.take(LOOK_BACK) {
+            // Runs that found all as another had left it have the same to say, over and over.
+            if !seen.insert(run.head.same_nodes_as.clone().unwrap_or_else(|| run.id.clone())) {
+                continue;
+            }
             for (node, record) in run.nodes().unwrap_or_default() {
                 last.entry(node).or_insert_with(|| (run.id.clone(), record));
             }

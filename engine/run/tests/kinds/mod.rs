@@ -169,7 +169,11 @@ impl Stage for Get {
 
 /// Counts to three in its scratch directory, one step a run, and fails before the third.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Steps {}
+pub struct Steps {
+    /// Seconds to rest after the step.
+    #[serde(default, skip_serializing)]
+    pause: f64,
+}
 
 impl Stage for Steps {
     const KIND: &'static str = "steps";
@@ -181,6 +185,7 @@ impl Stage for Steps {
         let file = ctx.scratch.join("steps");
         let steps = fs::read(&file).map_or(0, |bytes| bytes.len()) + 1;
         fs::write(&file, vec![b'.'; steps])?;
+        std::thread::sleep(Duration::from_secs_f64(self.pause));
         if steps < 3 {
             bail!("stopped after step {steps}");
         }
@@ -300,7 +305,7 @@ impl Lab {
             Verdict::Off => "off".to_owned(),
             Verdict::Unselected => "unselected".into(),
             Verdict::Cached { .. } => "cached".into(),
-            Verdict::Run { why, .. } => format!("run ({why})"),
+            Verdict::Run { why, resumes, .. } => format!("run ({why}){}", if *resumes { ", resumes" } else { "" }),
             Verdict::After { upstream } => format!("after {}", upstream.len()),
         };
         let nodes = &project.graph().nodes;
