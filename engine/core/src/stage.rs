@@ -183,6 +183,46 @@ impl<'de> Deserialize<'de> for Ref {
     }
 }
 
+/// One [`Ref`] or a list of them, at least one: `input = "raw"`, `input = ["a", "b"]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refs(Vec<Ref>);
+
+impl std::ops::Deref for Refs {
+    type Target = [Ref];
+    fn deref(&self) -> &[Ref] {
+        &self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Refs {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor(Option<Span>);
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Refs;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the name of a stage or a path, or a list of them")
+            }
+            fn visit_newtype_struct<D: Deserializer<'de>>(self, deserializer: D) -> Result<Refs, D::Error> {
+                deserializer.deserialize_any(Self(take_ref_span()))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Refs, E> {
+                Ok(Refs(vec![Ref { text: text.to_owned(), span: self.0 }]))
+            }
+            fn visit_seq<A: serde::de::SeqAccess<'de>>(self, mut items: A) -> Result<Refs, A::Error> {
+                let mut refs = Vec::new();
+                while let Some(item) = items.next_element()? {
+                    refs.push(item);
+                }
+                if refs.is_empty() {
+                    return Err(serde::de::Error::custom("an empty list: name at least one stage or path"));
+                }
+                Ok(Refs(refs))
+            }
+        }
+        deserializer.deserialize_newtype_struct(REF_TOKEN, Visitor(None))
+    }
+}
+
 /// What is known before the run about something: small named facts that flow along the graph,
 /// such as `vocab_size` of a model or `max_token_id` of a tokenizer. Names are documented where they are provided.
 pub type Facts = BTreeMap<String, Json>;

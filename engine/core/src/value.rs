@@ -264,7 +264,7 @@ impl<'de> de::MapAccess<'de> for Entries<'de> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Ref, Source};
+    use crate::{Ref, Refs, Source};
     use serde::Deserialize;
     use std::sync::Arc;
 
@@ -277,6 +277,8 @@ mod tests {
         lr: f64,
         #[serde(default)]
         list: Vec<Ref>,
+        #[serde(default)]
+        many: Option<Refs>,
     }
 
     fn value(source: &Arc<Source>, at: usize, kind: ValueKind) -> Value {
@@ -300,9 +302,17 @@ mod tests {
     fn errors_point_at_the_smallest_wrong_thing() {
         let text = |t: &str| ValueKind::String(t.into());
         let good = vec![("input", text("raw")), ("steps", ValueKind::Integer(3)), ("lr", ValueKind::Integer(1))];
-        let (_, v) = table(good.clone());
+        let (source, v) = table(good.clone());
         let params: Params = from_value(&v).unwrap();
         assert_eq!((params.input.text(), params.input.span().unwrap().start, params.lr), ("raw", 5, 1.0));
+
+        let mut several = good.clone();
+        several.push(("many", text("a")));
+        let many = from_value::<Params>(&table(several.clone()).1).unwrap().many.unwrap();
+        assert_eq!((many[0].text(), many[0].span().unwrap().start), ("a", 35));
+        several[3].1 = ValueKind::Array(vec![value(&source, 42, text("a")), value(&source, 44, text("b"))]);
+        let many = from_value::<Params>(&table(several).1).unwrap().many.unwrap();
+        assert_eq!(many.iter().map(|r| r.span().unwrap().start).collect::<Vec<_>>(), [42, 44]);
 
         let mut unknown = good.clone();
         unknown.push(("stpes", ValueKind::Integer(1)));

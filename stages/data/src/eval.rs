@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use flow_core::{Check, Ctx, Diagnostic, Input, Level, Port, Ref, Stage, Unit, did_you_mean};
+use flow_core::{Check, Ctx, Diagnostic, Input, Level, Port, Ref, Refs, Stage, Unit, did_you_mean};
 use flow_formats::{
     compressed::{Decoder, strip_ending},
     documents::{Blocks, Lines, Text, texts},
@@ -25,7 +25,6 @@ use serde_json::{Map, Value as Json, json};
 use crate::{
     diagnostic,
     facts::{self, read_json},
-    refs::Refs,
     tokenize::Tokenizer,
     train::check_worker,
     worker::{Launch, about, worker},

@@ -7,11 +7,9 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use flow_core::{Check, Ctx, Port, Stage, Unit};
+use flow_core::{Check, Ctx, Port, Refs, Stage, Unit};
 use flow_formats::compressed::{Compression, Decoder, strip_ending};
 use serde::{Deserialize, Serialize};
-
-use crate::refs::Refs;
 
 /// `kind = "gunzip"`: one node a shard; every file of it, gzip (also of several members) or zstd, without its
 /// compression and the ending that said so.

@@ -14,7 +14,6 @@ mod init_model;
 mod megatron_to_hf;
 mod merge;
 mod models;
-mod refs;
 #[cfg(test)]
 mod testing;
 pub mod tokenize;

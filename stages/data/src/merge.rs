@@ -3,11 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use flow_core::{Check, Ctx, Diagnostic, Input, Level, Port, Stage, Unit, is_safe_name};
+use flow_core::{Check, Ctx, Diagnostic, Input, Level, Port, Refs, Stage, Unit, is_safe_name};
 use flow_formats::indexed::{IndexedDataset, IndexedWriter};
 use serde::{Deserialize, Serialize};
-
-use crate::refs::Refs;
 
 /// `kind = "merge"`: the `.bin/.idx` of all inputs, in the order of the inputs and within one in the order of names,
 /// as one `.bin/.idx` with the bytes that Megatron's merging gives.

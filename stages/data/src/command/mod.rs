@@ -8,10 +8,10 @@ mod process;
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use flow_core::{Check, Ctx, Diagnostic, Port, Ref, Stage, is_safe_name};
+use flow_core::{Check, Ctx, Diagnostic, Port, Ref, Refs, Stage, is_safe_name};
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::{fetch::copy_file, refs::Refs};
+use crate::fetch::copy_file;
 use placeholders::{Placeholder, Template};
 
 /// `kind = "command"`: a line for the shell.

@@ -8,7 +8,7 @@ mod tokenizer;
 use std::{collections::BTreeMap, path::Path, time::Instant};
 
 use anyhow::{Context, Result, ensure};
-use flow_core::{Check, Ctx, Diagnostic, Level, Port, Ref, Stage};
+use flow_core::{Check, Ctx, Diagnostic, Level, Port, Ref, Refs, Stage};
 use flow_formats::{
     compressed::{Decoder, strip_ending},
     documents::{Blocks, Lines},
@@ -16,7 +16,7 @@ use flow_formats::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{diagnostic, facts, refs::Refs};
+use crate::{diagnostic, facts};
 use encode::Encoder;
 use tokenizer::Files;
 
