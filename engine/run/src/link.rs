@@ -258,9 +258,9 @@ impl Finder<'_> {
             return Ok(Target::Out(*stage, *nth, file.clone()));
         }
         let path = self.project.join(text);
-        if path.exists() {
+        if let Ok(metadata) = path.metadata() {
             // Only a directory can hold outputs; looking for them is for the few that are.
-            if path.is_dir()
+            if metadata.is_dir()
                 && let Some((out, (stage, ..))) = self.outs.iter().find(|(out, _)| Path::new(out).starts_with(&name))
             {
                 let stage = &self.names[*stage];
