@@ -5,7 +5,7 @@ mod normal;
 
 use std::{collections::HashMap, fs, fs::File, os::unix::fs::FileExt};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use flow_core::{Check, Ctx, Diagnostic, Port, Ref, Stage};
 use flow_formats::{DType, safetensors};
 use serde::{Deserialize, Serialize};
@@ -27,30 +27,20 @@ pub struct InitModel {
     /// Of the random numbers.
     #[serde(default)]
     seed: u64,
-    /// The type of the weights.
-    #[serde(default)]
-    dtype: Dtype,
+    /// The type of the weights; what the config says (`torch_dtype`) if it is not given, else bf16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    dtype: Option<Dtype>,
     /// A stage or directory whose tokenizer files come along.
     #[serde(default, skip_serializing)]
     tokenizer: Option<Ref>,
 }
 
 /// The types there are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Dtype {
     Fp32,
-    #[default]
     Bf16,
-}
-
-impl Dtype {
-    fn of(self) -> DType {
-        match self {
-            Self::Fp32 => DType::F32,
-            Self::Bf16 => DType::Bf16,
-        }
-    }
 }
 
 impl Stage for InitModel {
@@ -72,14 +62,12 @@ impl Stage for InitModel {
         for (name, value) in &tokens {
             check.provide(name, value.clone());
         }
-        let config = match &self.config {
-            Config::Table(table) => table.clone(),
-            Config::Path(_) => match check.fact("config", "model_config") {
-                Some(config) => config.clone(),
-                None => return self.check_path(check),
-            },
+        let config = match self.known_config(check) {
+            None => return, // a stage's result that is not there yet
+            Some(Ok(config)) => config,
+            Some(Err(error)) => return check.error("config", crate::diagnostic(&error)),
         };
-        match models::layout(&config) {
+        match models::layout(&config).and_then(|layout| self.dtype(&config).map(|_| layout)) {
             Err(error) => check.error("config", crate::diagnostic(&error)),
             Ok((_, geometry, _)) => {
                 let count = |name| tokens.iter().find(|(fact, _)| *fact == name).and_then(|(_, value)| value.as_u64());
@@ -87,7 +75,7 @@ impl Stage for InitModel {
                 let needed = count("max_token_id").map(|id| id + 1).max(count("tokenizer_vocab"));
                 if let Some(needed) = needed.filter(|&needed| needed > geometry.vocab_size as u64) {
                     let message = format!(
-                        "the tokenizer has {needed} tokens, and the model's vocab_size is {}",
+                        "the tokenizer needs {needed} tokens, and the model's vocab_size is {}",
                         geometry.vocab_size
                     );
                     check
@@ -118,13 +106,13 @@ impl Stage for InitModel {
             value => value.as_f64().with_context(|| format!("`initializer_range` is {value}, not a number"))?,
         };
         ensure!((0.0..=1.0).contains(&deviation), "`initializer_range` is {deviation}; it is between 0 and 1");
-        write_text(ctx, "config.json", &with_dtype(config, self.dtype.of()))?;
+        let dtype = self.dtype(&config)?;
+        write_text(ctx, "config.json", &with_dtype(config, dtype))?;
         let dir = ModelDir::new(ctx.input("tokenizer"))?;
         dir.copy_tokenizer(ctx.out)?;
         let config: Json = crate::facts::read_json(&ctx.out.join("config.json"))?;
         write_text(ctx, "generation_config.json", &generation(&config))?;
 
-        let dtype = self.dtype.of();
         let tensors: Vec<_> = layout.hf.iter().map(|named| (named.name.clone(), dtype, named.shape.clone())).collect();
         let shapes: HashMap<&str, &[u64]> =
             layout.hf.iter().map(|named| (named.name.as_str(), named.shape.as_slice())).collect();
@@ -170,16 +158,35 @@ impl Stage for InitModel {
 }
 
 impl InitModel {
-    /// The config is a path, and it is not what it should be, or a stage's result that is not there yet.
-    fn check_path(&self, check: &mut Check<'_>) {
-        let known: Vec<_> = check.input("config").iter().filter_map(|known| known.path.clone()).collect();
-        for path in known {
-            let file = if path.is_dir() { path.join("config.json") } else { path };
-            let config = crate::facts::read_json::<Json>(&file).and_then(|config| models::layout(&config).map(|_| ()));
-            if let Err(error) = config {
-                check.error("config", crate::diagnostic(&error));
-            }
+    fn dtype(&self, config: &Json) -> Result<DType> {
+        match self.dtype {
+            Some(Dtype::Fp32) => return Ok(DType::F32),
+            Some(Dtype::Bf16) => return Ok(DType::Bf16),
+            None => {}
         }
+        let Some((field, named)) =
+            ["torch_dtype", "dtype"].iter().find_map(|field| Some((field, config[*field].as_str()?)))
+        else {
+            return Ok(DType::Bf16);
+        };
+        match DType::from_torch(named) {
+            Some(dtype @ (DType::F32 | DType::Bf16)) => Ok(dtype),
+            _ => bail!(
+                "`{field}` is `{named}`: weights are made in float32 or bfloat16 (`dtype = \"bf16\"` overrides it)"
+            ),
+        }
+    }
+
+    /// What is known of the config before the run.
+    fn known_config(&self, check: &Check<'_>) -> Option<Result<Json>> {
+        if let Config::Table(table) = &self.config {
+            return Some(Ok(table.clone()));
+        }
+        if let Some(config) = check.fact("config", "model_config") {
+            return Some(Ok(config.clone()));
+        }
+        let path = check.input("config").iter().find_map(|known| known.path.clone())?;
+        Some(crate::facts::read_json(&if path.is_dir() { path.join("config.json") } else { path }))
     }
 }
 

@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
-use serde_json::Value as Json;
+use serde_json::{Value as Json, json};
 
 /// The geometry of a Llama-shaped model. Read from `config.json` by `flow_plan` in both spellings of RoPE
 /// (`rope_theta` + `rope_scaling`, and `rope_parameters`).
@@ -78,9 +78,18 @@ impl ModelConfig {
         if let Some(model_type) = text(config, "model_type")? {
             ensure!(model_type == "llama", "`model_type` is `{model_type}`; only `llama` is supported");
         }
-        for (field, plain) in PLAIN {
+        // What the model code does not have: these must be absent, null, or this.
+        for (field, plain) in [
+            ("hidden_act", json!("silu")),
+            ("attention_bias", json!(false)),
+            ("mlp_bias", json!(false)),
+            ("pretraining_tp", json!(1)),
+            ("partial_rotary_factor", json!(1.0)),
+            ("quantization_config", Json::Null),
+        ] {
             let value = &config[field];
-            ensure!(value.is_null() || value.to_string() == plain, "`{field}` is {value}; only {plain} is supported");
+            let same = *value == plain || value.as_f64().is_some_and(|number| plain.as_f64() == Some(number));
+            ensure!(value.is_null() || same, "`{field}` is {value}; only {plain} is supported");
         }
         let hidden_size = size(config, "hidden_size")?;
         let num_attention_heads = size(config, "num_attention_heads")?;
@@ -144,16 +153,6 @@ impl ModelConfig {
     }
 }
 
-/// What the model code does not have: fields that must be absent, null, or this.
-const PLAIN: [(&str, &str); 6] = [
-    ("hidden_act", "\"silu\""),
-    ("attention_bias", "false"),
-    ("mlp_bias", "false"),
-    ("pretraining_tp", "1"),
-    ("partial_rotary_factor", "1.0"),
-    ("quantization_config", "null"),
-];
-
 fn optional_size(config: &Json, field: &str) -> Result<Option<usize>> {
     match &config[field] {
         Json::Null => Ok(None),
@@ -182,6 +181,16 @@ fn text<'a>(config: &'a Json, field: &str) -> Result<Option<&'a str>> {
     }
 }
 
+const ROPE_FIELDS: [&str; 7] = [
+    "factor",
+    "high_freq_factor",
+    "low_freq_factor",
+    "original_max_position_embeddings",
+    "rope_theta",
+    "rope_type",
+    "type",
+];
+
 /// RoPE in either spelling. Where both are there, the newer one counts, as in transformers 5.
 fn rope(config: &Json) -> Result<(f64, Option<RopeScaling>)> {
     let new = &config["rope_parameters"];
@@ -191,8 +200,12 @@ fn rope(config: &Json) -> Result<(f64, Option<RopeScaling>)> {
         Some(theta) => theta,
         None => number(config, "rope_theta")?.unwrap_or(10_000.0),
     };
-    if scaling.is_null() {
+    let Some(fields) = scaling.as_object() else {
+        ensure!(scaling.is_null(), "`{place}` is {scaling}, not an object");
         return Ok((theta, None));
+    };
+    if let Some(field) = fields.keys().find(|field| !ROPE_FIELDS.contains(&field.as_str())) {
+        bail!("`{place}.{field}` is not known");
     }
     // `type` is what the first versions called it.
     let kind = match text(scaling, "rope_type")? {
@@ -225,8 +238,6 @@ fn rope(config: &Json) -> Result<(f64, Option<RopeScaling>)> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn golden(name: &str) -> std::path::PathBuf {
@@ -272,6 +283,8 @@ mod tests {
             ("tie_word_embeddings", json!(1)),
             ("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0})),
             ("rope_scaling", json!({"rope_type": "llama3", "factor": 4.0})),
+            ("rope_scaling", json!(8.0)),
+            ("rope_parameters", json!({"rope_type": "default", "partial_rotary_factor": 0.5})),
         ] {
             let mut bad = good.clone();
             bad[field] = value;

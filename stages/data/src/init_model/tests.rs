@@ -40,9 +40,16 @@ fn a_seed_is_a_model() {
     let variance = values.iter().map(|value| value * value).sum::<f64>() / values.len() as f64;
     assert!((variance.sqrt() - 0.02).abs() < 0.0004, "{}", variance.sqrt());
 
-    let wide = make(1, "fp32");
-    let wide = safetensors::read_header(&wide.path().join("model.safetensors")).unwrap();
-    assert_eq!(wide["lm_head.weight"].dtype, DType::F32);
+    let dtype = |params: Json| {
+        let (out, _) = run::<InitModel>(params, &[]).unwrap();
+        safetensors::read_header(&out.path().join("model.safetensors")).unwrap()["lm_head.weight"].dtype
+    };
+    assert_eq!(dtype(json!({"config": small(), "dtype": "fp32"})), DType::F32);
+    let mut named = small();
+    named["torch_dtype"] = json!("float32");
+    assert_eq!(dtype(json!({"config": named.clone()})), DType::F32);
+    assert_eq!(dtype(json!({"config": named, "dtype": "bf16"})), DType::Bf16);
+    assert_eq!(dtype(json!({"config": small()})), DType::Bf16);
 }
 
 #[test]
@@ -50,7 +57,7 @@ fn a_config_is_a_table_or_a_file_and_the_key_sees_what_it_says() {
     let key = |params: Json| serde_json::to_value(serde_json::from_value::<InitModel>(params).unwrap()).unwrap();
     let table = key(json!({"config": small()}));
     assert_eq!((&table["config"]["hidden_size"], &table["config"]["hidden_act"]), (&json!(32), &json!("silu")));
-    assert_eq!(key(json!({"config": "config.json", "tokenizer": "t"})), json!({"seed": 0, "dtype": "bf16"}));
+    assert_eq!(key(json!({"config": "config.json", "tokenizer": "t"})), json!({"seed": 0}));
 
     let dir = tempfile::tempdir().unwrap();
     fs::copy(golden("hf/config.json"), dir.path().join("config.json")).unwrap();
@@ -87,6 +94,16 @@ fn what_cannot_be_is_said_before_the_run() {
     wrong["hiden_size"] = json!(1);
     let (errors, _) = check::<InitModel>(json!({"config": wrong}), &[]);
     assert!(errors[0].contains("hiden_size"), "{errors:?}");
+    let mut half = small();
+    half["torch_dtype"] = json!("float16");
+    let (errors, _) = check::<InitModel>(json!({"config": half}), &[]);
+    assert!(errors[0].contains("float16"), "{errors:?}");
+    let dir = tempfile::tempdir().unwrap();
+    let other_name = dir.path().join("tiny.json");
+    fs::copy(golden("hf/config.json"), &other_name).unwrap();
+    let named = Known { name: "x".into(), path: Some(other_name), ..Known::default() };
+    let (errors, facts) = check::<InitModel>(json!({"config": "x"}), &[("config", named)]);
+    assert_eq!((errors, facts["vocab_size"].as_u64()), (vec![], Some(512)));
     let bad = Known { name: "x".into(), path: Some(golden("hf/tokenizer.json")), ..Known::default() };
     let (errors, _) = check::<InitModel>(json!({"config": "x"}), &[("config", bad)]);
     assert!(errors[0].starts_with("config: "), "{errors:?}");

@@ -6,7 +6,9 @@
 mod read;
 #[cfg(test)]
 mod tests;
+mod view;
 mod write;
 
-pub use read::{Pickle, View};
+pub use read::Pickle;
+pub use view::View;
 pub use write::{Encoder, Value};

@@ -296,3 +296,36 @@ fn what_is_missing_or_damaged_is_said_with_its_place() {
     assert!(format!("{:#}", Reader::open(&dir).unwrap_err()).contains("a list"));
     assert!(Reader::open(&dir).is_err());
 }
+
+/// A chunk of 5 GiB, as a hole in its file, and one behind it: the lengths and offsets that need 64 bits.
+#[test]
+fn chunks_and_offsets_beyond_32_bits() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = begin(root.path(), 0).unwrap();
+    let mut writer = RankWriter::create(&dir, 0).unwrap();
+    let shape = [5u64 << 10, 1 << 20];
+    let slot = writer.reserve("big", &shape, &[0, 0], &shape, DType::U8).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&*slot.file, b"end", slot.at + slot.len - 3).unwrap();
+    writer.seal(slot, 0).unwrap();
+    writer.tensor("next", &[3], &[0], &[3], DType::U8, &mut &b"abc"[..]).unwrap();
+    let small = writer.reserve("before", &[1 << 20], &[0], &[1 << 20], DType::U8).unwrap();
+    writer.seal(small, 0).unwrap();
+    let entries = writer.finish().unwrap();
+    assert_eq!((entries[0].file.as_str(), entries[1].file.as_str()), ("__0_0.distcp", "__0_1.distcp"));
+    // Everything in one file, as other writers have it: the second record begins beyond 2³².
+    let mut joined = entries;
+    let file = fs::File::options().write(true).open(dir.join("__0_0.distcp")).unwrap();
+    for (i, entry) in joined.iter_mut().enumerate().skip(1) {
+        let mut record = vec![0; entry.len as usize];
+        let from = fs::File::open(dir.join("__0_1.distcp")).unwrap();
+        std::os::unix::fs::FileExt::read_exact_at(&from, &mut record, entry.at).unwrap();
+        entry.at = (5 << 30) + ((i as u64) << 24);
+        entry.file = "__0_0.distcp".into();
+        std::os::unix::fs::FileExt::write_all_at(&file, &record, entry.at).unwrap();
+    }
+    finish(root.path(), 0, joined, &Finish::default()).unwrap();
+    let reader = Reader::open(&newest(root.path()).unwrap().1).unwrap();
+    assert_eq!(read(&reader, "big", &[(5 << 10) - 1, (1 << 20) - 4], &[1, 4]), b"\0end");
+    assert_eq!(read(&reader, "next", &[0], &[3]), b"abc");
+    assert_eq!(read(&reader, "before", &[(1 << 20) - 1], &[1]), [0]);
+}
