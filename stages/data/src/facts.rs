@@ -9,6 +9,8 @@ use std::{
     fs::File,
     io::BufReader,
     path::{Path, PathBuf},
+    sync::{LazyLock, Mutex, PoisonError},
+    time::SystemTime,
 };
 
 use anyhow::{Context, Result};
@@ -37,12 +39,26 @@ pub fn of_path(path: &Path) -> Result<Facts> {
         }
     }
     if let Some(path) = named(path, "tokenizer.json") {
-        let sizes: Sizes = read_json(&path)?;
-        let (count, max) = sizes.count_and_max();
+        let (count, max) = tokenizer_sizes(&path)?;
         facts.insert("tokenizer_vocab".to_owned(), count.into());
         facts.insert("max_token_id".to_owned(), max.into());
     }
     Ok(facts)
+}
+
+/// How many tokens a `tokenizer.json` has, and the largest id. Every shard asks, and the file has megabytes: an answer
+/// holds as long as length and time of the file do.
+fn tokenizer_sizes(path: &Path) -> Result<(u64, u64)> {
+    type Known = HashMap<PathBuf, (Option<(u64, SystemTime)>, (u64, u64))>;
+    static KNOWN: LazyLock<Mutex<Known>> = LazyLock::new(Mutex::default);
+    let state = path.metadata().ok().and_then(|file| Some((file.len(), file.modified().ok()?)));
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, sizes)) = known.get(path).filter(|known| known.0.is_some() && known.0 == state) {
+        return Ok(*sizes);
+    }
+    let sizes = read_json::<Sizes>(path)?.count_and_max();
+    known.insert(path.to_owned(), (state, sizes));
+    Ok(sizes)
 }
 
 /// The file of this name: in the directory `path`, or `path` itself.

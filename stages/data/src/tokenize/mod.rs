@@ -133,7 +133,11 @@ impl Stage for Tokenize {
         let tokenizer = check.input("tokenizer").iter().find_map(|known| known.path.clone());
         let mut known = facts::Facts::new();
         if let Some(path) = tokenizer {
-            match self.look_at_tokenizer(&path) {
+            let is_told = check.fact("tokenizer", "max_token_id").is_some();
+            let looked = self.look_at_tokenizer(&path);
+            let facts =
+                || if is_told { Ok(known.clone()) } else { facts::of_path(&path).map_err(|error| diagnostic(&error)) };
+            match looked.and_then(|()| facts()) {
                 Ok(facts) => known = facts,
                 Err(error) => check.error("tokenizer", error),
             }
@@ -230,8 +234,8 @@ impl Tokenize {
         })
     }
 
-    /// What the tokenizer at `path` is, or why it does not serve.
-    fn look_at_tokenizer(&self, path: &Path) -> Result<facts::Facts, Diagnostic> {
+    /// Why the tokenizer at `path` does not serve, if it does not.
+    fn look_at_tokenizer(&self, path: &Path) -> Result<(), Diagnostic> {
         let files = Files::find(path).map_err(|error| {
             diagnostic(&error).hint("`tokenizer` names a stage or a directory with a tokenizer.json")
         })?;
@@ -248,7 +252,7 @@ impl Tokenize {
             ));
             return Err(error.hint(format!("put `\"{token}\": \"…\"` into its tokenizer_config.json")));
         }
-        facts::of_path(path).map_err(|error| diagnostic(&error))
+        Ok(())
     }
 
     /// Whether the first line of a shard has the keys. Reads little, and is silent where it would have to read more.
