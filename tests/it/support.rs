@@ -144,8 +144,12 @@ impl std::fmt::Display for Output {
 pub struct Running(Option<Child>);
 
 impl Running {
+    pub fn id(&self) -> u32 {
+        self.0.as_ref().unwrap().id()
+    }
+
     pub fn signal(&self, signal: i32) {
-        let id = self.0.as_ref().unwrap().id();
+        let id = self.id();
         // SAFETY: plain system call on a child that has not been waited for, so the id is its own.
         assert_eq!(unsafe { libc::kill(id as i32, signal) }, 0);
     }
@@ -165,11 +169,14 @@ impl Drop for Running {
     }
 }
 
-/// Waits until something holds; half a minute at most.
+/// How long a wait may last on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Waits until something holds.
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(start.elapsed() < Duration::from_secs(30), "in vain: {what}");
+        assert!(start.elapsed() < PATIENCE, "in vain: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -62,7 +62,8 @@ impl Server {
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("the server's output is not there")?).read_line(&mut line)?;
         // "Serving HTTP on 127.0.0.1 port 18737 (http://127.0.0.1:18737/) ..."
-        let port = line.split(" port ").nth(1).and_then(|rest| rest.split(' ').next()).and_then(|port| port.parse().ok());
+        let port =
+            line.split(" port ").nth(1).and_then(|rest| rest.split(' ').next()).and_then(|port| port.parse().ok());
         match port {
             Some(port) => Ok(Self { child, port }),
             None => {

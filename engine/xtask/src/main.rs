@@ -45,12 +45,17 @@ fn main() -> ExitCode {
 
 /// Builds both programs and returns the directory that they are in.
 fn build() -> Result<PathBuf> {
-    let status = cargo(&libtorch::ensure()?).args(["build", "--release", "--package=flow", "--package=flow-torch"]).status();
+    let status =
+        cargo(&libtorch::ensure()?).args(["build", "--release", "--package=flow", "--package=flow-torch"]).status();
     if !status.context("cargo does not start")?.success() {
         bail!("the build failed");
     }
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    Ok(target.join("release"))
+    Ok(target().join("release"))
+}
+
+/// Where cargo builds.
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
 /// cargo, in the repository, with libtorch.

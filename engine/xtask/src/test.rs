@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{cargo, libtorch};
+use crate::{cargo, libtorch, target};
 
 /// Runs all tests; `arguments` go to `cargo test`.
 pub(crate) fn run(arguments: &[String]) -> Result<()> {
@@ -18,6 +18,7 @@ pub(crate) fn run(arguments: &[String]) -> Result<()> {
         bail!("the build failed");
     }
     let mut child = cargo(&libtorch)
+        .env("FLOW_TORCH", target().join("debug/flow-torch"))
         .args(["test", "--workspace", "--no-fail-fast"])
         .args(arguments)
         .stdout(Stdio::piped())
