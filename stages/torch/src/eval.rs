@@ -74,7 +74,7 @@ pub fn eval(job: &EvalJob, me: &Rank) -> Result<Ended> {
         if pool.len() >= POOL {
             scorer.score(&mut pool, &mut sums)?;
             results.nll += sums.drain(..).sum::<f64>();
-            voice.progress(at as u64 + 1, Some(total), Unit::Documents, None);
+            voice.progress(at as u64 + 1, Some(total), Unit::Documents);
         }
         if signals::asked_to_stop() {
             return Ok(Ended::Interrupted);
@@ -89,7 +89,7 @@ pub fn eval(job: &EvalJob, me: &Rank) -> Result<Ended> {
             job.precision
         );
     }
-    voice.progress(total, Some(total), Unit::Documents, None);
+    voice.progress(total, Some(total), Unit::Documents);
     publish(&job.out, &results)?;
     Ok(Ended::Done)
 }

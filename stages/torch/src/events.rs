@@ -21,8 +21,8 @@ impl Voice {
     }
 
     /// So many steps or items are done.
-    pub fn progress(&self, done: u64, total: Option<u64>, unit: Unit, note: Option<String>) {
-        self.emit(&Event::Progress { node: self.node.clone(), done, total, unit, note });
+    pub fn progress(&self, done: u64, total: Option<u64>, unit: Unit) {
+        self.emit(&Event::Progress { node: self.node.clone(), done, total, unit, note: None });
     }
 
     /// What a step measured. Numbers that JSON cannot say (infinite, NaN) are left out.

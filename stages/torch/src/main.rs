@@ -102,7 +102,7 @@ fn worker(path: &Path) -> Result<Ended> {
     match outcome {
         Ok(ended) => {
             if let Some(ranks) = &ranks {
-                ranks.leave()?;
+                ranks.leave();
             }
             Ok(ended)
         }

@@ -28,6 +28,9 @@ pub fn from_environment() -> Result<Rank> {
     Ok(rank)
 }
 
+/// How long rank 0 waits for the others in the end.
+const PARTING: Duration = Duration::from_secs(10);
+
 /// How long a collective may wait for a rank: FLOW_COLLECTIVE_TIMEOUT, in seconds.
 fn collective_timeout() -> Duration {
     seconds("FLOW_COLLECTIVE_TIMEOUT", 600)
@@ -120,16 +123,14 @@ impl Ranks {
         store.get(name, collective_timeout())
     }
 
-    /// Parts in peace: rank 0, who serves the store, waits until all others are done.
-    pub fn leave(&self) -> Result<()> {
-        let Some(Meeting { store, me }) = &self.meeting else { return Ok(()) };
-        store.set(&format!("left/{}", me.rank), b"")?;
+    /// Parts in peace: rank 0, who serves the store, waits a little for the others. By then the result is there, so that
+    /// one who does not come any more spoils nothing.
+    pub fn leave(&self) {
+        let Some(Meeting { store, me }) = &self.meeting else { return };
+        let _ = store.set(&format!("left/{}", me.rank), b"");
         if me.rank == 0 {
-            for rank in 1..me.world_size {
-                store.get(&format!("left/{rank}"), collective_timeout())?;
-            }
+            let _ = (1..me.world_size).try_for_each(|rank| store.get(&format!("left/{rank}"), PARTING).map(drop));
         }
-        Ok(())
     }
 
     /// Tells the others why this rank gives up, and says what is known of the reason: another rank that failed before,

@@ -86,11 +86,12 @@ pub fn train(job: &TrainJob, me: &Rank, ranks: &mut Option<Ranks>) -> Result<End
         state.updates = optimizer.updates;
 
         let seconds = began.elapsed().as_secs_f64();
+        let mut val_loss = None;
         if data.has_validation() && step.is_multiple_of(training.val_interval) {
-            state.val_loss = Some(validate(&model, &batches, state.validations)?);
+            val_loss = Some(validate(&model, &batches, state.validations)?);
+            state.val_loss = val_loss;
             state.validations += 1;
         }
-        let validated = state.val_loss.filter(|_| data.has_validation() && step.is_multiple_of(training.val_interval));
         let consumed_samples = step * training.global_batch_size as u64;
         let finite = |x: f64| x.is_finite().then_some(x);
         let line = Line {
@@ -100,13 +101,13 @@ pub fn train(job: &TrainJob, me: &Rank, ranks: &mut Option<Ranks>) -> Result<End
             grad_norm: finite(norm),
             consumed_samples,
             consumed_tokens: training.consumed_tokens(consumed_samples),
-            val_loss: validated.and_then(finite),
+            val_loss: val_loss.and_then(finite),
             skipped,
         };
         if let Some(metrics) = &mut metrics {
             metrics.push(&line)?;
         }
-        if step.is_multiple_of(training.log_interval.max(1)) || step == training.max_steps || validated.is_some() {
+        if step.is_multiple_of(training.log_interval.max(1)) || step == training.max_steps || val_loss.is_some() {
             emit(&voice, &line, training, seconds, device);
         }
 
@@ -298,7 +299,10 @@ fn announce(voice: &Voice, job: &TrainJob, config: &ModelConfig, ranks: &Ranks, 
     if ranks.world.size() > 1 && device.is_cuda() {
         voice.warn("ranks on GPUs talk through the machines' memory (Gloo): right, and slow");
     }
-    voice.progress(state.step, Some(training.max_steps), Unit::Steps, None);
+    if training.optim.distributed && ranks.data.size() > 1 {
+        voice.warn("optim.distributed: the optimizer's state is not sharded yet; every rank holds all of it");
+    }
+    voice.progress(state.step, Some(training.max_steps), Unit::Steps);
 }
 
 fn emit(voice: &Voice, line: &Line, training: &Training, seconds: f64, device: Device) {
@@ -320,8 +324,11 @@ fn emit(voice: &Voice, line: &Line, training: &Training, seconds: f64, device: D
         ],
     );
     let validation = line.val_loss.map(|loss| format!(", validation {loss:.4}")).unwrap_or_default();
-    let note =
-        format!("loss {loss:.4}, norm {norm:.3}, lr {:.3e}{validation}, {:.0} tokens/s", line.lr, tokens / seconds);
-    eprintln!("step {}: {note}", line.step);
-    voice.progress(line.step, Some(training.max_steps), Unit::Steps, Some(note));
+    eprintln!(
+        "step {}: loss {loss:.4}, norm {norm:.3}, lr {:.3e}{validation}, {:.0} tokens/s",
+        line.step,
+        line.lr,
+        tokens / seconds
+    );
+    voice.progress(line.step, Some(training.max_steps), Unit::Steps);
 }

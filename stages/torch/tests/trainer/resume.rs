@@ -147,3 +147,21 @@ fn a_lost_rank_is_named() {
     }
     assert!(lines(&ended[2].stdout).is_empty(), "only rank 0 speaks");
 }
+
+/// It still holds its connections: only its heart tells.
+#[test]
+fn a_rank_that_hangs_is_noticed() {
+    let mut run = Training::of("untied").with(&[("parallel", json!({"data": 2})), ("max_steps", json!(100_000))]);
+    run.env = vec![("FLOW_PEER_TIMEOUT", "3")];
+    let mut children = run.start();
+    wait_for_step(&mut children[0], 3);
+    signal(&children[1], libc::SIGSTOP);
+    let began = Instant::now();
+    let ended = finish(vec![children.remove(0)]).remove(0);
+    signal(&children[0], libc::SIGKILL);
+    finish(children);
+    assert!(began.elapsed() < Duration::from_secs(20));
+    assert_eq!(ended.status.code(), Some(1));
+    let last = ended.stderr.lines().last().unwrap();
+    assert!(last.contains("rank 1 has given no sign of life for 3 s"), "{last}");
+}
