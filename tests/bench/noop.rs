@@ -101,6 +101,7 @@ fn best(times: usize, mut run: impl FnMut() -> Took) -> Took {
     (0..times).map(|_| run()).min_by_key(|took| took.wall).expect("at least once")
 }
 
+#[allow(clippy::zombie_processes, reason = "wait4 reaps it, and tells what it used")]
 fn measure(mut command: Command) -> Took {
     let start = Instant::now();
     let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");

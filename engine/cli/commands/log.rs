@@ -40,9 +40,9 @@ pub fn log(args: &args::Log) -> Done {
         return Err(Failure::absent(wrong.hint("`flow status` shows what ran; what was cached has no log")));
     };
     if args.follow {
-        follow(&history, &run.id, &args.stage)?
+        follow(&history, &run.id, &args.stage)?;
     } else {
-        print(&logs)?
+        print(&logs)?;
     }
     Ok(())
 }
