@@ -169,11 +169,11 @@ impl Fetch {
             }
             Source::Web(url) => {
                 ensure!(filter.takes_all(), "`include` and `exclude` choose among files, and a URL is one");
-                remote::file(ctx, &Http::new(patience)?, url, self.checksums())
+                remote::file(ctx, &Http::new(patience), url, self.checksums())
             }
             Source::Hub(repository) => {
                 ensure!(self.sha256.is_none() && self.blake3.is_none(), "`sha256` and `blake3` are for a single file");
-                remote::repository(ctx, &Http::new(patience)?, hub, &repository, &filter)
+                remote::repository(ctx, &Http::new(patience), hub, &repository, &filter)
             }
         }
     }

@@ -208,6 +208,26 @@ fn an_interrupt_ends_a_download_and_keeps_what_came() {
     assert!(error.downcast_ref::<flow_core::Cancelled>().is_some(), "{error:#}");
 }
 
+#[test]
+fn plain_http_needs_no_certificates() {
+    const INSIDE: &str = "FLOW_TEST_WITHOUT_CERTIFICATES";
+    if std::env::var_os(INSIDE).is_some() {
+        let server = Server::start(|request, _| Answer::file(request, b"plain", "\"v1\""));
+        let stand = Stand::new();
+        run(&stand, &fetch(&server.url("/f")), &nowhere()).unwrap();
+        assert_eq!(stand.out("f"), b"plain");
+        let text = error(&Stand::new(), &fetch("https://127.0.0.1:1/f"), &nowhere());
+        assert!(text.contains("install ca-certificates"), "{text}");
+        return;
+    }
+    let inner = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "fetch::tests::plain_http_needs_no_certificates"])
+        .envs([(INSIDE, "1"), ("SSL_CERT_FILE", "/dev/null"), ("SSL_CERT_DIR", "/nonexistent")])
+        .output()
+        .unwrap();
+    assert!(inner.status.success(), "{}", String::from_utf8_lossy(&inner.stdout));
+}
+
 /// A hub with one gated and one open repository.
 fn hub() -> (Server, Hub) {
     let weights = noise(500_000);

@@ -8,6 +8,7 @@ mod redact;
 pub mod testserver;
 
 use std::{
+    cell::OnceCell,
     future::Future,
     net::IpAddr,
     sync::Once,
@@ -52,9 +53,11 @@ impl Default for Patience {
 /// A client for HTTP and HTTPS. Proxies come from the environment, but not for this machine itself.
 #[derive(Debug)]
 pub struct Http {
-    client: Client,
-    direct: Client,
     patience: Patience,
+    /// Made when a URL needs it: it reads the system's certificates, and there may be none.
+    client: OnceCell<Client>,
+    /// For this machine itself.
+    direct: OnceCell<Client>,
 }
 
 /// Why an attempt failed, and whether another one makes sense.
@@ -70,26 +73,39 @@ pub struct Failure {
 
 impl Http {
     /// A client.
-    ///
-    /// # Errors
-    /// The environment names a proxy that is no URL, or the system's certificates cannot be read.
-    pub fn new(patience: Patience) -> Result<Self> {
+    pub fn new(patience: Patience) -> Self {
         static PROVIDER: Once = Once::new();
         PROVIDER.call_once(|| {
             // An error means that there is one already, which serves as well.
             let _ = rustls::crypto::ring::default_provider().install_default();
         });
+        Self { patience, client: OnceCell::new(), direct: OnceCell::new() }
+    }
+
+    /// The client for a URL.
+    fn client(&self, url: &Url) -> Result<&Client> {
+        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+        let here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        let cell = if here { &self.direct } else { &self.client };
+        if let Some(client) = cell.get() {
+            return Ok(client);
+        }
         let builder = || {
-            Client::builder()
+            let builder = Client::builder()
                 .user_agent(concat!("flow/", env!("CARGO_PKG_VERSION")))
-                .connect_timeout(patience.connect)
-                .read_timeout(patience.silence)
+                .connect_timeout(self.patience.connect)
+                .read_timeout(self.patience.silence);
+            if here { builder.no_proxy() } else { builder }
         };
-        Ok(Self {
-            client: builder().build().context("cannot make an HTTP client")?,
-            direct: builder().no_proxy().build().context("cannot make an HTTP client")?,
-            patience,
-        })
+        let client = match builder().build() {
+            // A machine without certificates still speaks plain HTTP; what that redirects to HTTPS is not trusted then.
+            Err(_) if url.scheme() == "http" => builder().tls_certs_only([]).build(),
+            built => built,
+        };
+        let client = client.context(
+            "cannot make an HTTPS client; if the system has no certificates, install ca-certificates or set SSL_CERT_FILE",
+        )?;
+        Ok(cell.get_or_init(|| client))
     }
 
     /// One GET. An answer that is no success is a [`Failure`] too.
@@ -97,9 +113,7 @@ impl Http {
     /// # Errors
     /// As said.
     pub async fn get(&self, url: &Url, headers: header::HeaderMap) -> Result<reqwest::Response, Failure> {
-        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-        let here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
-        let client = if here { &self.direct } else { &self.client };
+        let client = self.client(url).map_err(Failure::here)?;
         // What is asked for is the file as it lies there: a .gz stays one.
         let request = client.get(url.clone()).header(header::ACCEPT_ENCODING, "identity").headers(headers);
         let response = request.send().await.map_err(|error| Failure::broken(url, error))?;
