@@ -12,7 +12,7 @@ use flow_core::{Cancel, Cancelled, Key};
 use crate::{
     cache::Cache,
     fault::fault,
-    files::{Explain as _, remove_all, remove_slot},
+    files::{Explain as _, remove_all},
     lock::KeyLock,
     lookup::Outcome,
     proof::Meta,
@@ -46,7 +46,6 @@ pub enum Claim {
 pub struct Slot {
     pub(crate) cache: Cache,
     pub(crate) key: Key,
-    pub(crate) dir: PathBuf,
     out: PathBuf,
     scratch: PathBuf,
     resumable: bool,
@@ -55,8 +54,6 @@ pub struct Slot {
     lock: Option<KeyLock>,
 }
 
-pub(crate) const OUT: &str = "out";
-pub(crate) const WORK: &str = "work";
 /// How long to sleep between looks at a lock that another has; a lock has no queue that could be waited in and left.
 const PATIENCE: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(200)];
 
@@ -112,29 +109,27 @@ impl Cache {
 
 impl Slot {
     fn new(cache: &Cache, key: &Key, resumable: bool, lock: KeyLock) -> Result<Self> {
-        let dir = cache.scratch_path(key, resumable);
-        let (out, scratch) = (dir.join(OUT), dir.join(WORK));
-        let make = |path: &Path| match fs::create_dir(path) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-            made => made.map(|()| true),
-        };
+        // Two directories and no third around them: on ext4 making and removing one costs more than all else a small
+        // commit does.
+        let [out, scratch] = cache.scratch_paths(key, resumable);
         let resumed = (|| {
-            if make(&dir)? {
+            if !make(&out)? {
+                // What a killed run left.
+                remove_all(&out)?;
                 fs::create_dir(&out)?;
-                fs::create_dir(&scratch)?;
+            }
+            if make(&scratch)? {
                 return Ok(false);
             }
-            // What a killed run left.
-            remove_all(&out)?;
             if !resumable {
                 remove_all(&scratch)?;
+                fs::create_dir(&scratch)?;
             }
-            fs::create_dir(&out)?;
-            Ok(!make(&scratch)? && fs::read_dir(&scratch)?.next().is_some())
+            Ok(fs::read_dir(&scratch)?.next().is_some())
         })()
-        .explain(cache.root(), || format!("make {}", dir.display()))?;
+        .explain(cache.root(), || format!("make {}", out.display()))?;
         fault("claim:scratch")?;
-        Ok(Self { cache: cache.clone(), key: *key, dir, out, scratch, resumable, resumed, lock: Some(lock) })
+        Ok(Self { cache: cache.clone(), key: *key, out, scratch, resumable, resumed, lock: Some(lock) })
     }
 
     /// The key that is claimed.
@@ -150,7 +145,7 @@ impl Slot {
         &self.out
     }
 
-    /// A directory beside it, for work in progress.
+    /// A directory on the same file system, for work in progress.
     #[must_use]
     pub fn scratch(&self) -> &Path {
         &self.scratch
@@ -171,14 +166,19 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         // What cannot be removed now is removed by the next claim or by gc.
-        if self.resumable {
-            let _ = remove_all(&self.out);
-            if fs::remove_dir(&self.scratch).is_ok() {
-                let _ = fs::remove_dir(&self.dir);
+        for (dir, keep) in [(&self.out, false), (&self.scratch, self.resumable)] {
+            if fs::remove_dir(dir).is_err() && !keep {
+                let _ = remove_all(dir);
             }
-        } else {
-            let _ = remove_slot(&self.dir, [OUT, WORK]);
         }
         drop(self.lock.take());
+    }
+}
+
+/// Makes a directory. Whether it was not there before.
+fn make(path: &Path) -> io::Result<bool> {
+    match fs::create_dir(path) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        made => made.map(|()| true),
     }
 }

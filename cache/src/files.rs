@@ -153,15 +153,6 @@ fn make_writable(path: &Path) {
     }
 }
 
-/// Removes a directory that was made for one result: `names` are its subdirectories, empty as a rule.
-pub(crate) fn remove_slot(dir: &Path, names: [&str; 2]) -> io::Result<()> {
-    // Three calls when all is empty, which is what a commit leaves; a walk otherwise.
-    if names.iter().all(|name| fs::remove_dir(dir.join(name)).is_ok()) && fs::remove_dir(dir).is_ok() {
-        return Ok(());
-    }
-    remove_all(dir)
-}
-
 /// Names of a directory's entries, sorted; none when it is missing.
 pub(crate) fn list(dir: &Path) -> Result<Vec<PathBuf>> {
     let entries = match fs::read_dir(dir) {

@@ -16,7 +16,7 @@ use crate::{
     files::{Explain as _, list, remove_all, shards, usage},
     holds::Closed,
     lock::KeyLock,
-    paths::parse_object,
+    paths::{parse_object, parse_scratch},
     proof::{Meta, now},
 };
 
@@ -74,7 +74,7 @@ pub struct Stats {
     pub objects: usize,
     /// Their bytes.
     pub bytes: u64,
-    /// Unfinished work: directories.
+    /// Keys with unfinished work.
     pub scratch: usize,
     /// Its bytes.
     pub scratch_bytes: u64,
@@ -132,10 +132,12 @@ impl Cache {
                 }
             }
         }
+        let mut unfinished = HashSet::new();
         for path in list(&self.root().join("scratch"))? {
-            stats.scratch += 1;
+            unfinished.extend(parse_scratch(&path).map(|(key, _)| key));
             stats.scratch_bytes += usage(&path).0;
         }
+        stats.scratch = unfinished.len();
         stats.quarantined = list(&self.root().join("quarantine"))?.len();
         Ok(stats)
     }
@@ -270,9 +272,7 @@ impl Gc<'_> {
 
     fn scratch(&mut self) -> Result<()> {
         for path in list(&self.cache.root().join("scratch"))? {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let (name, resumable) = name.strip_suffix(".tmp").map_or((&*name, true), |name| (name, false));
-            let Ok(key) = name.parse::<Key>() else { continue };
+            let Some((key, resumable)) = parse_scratch(&path) else { continue };
             let (bytes, used) = usage(&path);
             let why = if !resumable {
                 "a run that was killed left it, and none can go on from it".to_owned()

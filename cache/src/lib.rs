@@ -8,7 +8,7 @@
 //! objects/ab/<digest>[.x]   files by content, read-only; .x may be executed
 //! results/ab/<key>.json     what a key's result is, and what it was made from
 //! trees/ab/<digest>/        views: directories of symbolic links to objects
-//! scratch/<key>/            work in progress; <key>.tmp/ when a later run could not go on from it
+//! scratch/<key>/            work in progress; <key>.tmp/ when a later run could not go on from it; <key>.out/ results
 //! locks/                    kernel locks: <key>, the gate (see `holds`), what running flows use
 //! state/                    memos: index/ (sled) and one file a pipeline
 //! quarantine/               what was found damaged
@@ -38,6 +38,7 @@ mod trust;
 mod verify;
 mod view;
 mod walk;
+mod window;
 
 pub use cache::Cache;
 pub use claim::{Claim, ClaimOptions, Slot};

@@ -49,9 +49,11 @@ impl Cache {
         self.0.root.join("locks").join(key.to_string())
     }
 
-    /// A slot's directory; those that nothing can go on from are told by their name.
-    pub(crate) fn scratch_path(&self, key: &Key, resumable: bool) -> PathBuf {
-        self.0.root.join("scratch").join(if resumable { key.to_string() } else { format!("{key}.tmp") })
+    /// A slot's directories: for the result, and for work in progress. Their names tell what nothing can go on from.
+    pub(crate) fn scratch_paths(&self, key: &Key, resumable: bool) -> [PathBuf; 2] {
+        let scratch = self.0.root.join("scratch");
+        let hex = key.to_string();
+        [scratch.join(format!("{hex}.out")), scratch.join(if resumable { hex } else { format!("{hex}.tmp") })]
     }
 
     pub(crate) fn tmp(&self) -> PathBuf {
@@ -69,4 +71,11 @@ pub(crate) fn parse_object(path: &Path) -> Option<(Digest, bool)> {
 /// The key that a record's file name stands for.
 pub(crate) fn parse_record(path: &Path) -> Option<Key> {
     path.file_name()?.to_str()?.strip_suffix(".json")?.parse().ok()
+}
+
+/// The key that one of a slot's directories is of, and whether a later run can go on from it.
+pub(crate) fn parse_scratch(path: &Path) -> Option<(Key, bool)> {
+    let name = path.file_name()?.to_str()?;
+    let hex = name.strip_suffix(".out").or_else(|| name.strip_suffix(".tmp"));
+    Some((hex.unwrap_or(name).parse().ok()?, hex.is_none()))
 }

@@ -15,11 +15,11 @@ use crate::kit::{again, assert_tidy, cache, fill, make, options, parts, patient}
 
 const RESULTS: u64 = 6;
 
-/// The files of result `n`: small, shared, one of several MB.
+/// The files of result `n`: small, shared, and a big one, which makes the result one that is synced.
 fn files(n: u64) -> Vec<(String, Vec<u8>)> {
     let mut files: Vec<_> = (0..4).map(|i| (format!("d/{i}"), format!("{n} {i}").into_bytes())).collect();
     files.push(("shared".into(), b"the same in all".to_vec()));
-    files.push(("big".into(), vec![n as u8; 2 << 20]));
+    files.push(("big".into(), vec![n as u8; if n % 3 == 1 { 2 << 20 } else { 200 << 10 }]));
     files
 }
 
@@ -32,7 +32,7 @@ fn work(cache: &Cache, log: &Path) {
             Claim::Miss(slot) => {
                 let files = files(n);
                 fill(slot.out(), &files.iter().map(|(name, bytes)| (name.as_str(), &bytes[..])).collect::<Vec<_>>());
-                let outcome = slot.commit(&parts(n), 1.0).unwrap();
+                let outcome = slot.commit(&parts(n), 0.01).unwrap();
                 cache.view(&outcome.tree).unwrap();
                 use std::io::Write as _;
                 let mut log = fs::File::options().append(true).create(true).open(log).unwrap();
@@ -135,7 +135,7 @@ fn killed_at_every_point_nothing_is_half_written() {
 fn killed_at_random_moments_nothing_is_half_written() {
     let (_dir, cache) = cache();
     let mut killed = 0;
-    for round in 0..40u64 {
+    for round in 0..24u64 {
         let root = cache.root().with_extension(round.to_string());
         let cache = Cache::open(&root).unwrap();
         let mut child = start("work", &root, "");
@@ -151,7 +151,7 @@ fn killed_at_random_moments_nothing_is_half_written() {
         }
         assert_recovers(&cache);
     }
-    assert!(killed > 10, "only {killed} were killed in time: the test tests nothing");
+    assert!(killed > 8, "only {killed} were killed in time: the test tests nothing");
 }
 
 #[test]

@@ -136,8 +136,8 @@ fn leftovers_go_and_work_in_progress_stays() {
     make(&cache, &parts(1), &[("a", b"x")]);
     let scratch = |name: String| cache.root().join("scratch").join(name);
     let (dead, paused) = (scratch(format!("{}.tmp", Key([1; 32]))), scratch(Key([2; 32]).to_string()));
-    fill(&dead, &[("out/a", b"1234")]);
-    fill(&paused, &[("work/checkpoint", b"12345")]);
+    fill(&dead, &[("a", b"1234")]);
+    fill(&paused, &[("d/checkpoint", b"12345")]);
     let running = miss(&cache, &parts(2), &options(false));
     fill(running.out(), &[("a", b"1")]);
     fs::write(cache.root().join("locks").join(Key([3; 32]).to_string()), "dead").unwrap();
@@ -150,7 +150,7 @@ fn leftovers_go_and_work_in_progress_stays() {
     assert_eq!(files_in(&cache, "locks").iter().filter(|name| name.len() == 64).count(), 1, "the running one's");
     running.commit(&parts(2), 0.0).unwrap();
     let old = SystemTime::now() - DAY * 9;
-    for path in [paused.join("work/checkpoint"), paused.join("work"), paused.clone()] {
+    for path in [paused.join("d/checkpoint"), paused.join("d"), paused.clone()] {
         fs::File::open(path).unwrap().set_modified(old).unwrap();
     }
     let report = gc(&again(&cache), Some(DAY), None, false);
