@@ -185,11 +185,7 @@ impl Eval {
             );
             return;
         }
-        let known_facts = match &known.path {
-            Some(path) if known.facts.is_empty() => facts::of_path(path),
-            _ => Ok(known.facts),
-        };
-        let read = known_facts.and_then(|facts| {
+        let read = facts::of(&known).and_then(|facts| {
             let config = facts.get("model_config").map(ModelConfig::from_json).transpose()?;
             Ok((config, facts.get("tokenizer_vocab").and_then(Json::as_u64)))
         });

@@ -15,6 +15,7 @@ use std::{
 
 use anyhow::{Context, Result};
 pub use flow_core::Facts;
+use flow_core::{Check, Known};
 use serde::{
     Deserialize, Deserializer,
     de::{IgnoredAny, MapAccess, SeqAccess, Visitor},
@@ -44,6 +45,32 @@ pub fn of_path(path: &Path) -> Result<Facts> {
         facts.insert("max_token_id".to_owned(), max.into());
     }
     Ok(facts)
+}
+
+/// The facts about an input: what the stage that makes it says, or what is there already shows.
+///
+/// # Errors
+/// As [`of_path`].
+pub fn of(known: &Known) -> Result<Facts> {
+    match &known.path {
+        Some(path) if known.facts.is_empty() => of_path(path),
+        _ => Ok(known.facts.clone()),
+    }
+}
+
+/// The facts about the inputs of a port, together; what cannot be read is said of the port.
+pub fn of_port(check: &mut Check<'_>, port: &str) -> Facts {
+    let (mut facts, mut errors) = (Facts::new(), Vec::new());
+    for read in check.input(port).iter().map(of) {
+        match read {
+            Ok(more) => facts.extend(more),
+            Err(error) => errors.push(crate::diagnostic(&error)),
+        }
+    }
+    for error in errors {
+        check.error(port, error);
+    }
+    facts
 }
 
 /// How many tokens a `tokenizer.json` has, and the largest id. Every shard asks, and the file has megabytes: an answer

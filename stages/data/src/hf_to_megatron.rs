@@ -11,7 +11,10 @@ use flow_formats::{
 use flow_plan::ModelConfig;
 use serde::{Deserialize, Serialize};
 
-use crate::models::{self, Copying, Family, Layout, ModelDir, Tile};
+use crate::{
+    facts,
+    models::{self, Copying, Family, Layout, ModelDir, Tile},
+};
 
 /// `kind = "hf-to-megatron"`: writes
 ///
@@ -44,10 +47,11 @@ impl Stage for HfToMegatron {
         for error in known.iter().filter_map(models::wrong_model_dir) {
             check.error("input", error);
         }
-        if let Some(Err(error)) = check.fact("input", "model_config").map(models::layout) {
+        let facts = facts::of_port(check, "input");
+        if let Some(Err(error)) = facts.get("model_config").map(models::layout) {
             check.error("input", crate::diagnostic(&error));
         }
-        check.facts.extend(known.into_iter().flat_map(|known| known.facts));
+        check.facts.extend(facts);
     }
 
     fn run(&self, ctx: &Ctx<'_>) -> Result<()> {

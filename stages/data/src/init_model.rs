@@ -11,7 +11,10 @@ use flow_formats::{DType, safetensors};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
-use crate::models::{self, Copying, ModelDir, Tile};
+use crate::{
+    facts,
+    models::{self, Copying, ModelDir, Tile},
+};
 use config::Config;
 use normal::Normal;
 
@@ -55,13 +58,9 @@ impl Stage for InitModel {
     }
 
     fn check(&self, check: &mut Check<'_>) {
-        let tokens: Vec<_> = ["tokenizer_vocab", "max_token_id"]
-            .into_iter()
-            .filter_map(|name| Some((name, check.fact("tokenizer", name)?.clone())))
-            .collect();
-        for (name, value) in &tokens {
-            check.provide(name, value.clone());
-        }
+        let mut tokens = facts::of_port(check, "tokenizer");
+        tokens.retain(|name, _| name == "tokenizer_vocab" || name == "max_token_id");
+        check.facts.extend(tokens.clone());
         let config = match self.known_config(check) {
             None => return, // a stage's result that is not there yet
             Some(Ok(config)) => config,
@@ -70,7 +69,7 @@ impl Stage for InitModel {
         match models::layout(&config).and_then(|layout| self.dtype(&config).map(|_| layout)) {
             Err(error) => check.error("config", crate::diagnostic(&error)),
             Ok((_, geometry, _)) => {
-                let count = |name| tokens.iter().find(|(fact, _)| *fact == name).and_then(|(_, value)| value.as_u64());
+                let count = |name| tokens.get(name).and_then(Json::as_u64);
                 // Ids count, not their number: an id of 8192 needs a row 8192.
                 let needed = count("max_token_id").map(|id| id + 1).max(count("tokenizer_vocab"));
                 if let Some(needed) = needed.filter(|&needed| needed > geometry.vocab_size as u64) {
@@ -97,7 +96,7 @@ impl Stage for InitModel {
                     [(_, only)] => Some(only.clone()),
                     _ => None,
                 });
-                crate::facts::read_json(&path.with_context(|| format!("{} has no config.json", input.name))?)?
+                facts::read_json(&path.with_context(|| format!("{} has no config.json", input.name))?)?
             }
         };
         let (_, _, layout) = models::layout(&config).context("the model cannot be made")?;
@@ -110,7 +109,7 @@ impl Stage for InitModel {
         write_text(ctx, "config.json", &with_dtype(config, dtype))?;
         let dir = ModelDir::new(ctx.input("tokenizer"))?;
         dir.copy_tokenizer(ctx.out)?;
-        let config: Json = crate::facts::read_json(&ctx.out.join("config.json"))?;
+        let config: Json = facts::read_json(&ctx.out.join("config.json"))?;
         write_text(ctx, "generation_config.json", &generation(&config))?;
 
         let tensors: Vec<_> = layout.hf.iter().map(|named| (named.name.clone(), dtype, named.shape.clone())).collect();
@@ -186,7 +185,7 @@ impl InitModel {
             return Some(Ok(config.clone()));
         }
         let path = check.input("config").iter().find_map(|known| known.path.clone())?;
-        Some(crate::facts::read_json(&if path.is_dir() { path.join("config.json") } else { path }))
+        Some(facts::read_json(&if path.is_dir() { path.join("config.json") } else { path }))
     }
 }
 

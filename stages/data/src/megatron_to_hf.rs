@@ -12,7 +12,10 @@ use flow_formats::{
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::Value as Json;
 
-use crate::models::{self, Copying, Layout, ModelDir, Tile};
+use crate::{
+    facts,
+    models::{self, Copying, Layout, ModelDir, Tile},
+};
 
 /// `kind = "megatron-to-hf"`: the newest iteration of a checkpoint, however it is cut, as
 /// `model*.safetensors` (with its index when there are several), beside the source's `config.json`,
@@ -129,11 +132,12 @@ impl Stage for MegatronToHf {
         for error in sources.iter().filter_map(models::wrong_model_dir) {
             check.error("source", error);
         }
-        if let Some(Err(error)) = check.fact("source", "model_config").map(models::layout) {
+        let facts = facts::of_port(check, "source");
+        if let Some(Err(error)) = facts.get("model_config").map(models::layout) {
             check.error("source", crate::diagnostic(&error));
         }
-        let vocab = |port: &str| check.fact(port, "vocab_size").and_then(Json::as_u64);
-        if let (Some(trained), Some(exported)) = (vocab("input"), vocab("source"))
+        let trained = check.fact("input", "vocab_size").and_then(Json::as_u64);
+        if let (Some(trained), Some(exported)) = (trained, facts.get("vocab_size").and_then(Json::as_u64))
             && trained != exported
         {
             let error = Diagnostic::new(format!(
@@ -146,7 +150,7 @@ impl Stage for MegatronToHf {
                 check.error("input", crate::diagnostic(&error).hint("name a directory with iter_*/.metadata"));
             }
         }
-        check.facts.extend(sources.into_iter().flat_map(|known| known.facts));
+        check.facts.extend(facts);
     }
 
     fn run(&self, ctx: &Ctx<'_>) -> Result<()> {

@@ -131,21 +131,12 @@ impl Stage for Tokenize {
 
     fn check(&self, check: &mut Check<'_>) {
         let tokenizer = check.input("tokenizer").iter().find_map(|known| known.path.clone());
-        let mut known = facts::Facts::new();
-        if let Some(path) = tokenizer {
-            let is_told = check.fact("tokenizer", "max_token_id").is_some();
-            let looked = self.look_at_tokenizer(&path);
-            let facts =
-                || if is_told { Ok(known.clone()) } else { facts::of_path(&path).map_err(|error| diagnostic(&error)) };
-            match looked.and_then(|()| facts()) {
-                Ok(facts) => known = facts,
-                Err(error) => check.error("tokenizer", error),
-            }
-        }
-        for name in ["tokenizer_vocab", "max_token_id"] {
-            if let Some(value) = check.fact("tokenizer", name).or(known.get(name)).cloned() {
-                check.provide(name, value);
-            }
+        if let Some(Err(error)) = tokenizer.map(|path| self.look_at_tokenizer(&path)) {
+            check.error("tokenizer", error);
+        } else {
+            let mut facts = facts::of_port(check, "tokenizer");
+            facts.retain(|name, _| name == "tokenizer_vocab" || name == "max_token_id");
+            check.facts.extend(facts);
         }
         let shards: Vec<_> = check.input("input").iter().filter_map(|known| known.path.clone()).collect();
         for path in shards.iter().filter(|path| path.is_file()) {

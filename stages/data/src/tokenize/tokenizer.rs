@@ -165,7 +165,8 @@ impl Tokenizer {
         for file in [Some(&files.tokenizer), files.config.as_ref(), files.special.as_ref()].into_iter().flatten() {
             let name = file.file_name().unwrap_or_default().to_string_lossy();
             hasher.update(name.as_bytes());
-            hasher.update(&input.tree.get(&name).map_or([0; 32], |entry| entry.digest.0));
+            let entry = input.tree.get(&name).with_context(|| format!("{} has no {name} by content", input.name))?;
+            hasher.update(&entry.digest.0);
         }
         let digest = Digest(*hasher.finalize().as_bytes());
         // Held while loading: another shard waits for this one instead of loading too.

@@ -86,6 +86,11 @@ impl Ranks {
             for name in ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"] {
                 command.env(name, threads.to_string());
             }
+            // A thread that spins while it waits takes the core from the rank that it waits for, wherever there are
+            // fewer cores than threads. Who knows better says so.
+            if std::env::var_os("OMP_WAIT_POLICY").is_none() && std::env::var_os("GOMP_SPINCOUNT").is_none() {
+                command.env("OMP_WAIT_POLICY", "passive");
+            }
             command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
             // A group of its own: an interrupt from the terminal reaches us alone, and we tell the ranks.
             command.process_group(0);
