@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use flow_core::{Cancel, Cancelled, Key};
 
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     files::{Explain as _, remove_all},
     lock::KeyLock,
     lookup::Outcome,
-    proof::Meta,
+    proof::{Meta, Stat},
 };
 
 /// How to claim.
@@ -64,7 +64,11 @@ impl Cache {
     /// [`Cancelled`] when asked to stop while waiting; the cache cannot be read or written.
     pub fn claim(&self, key: &Key, options: &ClaimOptions<'_>) -> Result<Claim> {
         let record = self.record_path(key);
-        let before = Meta::find(&record, false)?.map(|meta| meta.stat);
+        let stat = || -> Result<Option<Stat>> {
+            let meta = Meta::find(&record, false).with_context(|| format!("cannot read {}", record.display()))?;
+            Ok(meta.map(|meta| meta.stat))
+        };
+        let before = stat()?;
         if !options.ignore_hit
             && let Some(outcome) = self.lookup(key)?
         {
@@ -74,7 +78,7 @@ impl Cache {
         self.0.holds.publish().explain(self.root(), || "note what this flow uses")?;
         let (lock, waited) = self.lock(key, options)?;
         // Another one may have made it since the look-up above, or while this one waited.
-        let now = Meta::find(&record, false)?.map(|meta| meta.stat);
+        let now = stat()?;
         if now.is_some()
             && now != before
             && let Some(outcome) = self.lookup(key)?
@@ -84,6 +88,13 @@ impl Cache {
         lock.sign();
         fault("claim:locked")?;
         Slot::new(self, key, options.resumable, lock).map(Claim::Miss)
+    }
+
+    /// Whether a run that was interrupted left something to go on from under this key.
+    #[must_use]
+    pub fn has_scratch(&self, key: &Key) -> bool {
+        let [_, scratch] = self.scratch_paths(key, true);
+        fs::read_dir(scratch).is_ok_and(|mut entries| entries.next().is_some())
     }
 
     fn lock(&self, key: &Key, options: &ClaimOptions<'_>) -> Result<(KeyLock, bool)> {

@@ -22,6 +22,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use flow_core::{Entry, KeyParts, Tree};
 use rayon::prelude::*;
+use rustix::fs::FileType;
 
 use crate::{
     cache::Cache,
@@ -59,6 +60,9 @@ impl Slot {
     pub fn commit(mut self, parts: &KeyParts, cost: f64) -> Result<Outcome> {
         ensure!(parts.key() == self.key, "a result can only be committed under the key that was claimed");
         let cache = self.cache.clone();
+        // Through a link in its place, files of others would be moved into the cache.
+        let real = Meta::find(self.out(), false)?.is_some_and(|meta| meta.kind == FileType::Directory);
+        ensure!(real, "the stage removed its output directory {}", self.out().display());
         let found = walk(self.out()).context("what the stage left cannot be committed")?;
         let made = if found.len() < MANY {
             found.into_iter().map(|file| self.take(file)).collect::<Result<Vec<_>>>()

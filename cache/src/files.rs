@@ -44,12 +44,15 @@ impl<T> Explain<T> for io::Result<T> {
     }
 }
 
+/// How names of files begin that are on their way.
+pub(crate) const TEMP: &str = ".flow-";
+
 /// A path in `dir` that no other process, thread or earlier crash uses; made by `create`, which must refuse what exists.
 pub(crate) fn fresh<T>(dir: &Path, create: impl Fn(&Path) -> io::Result<T>) -> io::Result<(PathBuf, T)> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     loop {
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        let path = dir.join(format!(".flow-{}-{n}", std::process::id()));
+        let path = dir.join(format!("{TEMP}{}-{n}", std::process::id()));
         match create(&path) {
             Ok(made) => return Ok((path, made)),
             // Left by a killed process of the same number, or another host's.

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use flow_core::{Digest, Key};
 
 use crate::{
@@ -18,6 +18,7 @@ use crate::{
     lock::KeyLock,
     paths::{parse_object, parse_scratch},
     proof::{Meta, now},
+    record::Bad,
 };
 
 /// How long gc waits for flows that are just looking results up.
@@ -115,7 +116,8 @@ impl Cache {
     /// It cannot be listed.
     pub fn stats(&self) -> Result<Stats> {
         let mut stats = Stats::default();
-        for (_, _, record) in self.records()? {
+        for found in self.records()? {
+            let (_, _, record) = found?;
             stats.results += 1;
             if let Ok(record) = record {
                 let kind = stats.kinds.entry(record.parts.kind).or_default();
@@ -176,7 +178,8 @@ struct Gc<'a> {
 impl Gc<'_> {
     fn candidates(&mut self, closed: &Closed) -> Result<Vec<Candidate>> {
         let mut candidates = Vec::new();
-        for (key, path, record) in self.cache.records()? {
+        for found in self.cache.records()? {
+            let (key, path, record) = found?;
             let Ok(meta) = Meta::of(&path, false) else { continue };
             let (kind, view, objects) = match record {
                 Ok(record) => {
@@ -185,11 +188,15 @@ impl Gc<'_> {
                     (record.parts.kind, record.tree.digest(), objects)
                 }
                 // Another flow's format may name any object: nothing can be said, so nothing goes.
-                Err(crate::record::Bad::Format(format)) => {
+                Err(Bad::Format(format)) => {
                     bail!("{} has format {format}: collect with the newer flow that wrote it", path.display())
                 }
+                // What it names must not go only because it could not be read just now.
+                Err(Bad::Unreadable(error)) => {
+                    return Err(error).with_context(|| format!("cannot read the record {}", path.display()));
+                }
                 // Look-ups put it in quarantine.
-                Err(crate::record::Bad::Wrong(_)) => continue,
+                Err(Bad::Wrong(_)) => continue,
             };
             let in_use = closed.held.contains(&key.0) || closed.held.contains(&view.0);
             self.report.in_use += usize::from(in_use);

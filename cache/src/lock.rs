@@ -29,14 +29,20 @@ impl KeyLock {
     /// Takes the lock if nobody holds it.
     pub fn try_take(path: &Path) -> io::Result<Option<Self>> {
         loop {
-            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+            let file = match file {
+                // Left by a killed process of another user, who shares the cache. To lock it, reading is enough.
+                Err(e) if e.kind() == io::ErrorKind::PermissionDenied => File::open(path).map_err(|_| e)?,
+                file => file?,
+            };
             if !try_exclusive(&file)? {
                 return Ok(None);
             }
             let (ours, there) = (Meta::of_file(&file)?, Meta::find(path, false)?);
             if there.is_some_and(|there| there.stat.ino == ours.stat.ino && there.dev == ours.dev) {
                 if ours.stat.size > 0 {
-                    file.set_len(0)?;
+                    // Only what it says to people is at stake.
+                    let _ = file.set_len(0);
                 }
                 return Ok(Some(Self { path: path.to_owned(), file }));
             }

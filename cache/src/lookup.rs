@@ -1,6 +1,11 @@
 //! Finding a result, and believing it only after a look.
 
-use std::{fs, io::ErrorKind, path::Path, sync::Arc};
+use std::{
+    fs,
+    io::ErrorKind,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context as _, Result};
 use flow_core::{Key, Tree};
@@ -31,6 +36,9 @@ pub struct Outcome {
     /// Another process or thread made it while this one waited.
     pub waited: bool,
 }
+
+/// A record in a list: of which key, in which file, and what it says.
+pub(crate) type Listed = (Key, PathBuf, Result<ResultRecord, Bad>);
 
 impl Cache {
     /// The result of a key, if it is there and all its objects are good: trusted by size, times and inode, or hashed
@@ -87,6 +95,7 @@ impl Cache {
                 self.warn(format!("the record {} is not used: {bad}", path.display()));
                 Ok(None)
             }
+            Err(Bad::Unreadable(error)) => Err(error).with_context(|| format!("cannot read {}", path.display())),
             Err(Bad::Wrong(why)) => {
                 let went = self.quarantine(&path);
                 self.warn(format!("the record {} is wrong ({why}), {went}: it has to be made again", path.display()));
@@ -105,23 +114,28 @@ impl Cache {
 
     /// Every record that can be read, in order of key; objects unseen.
     pub fn results(&self) -> impl Iterator<Item = ResultRecord> + use<> {
-        self.records().into_iter().flatten().filter_map(|(_, _, record)| record.ok())
+        self.records().into_iter().flatten().filter_map(|found| found.ok()?.2.ok())
     }
 
-    /// Every record's key and file, and what it says. `Err` tells why it says nothing.
-    pub(crate) fn records(
-        &self,
-    ) -> Result<impl Iterator<Item = (Key, std::path::PathBuf, Result<ResultRecord, Bad>)> + use<>> {
-        let shards = shards(&self.0.root.join("results"))?;
-        Ok(shards.filter_map(Result::ok).flatten().filter_map(|path| {
+    /// Every record's key and file, and what it says or why it says nothing. `Err` when there may be others.
+    pub(crate) fn records(&self) -> Result<impl Iterator<Item = Result<Listed>> + use<>> {
+        let files = shards(&self.0.root.join("results"))?.flat_map(|shard| match shard {
+            Ok(files) => files.into_iter().map(Ok).collect(),
+            Err(e) => vec![Err(e)],
+        });
+        Ok(files.filter_map(|path| {
+            let path = match path {
+                Ok(path) => path,
+                Err(e) => return Some(Err(e)),
+            };
             let key = parse_record(&path)?;
             let record = match fs::read(&path) {
                 Ok(bytes) => ResultRecord::parse(&bytes, &key),
                 // Removed since it was listed.
                 Err(e) if e.kind() == ErrorKind::NotFound => return None,
-                Err(e) => Err(Bad::Wrong(format!("it cannot be read: {e}"))),
+                Err(e) => Err(Bad::Unreadable(e)),
             };
-            Some((key, path, record))
+            Some(Ok((key, path, record)))
         }))
     }
 }

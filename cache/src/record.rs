@@ -34,6 +34,8 @@ pub(crate) enum Bad {
     Format(u32),
     /// It is not what it says.
     Wrong(String),
+    /// What it says is unknown: too many open files, no permission, a failing disk.
+    Unreadable(std::io::Error),
 }
 
 impl std::fmt::Display for Bad {
@@ -41,6 +43,7 @@ impl std::fmt::Display for Bad {
         match self {
             Self::Format(format) => write!(f, "its format is {format} and this flow knows {FORMAT}"),
             Self::Wrong(why) => f.write_str(why),
+            Self::Unreadable(error) => write!(f, "it cannot be read: {error}"),
         }
     }
 }

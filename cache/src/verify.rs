@@ -15,7 +15,7 @@ use rayon::prelude::*;
 
 use crate::{
     cache::Cache,
-    files::shards,
+    files::{TEMP, shards},
     paths::parse_object,
     proof::{Id, Meta},
     record::Bad,
@@ -78,6 +78,10 @@ impl Cache {
         let mut files = Vec::new();
         for shard in shards(&self.root().join("objects"))? {
             for path in shard? {
+                // A copy on its way.
+                if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(TEMP.as_bytes())) {
+                    continue;
+                }
                 if let Some(meta) = Meta::find(&path, false)? {
                     report.bytes += meta.stat.size;
                     files.push((path, meta));
@@ -99,7 +103,8 @@ impl Cache {
 
         let mut spoiled: HashMap<PathBuf, Vec<Key>> = HashMap::new();
         let mut missing: BTreeMap<PathBuf, Vec<Key>> = BTreeMap::new();
-        for (key, path, record) in self.records()? {
+        for found in self.records()? {
+            let (key, path, record) = found?;
             match record {
                 Ok(record) => {
                     report.results += 1;
@@ -114,7 +119,7 @@ impl Cache {
                 }
                 Err(bad) => {
                     let went = match bad {
-                        Bad::Format(_) => "it stays".to_owned(),
+                        Bad::Format(_) | Bad::Unreadable(_) => "it stays".to_owned(),
                         Bad::Wrong(_) => self.quarantine(&path),
                     };
                     report.bad_records.push(BadRecord { path, why: format!("{bad}, {went}") });

@@ -62,10 +62,11 @@ fn a_dropped_slot_leaves_nothing() {
 fn resumable_scratch_survives_and_out_does_not() {
     let (_dir, cache) = cache();
     let slot = miss(&cache, &parts(1), &options(true));
-    assert!(!slot.resumed());
+    assert!(!slot.resumed() && !cache.has_scratch(&slot.key()));
     fill(slot.out(), &[("half", b"x")]);
     fill(slot.scratch(), &[("checkpoint", b"step 5")]);
     drop(slot);
+    assert!(cache.has_scratch(&parts(1).key()) && !cache.has_scratch(&parts(2).key()));
     let slot = miss(&again(&cache), &parts(1), &options(true));
     assert!(slot.resumed());
     assert_eq!(fs::read(slot.scratch().join("checkpoint")).unwrap(), b"step 5");
@@ -168,6 +169,13 @@ fn what_cannot_be_committed_is_said_and_nothing_is_left() {
         fs::write(out.join(std::ffi::OsStr::from_bytes(b"\xff")), "").unwrap();
     });
     assert!(error.contains("not UTF-8"), "{error}");
+    let precious = cache.root().with_extension("precious");
+    fill(&precious, &[("a", b"x")]);
+    let error = refused(&|out| {
+        fs::remove_dir(out).unwrap();
+        symlink(&precious, out).unwrap();
+    });
+    assert!(error.contains("removed its output directory") && precious.join("a").exists(), "{error}");
     let slot = miss(&cache, &parts(1), &options(false));
     assert!(slot.commit(&parts(2), 0.0).unwrap_err().to_string().contains("under the key"));
 }

@@ -175,6 +175,22 @@ fn gc_does_not_follow_links_out_of_the_cache() {
 }
 
 #[test]
+fn what_a_record_names_stays_while_the_record_cannot_be_read() {
+    let (_dir, cache) = aged();
+    let path = record(&cache, &parts(0).key());
+    let bytes = fs::read(&path).unwrap();
+    // A directory is what root, too, cannot read as a file.
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    let policy = GcPolicy { max_age: None, max_size: None, dry_run: false, keep: &|_| false };
+    let error = format!("{:#}", cache.gc(&policy).unwrap_err());
+    assert!(error.contains("cannot read the record"), "{error}");
+    fs::remove_dir(&path).unwrap();
+    fs::write(&path, bytes).unwrap();
+    assert!(again(&cache).lookup(&parts(0).key()).unwrap().is_some());
+}
+
+#[test]
 fn stats_count() {
     let (_dir, cache) = aged();
     let slot = miss(&cache, &parts(9), &options(true));
