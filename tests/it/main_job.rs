@@ -85,19 +85,17 @@ fn children(flow: &Running) -> Vec<i32> {
     found
 }
 
-/// The steps that checkpoints of the interrupted training stand at.
+/// Whether the training in progress has a whole checkpoint.
 fn has_checkpoint(sandbox: &Sandbox) -> bool {
-    let scratch = fs::read_dir(sandbox.cache().join("scratch"));
-    let find = |dir: &Path| {
-        let iterations = fs::read_dir(dir.join("work")).into_iter().flatten().flatten();
-        iterations
-            .flat_map(|entry| {
-                let nested = fs::read_dir(entry.path()).into_iter().flatten().flatten().map(|e| e.file_name());
-                [entry.file_name()].into_iter().chain(nested).collect::<Vec<_>>()
-            })
-            .any(|name| name.to_string_lossy().starts_with("iter_") && !name.to_string_lossy().ends_with(".tmp"))
-    };
-    scratch.into_iter().flatten().flatten().any(|entry| find(&entry.path()))
+    fn find(dir: &Path, depth: usize) -> bool {
+        fs::read_dir(dir).into_iter().flatten().flatten().any(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            (name.starts_with("iter_") && !name.ends_with(".tmp")) || (depth > 0 && find(&entry.path(), depth - 1))
+        })
+    }
+    // Not where results are put together.
+    let scratch = fs::read_dir(sandbox.cache().join("scratch")).into_iter().flatten().flatten();
+    scratch.filter(|entry| entry.path().extension().is_none()).any(|entry| find(&entry.path(), 2))
 }
 
 #[test]

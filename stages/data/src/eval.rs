@@ -255,9 +255,10 @@ impl Eval {
                     self.document(&tokenizer, line, vocab_size)
                         .with_context(|| format!("{}: line {}", file.display(), line_number + i + 1))
                 };
-                let encoded = lines.par_iter().enumerate().map(encode).collect::<Result<Vec<_>>>()?;
+                // Collected whole: the error of the first bad line is said, not of the one that was met first.
+                let encoded: Vec<Result<String>> = lines.par_iter().enumerate().map(encode).collect();
                 for document in encoded {
-                    out.write_all(document.as_bytes())?;
+                    out.write_all(document?.as_bytes())?;
                 }
                 line_number += lines.len();
                 left -= lines.len() as u64;
