@@ -1,8 +1,8 @@
 //! Every command that the README shows is run.
 //!
 //! A block fenced as `console` is a script: its lines that begin with `$ ` are commands and must end well, in one copy
-//! of the repository's pipelines and examples for all blocks, in order. Not run: blocks with `cargo` (they are how this
-//! test itself is started), and, where no trainer is named by `FLOW_TORCH`, blocks that run a shipped pipeline.
+//! of the repository's pipelines and examples for all blocks, in order. Not run: blocks with `cargo` (`.ci/run`
+//! types those), and, where no trainer is named by `FLOW_TORCH`, blocks that run a shipped pipeline.
 
 use std::{fs, path::Path, process::Command};
 
