@@ -35,14 +35,15 @@ if spec and spec.origin:
 /// # Errors
 /// `LIBTORCH` names something else, or the download fails: with what to do.
 pub fn ensure() -> Result<PathBuf> {
-    if let Some(given) = env::var_os("LIBTORCH") {
-        let dir = PathBuf::from(given);
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
+    fs::create_dir_all(&target)?;
+    let own = fs::canonicalize(&target)?.join("libtorch");
+    // `.cargo/config.toml` names our own directory, for plain cargo, where nobody names another.
+    if let Some(dir) = env::var_os("LIBTORCH").map(PathBuf::from).filter(|dir| *dir != own) {
         check(&dir).with_context(|| format!("LIBTORCH is {}", dir.display()))?;
         return fs::canonicalize(&dir).with_context(|| format!("cannot find {}", dir.display()));
     }
-    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
-    fs::create_dir_all(&target)?;
-    ensure_in(&fs::canonicalize(&target)?.join("libtorch"))
+    ensure_in(&own)
 }
 
 /// As [`ensure`], in a directory of the caller's.
