@@ -148,9 +148,14 @@ impl Running {
         let rest = values
             .iter()
             .filter(|(name, _)| !FIRST.contains(&name.as_str()) && !ALREADY_SHOWN.contains(&name.as_str()));
-        let text = |(name, value): (&String, &f64)| match name.strip_suffix("_per_second") {
-            Some(what) => format!("{} {what}/s", format::value(*value)),
-            None => format!("{name} {}", format::value(*value)),
+        // A metric's name ends in its unit, if it has one.
+        let text = |(name, value): (&String, &f64)| match name.rsplit_once('_') {
+            Some((what, "bytes")) => format!("{what} {}", format::bytes(*value as u64)),
+            Some((what, "seconds")) => format!("{what} {}", format::duration(*value)),
+            _ => match name.strip_suffix("_per_second") {
+                Some(what) => format!("{} {what}/s", format::value(*value)),
+                None => format!("{name} {}", format::value(*value)),
+            },
         };
         Some(first.chain(rest).map(text).collect::<Vec<_>>().join(" · "))
     }
@@ -255,10 +260,10 @@ mod tests {
         assert!(board.running("a").unwrap().waiting.is_none());
         let values = |pairs: &[(&str, f64)]| pairs.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect();
         board.apply(&Event::Metrics { node: node.clone(), step: 1, values: values(&[("val_loss", 3.5)]) }, now);
-        let newest = values(&[("loss", 3.25), ("tokens_per_second", 12_345.0), ("consumed_tokens", 9.0)]);
+        let newest = values(&[("loss", 3.25), ("tokens_per_second", 12_345.0), ("memory_bytes", 2.5e9)]);
         board.apply(&Event::Metrics { node: node.clone(), step: 2, values: newest }, now);
         let text = board.running("a").unwrap().metrics_text().unwrap();
-        assert_eq!(text, "loss 3.25 · val_loss 3.5 · 12,345 tokens/s");
+        assert_eq!(text, "loss 3.25 · val_loss 3.5 · 12,345 tokens/s · memory 2.5 GB");
         let (digest, seconds, bytes, cost) = (Digest([0; 32]), 0.0, 0, 7.0);
         board.apply(&Event::Finished { node, how: How::Shared, key, digest, seconds, bytes, cost }, now);
         assert!(board.running("a").is_none());

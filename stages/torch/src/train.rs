@@ -320,7 +320,7 @@ fn emit(voice: &Voice, line: &Line, training: &Training, seconds: f64, device: D
             ("step_seconds", seconds),
             ("consumed_samples", line.consumed_samples as f64),
             ("consumed_tokens", line.consumed_tokens as f64),
-            ("memory", device::peak_memory(device).unwrap_or(absent)),
+            ("memory_bytes", device::peak_memory(device).unwrap_or(absent)),
         ],
     );
     let validation = line.val_loss.map(|loss| format!(", validation {loss:.4}")).unwrap_or_default();

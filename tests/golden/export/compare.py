@@ -33,7 +33,7 @@ print(f"logits {ours.shape}: largest difference {np.abs(ours - theirs.reshape(ou
 
 # Every token but a document's first is scored once. Windows as lm-evaluation-harness makes them: the first scores as
 # many tokens as fit; each later one the next ones, with all the left context that fits.
-window = model.config.max_position_embeddings
+window = min(2048, model.config.max_position_embeddings)  # eval's default `seq_length`
 nll, tokens = 0.0, 0
 opener = gzip.open if documents.endswith(".gz") else open
 with opener(documents, "rt", encoding="utf-8") as file, torch.no_grad():
