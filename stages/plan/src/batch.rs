@@ -15,6 +15,9 @@ pub struct KnownData {
     pub max_token_id: Option<u64>,
 }
 
+/// The largest size that is believed: beyond it a number is a slip of the keyboard.
+const LARGEST: u64 = u32::MAX as u64;
+
 impl Training {
     /// Micro batches in one step of one rank: global = micro × data × accumulation. Right once [`Training::check`]
     /// has found nothing.
@@ -79,7 +82,32 @@ impl Training {
         for (field, _) in sizes.iter().filter(|(_, size)| *size == 0) {
             error(field, Diagnostic::new(format!("`{field}` is 0")).hint("the smallest that works is 1"));
         }
-        sizes.iter().all(|(_, size)| *size > 0)
+        for (field, size) in sizes.iter().filter(|(_, size)| *size > LARGEST) {
+            error(field, Diagnostic::new(format!("`{field}` is {size}")).hint(format!("at most {LARGEST} works")));
+        }
+        sizes.iter().all(|(_, size)| (1..=LARGEST).contains(size)) && self.check_products(error)
+    }
+
+    /// What is multiplied later fits its type.
+    fn check_products(&self, error: &mut dyn FnMut(&str, Diagnostic)) -> bool {
+        let step = self.global_batch_size as u128 * self.seq_length as u128;
+        let steps = u128::from(self.max_steps.max(self.limit_val_batches));
+        let tokens = step * steps * u128::from(self.limit_val_batches.max(1));
+        if tokens > u128::from(u64::MAX >> 8) {
+            let wrong =
+                Diagnostic::new("max_steps × global_batch_size × seq_length is more tokens than can be counted");
+            error("max_steps", wrong.hint("make one of them smaller"));
+            return false;
+        }
+        let parallel = &self.parallel;
+        let sizes = [parallel.tensor, parallel.pipeline, parallel.context, parallel.data];
+        let processes = sizes.iter().map(|size| *size as u128).product::<u128>();
+        if processes > u128::from(u16::MAX) {
+            let wrong = Diagnostic::new(format!("the mesh has {processes} processes"));
+            error("parallel", wrong.hint(format!("at most {} work", u16::MAX)));
+            return false;
+        }
+        true
     }
 
     fn check_batches(&self, error: &mut dyn FnMut(&str, Diagnostic)) {
@@ -229,6 +257,9 @@ mod tests {
         only(|t| t.global_batch_size = 14, "global_batch_size", &["12 or 16", "micro_batch_size = 1"]);
         only(|t| t.global_batch_size = 3, "global_batch_size", &["global_batch_size = 4 "]);
         only(|t| t.parallel.data = 0, "parallel.data", &["smallest"]);
+        only(|t| t.parallel.data = 1 << 40, "parallel.data", &["at most"]);
+        only(|t| (t.parallel.data, t.parallel.context) = (1 << 12, 1 << 12), "parallel", &["16777216 processes"]);
+        only(|t| (t.max_steps, t.global_batch_size) = (1 << 31, 1 << 31), "max_steps", &["make one of them smaller"]);
         only(|t| (t.parallel.context, t.seq_length) = (3, 64), "seq_length", &["66"]);
         only(|t| (t.parallel.tensor, t.parallel.sequence, t.seq_length) = (2, true, 63), "seq_length", &["64"]);
     }

@@ -31,13 +31,14 @@ impl EvalResults {
         self.loss().exp()
     }
 
-    /// Perplexity of a byte: comparable between tokenizers.
+    /// Perplexity of a byte: comparable between tokenizers, of documents that begin with BOS (else the first token's
+    /// bytes count, and it is not predicted).
     #[must_use]
     pub fn byte_perplexity(&self) -> f64 {
         (self.nll / self.bytes as f64).exp()
     }
 
-    /// Bits a byte: comparable between tokenizers.
+    /// Bits a byte: as comparable as [`Self::byte_perplexity`].
     #[must_use]
     pub fn bits_per_byte(&self) -> f64 {
         self.nll / self.bytes as f64 / std::f64::consts::LN_2

@@ -194,7 +194,7 @@ pub struct Sched {
     pub warmup_steps: u64,
     /// Steps at `min_lr` at the end, as NeMo's CosineAnnealing.
     pub constant_steps: u64,
-    /// Steps after which `min_lr` is reached; `max_steps` if not given.
+    /// Steps after which `min_lr` is reached; `max_steps` − `constant_steps` if not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub decay_steps: Option<u64>,
 }
@@ -245,7 +245,7 @@ pub enum Recompute {
     /// Nothing.
     #[default]
     None,
-    /// Attention.
+    /// Attention's scores: the fused attention keeps none, so this is as `none`.
     Selective,
     /// Every layer.
     Full,

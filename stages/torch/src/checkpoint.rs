@@ -183,6 +183,37 @@ pub fn load(checkpoint: &Path, state: &State, layout: &Layout, flat: &Tensor, op
     Ok(())
 }
 
+/// Removes what a killed run left half-made.
+pub fn sweep(scratch: &Path) -> Result<()> {
+    for entry in fs::read_dir(scratch).with_context(|| format!("cannot read {}", scratch.display()))? {
+        let path = entry?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.starts_with("iter_") && name.ends_with(".tmp") {
+            fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the checkpoints beyond `step`, which could not be used: they would pass for the newest.
+pub fn forget_after(scratch: &Path, step: u64) -> Result<()> {
+    for path in found(scratch)? {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.strip_prefix("iter_").and_then(|number| number.parse().ok()).is_some_and(|at: u64| at > step) {
+            remove(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// First the name goes, then the files: what has a name is complete.
+fn remove(path: &Path) -> Result<()> {
+    let gone = path.with_extension("tmp");
+    fs::rename(path, &gone)
+        .and_then(|()| fs::remove_dir_all(&gone))
+        .with_context(|| format!("cannot remove {}", path.display()))
+}
+
 /// Removes all but the `keep` newest and the `best` with the lowest validation loss.
 fn thin_out(scratch: &Path, keep: usize, best: usize) -> Result<()> {
     let older = found(scratch)?.split_off(keep.min(found(scratch)?.len()));
@@ -192,11 +223,7 @@ fn thin_out(scratch: &Path, keep: usize, best: usize) -> Result<()> {
         .collect();
     older.sort_by(|a, b| a.0.total_cmp(&b.0));
     for (_, path) in older.into_iter().skip(best) {
-        // First the name goes, then the files: what has a name is complete.
-        let gone = path.with_extension("tmp");
-        fs::rename(&path, &gone)
-            .and_then(|()| fs::remove_dir_all(&gone))
-            .with_context(|| format!("cannot remove {}", path.display()))?;
+        remove(&path)?;
     }
     Ok(())
 }

@@ -170,6 +170,7 @@ fn resume(
     let mut checkpoints: Vec<String> = Vec::new();
     if ranks.rank == 0 {
         fs::create_dir_all(&job.scratch).with_context(|| format!("cannot make {}", job.scratch.display()))?;
+        checkpoint::sweep(&job.scratch)?;
         for path in checkpoint::found(&job.scratch)? {
             match usable(&path, &job.scratch, &training) {
                 Ok(()) => checkpoints.push(path.to_str().context("a path is UTF-8")?.to_owned()),
@@ -189,6 +190,9 @@ fn resume(
         match loaded {
             Ok(state) if failed.double_value(&[]) == 0.0 => {
                 voice.info(format!("going on from {} after step {}", path.display(), state.step));
+                if ranks.rank == 0 {
+                    checkpoint::forget_after(&job.scratch, state.step)?;
+                }
                 return Ok(state);
             }
             Ok(_) => {}
@@ -198,6 +202,9 @@ fn resume(
         let (_, source) = torch_dist::newest(&job.model)?;
         weights::read(&Reader::open(&source)?, "", layout, flat)?;
         *optimizer = AdamW::new(flat, layout.matrices, &job.training.optim);
+    }
+    if ranks.rank == 0 {
+        checkpoint::forget_after(&job.scratch, 0)?;
     }
     Ok(State { training, ..State::default() })
 }

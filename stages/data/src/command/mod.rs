@@ -5,7 +5,11 @@ mod lines;
 mod placeholders;
 mod process;
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use flow_core::{Check, Ctx, Diagnostic, Port, Ref, Refs, Stage, is_safe_name};
@@ -40,6 +44,14 @@ pub struct Command {
 /// What an input is called is part of what the command does; what it names is known by its content.
 fn names<S: Serializer>(inputs: &BTreeMap<String, Refs>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(inputs.keys())
+}
+
+/// Whether a variable of this name holds what nobody else should see.
+fn looks_secret(name: &str) -> bool {
+    let name = name.to_uppercase();
+    ["TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "ACCESS_KEY", "PRIVATE_KEY"]
+        .iter()
+        .any(|word| name == *word || name.ends_with(&format!("_{word}")))
 }
 
 impl Stage for Command {
@@ -87,6 +99,20 @@ impl Stage for Command {
                     error.hint("what lies elsewhere is an input: in = { name = \"/path\" }"),
                 );
             }
+        }
+        for (i, file) in self.files.iter().enumerate() {
+            let inside = |other: &Ref| Path::new(plain(file.text())).starts_with(plain(other.text()));
+            if let Some((_, other)) = self.files.iter().enumerate().find(|(j, other)| *j != i && inside(other)) {
+                let error = Diagnostic::new(format!("`{}` is part of `{}`", file.text(), other.text()));
+                check.error(&format!("files.{i}"), error.hint("name it once"));
+            }
+        }
+        for name in self.env.keys().filter(|name| looks_secret(name)) {
+            let error = Diagnostic::new(format!("`{name}` looks like a secret, and what is in the file is recorded"));
+            check.error(
+                &format!("env.{name}"),
+                error.hint("leave it out: the command inherits the environment that flow was started in"),
+            );
         }
         for name in self.env.keys().filter(|name| name.is_empty() || name.contains(['=', '\0'])) {
             check.error("env", Diagnostic::new(format!("`{name}` is not the name of a variable")));

@@ -111,7 +111,7 @@ fn placeholder(name: &str) -> Result<Placeholder, Diagnostic> {
     let near = did_you_mean(name, ["out", "in"]);
     Err(match near {
         Some("out") => error.hint("did you mean `{out}`?"),
-        _ => error.hint("`{in.NAME}` is an input, `{out}` the directory to fill; `${NAME}` is the shell's"),
+        _ => error.hint("`{in.NAME}` is an input, `{out}` the directory to fill; `${NAME}` is the shell's; for another program's braces leave a space: `{ print }`"),
     })
 }
 

@@ -166,6 +166,12 @@ fn what_cannot_work_is_said_before_the_run() {
     let fields: Vec<_> = errors.iter().map(|error| error.field.as_deref().unwrap()).collect();
     assert_eq!(fields, ["files.0", "files.1"]);
     assert_eq!(check(json!({"run": "true", "env": {"A=B": "x"}}))[0].field.as_deref(), Some("env"));
+    let errors = check(
+        json!({"run": "true", "env": {"HF_TOKEN": "hf_x", "KEYS": "1"}, "files": ["data", "data/a.txt", "data2"]}),
+    );
+    let fields: Vec<_> = errors.iter().map(|error| error.field.as_deref().unwrap()).collect();
+    assert_eq!(fields, ["files.1", "env.HF_TOKEN"]);
+    assert!(!format!("{errors:?}").contains("hf_x"));
     assert!(expand::<Command>(json!({"run": "true", "in": {"a": []}})).is_err());
     let ports: Vec<_> = command(json!({"run": "{in.a}", "in": {"a": "b"}, "files": ["f"]})).ports();
     assert_eq!(ports.iter().map(|port| port.name.as_str()).collect::<Vec<_>>(), ["in.a", "files"]);

@@ -5,6 +5,8 @@ mod local;
 mod remote;
 mod source;
 
+use std::collections::HashMap;
+
 use anyhow::{Result, bail, ensure};
 use flow_core::{Check, Ctx, Diagnostic, Pin, Port, Ref, Stage, expand_braces};
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
@@ -87,6 +89,20 @@ impl Stage for Fetch {
                     sha256: self.sha256.clone(),
                     blake3: self.blake3.clone(),
                 });
+            }
+        }
+        // Keys and flow.lock know a URL by its redacted text: what differs in a secret alone would pass for the same.
+        let mut seen: HashMap<String, String> = HashMap::new();
+        for node in &nodes {
+            let url = &node.urls[0];
+            if let Some(other) = seen.insert(redacted(url.text()), url.text().to_owned())
+                && other != url.text()
+            {
+                let error = Diagnostic::new("two URLs differ only in a parameter that is taken for a secret");
+                let error = error.cause(redacted(url.text())).at(url.span().cloned()).field("urls");
+                return Err(
+                    error.hint("give the parameter another name, or make a stage of each URL under its own path")
+                );
             }
         }
         if nodes.is_empty() {

@@ -3,14 +3,16 @@
 use reqwest::Url;
 
 /// Names of query parameters that carry secrets (in lower case).
-const SECRETS: [&str; 16] = [
+const SECRETS: [&str; 18] = [
     "token",
     "access_token",
     "private_token",
     "auth_token",
     "auth",
     "authorization",
-    "key",
+    "client_secret",
+    "credential",
+    "jwt",
     "api_key",
     "apikey",
     "access_key",

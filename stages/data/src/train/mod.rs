@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use flow_core::{Check, Ctx, Diagnostic, Input, Known, Level, Port, Stage};
 use flow_formats::indexed::IndexedDataset;
-use flow_plan::{DataSource, Job, KnownData, ModelConfig, TrainJob};
+use flow_plan::{DataSource, Job, KnownData, ModelConfig, Splits, TrainJob};
 
 use crate::{
     diagnostic,
@@ -139,6 +139,12 @@ impl Train {
         } else if training.val_interval > 0 && !given && !splits {
             let wrong = Diagnostic::new("there is nothing to validate on");
             check.error("val_interval", wrong.hint("give `validation`, or splits = \"98,1,1\", or val_interval = 0"));
+        } else if training.val_interval > 0
+            && let Some(Ok(parts)) = training.splits.as_deref().map(Splits::parse)
+            && parts.range(1, usize::MAX >> 16).is_none_or(|part| part.is_empty())
+        {
+            let wrong = Diagnostic::new("`splits` leaves nothing to validate on");
+            check.error("splits", wrong.hint("such as splits = \"98,1,1\", or val_interval = 0"));
         } else if training.val_interval == 0 && given {
             let odd = Diagnostic::new("`validation` is given, and val_interval is 0: nothing is validated");
             check.warnings.push(odd.field("validation").hint("set val_interval to the steps between two validations"));

@@ -71,6 +71,8 @@ fn what_cannot_work_is_said_at_its_field() {
     only("parallel.context", "context = 1", |t| t["parallel"] = json!({"data": 2, "context": 2}));
     only("splits", "keep one", |t| t["splits"] = json!("98,1,1"));
     only("val_interval", "splits", |t| t["validation"] = json!([]));
+    only("splits", "nothing to validate on", |t| (t["validation"], t["splits"]) = (json!([]), json!("100")));
+    only("max_steps", "at most", |t| t["max_steps"] = json!(i64::MAX));
     only("train.0.weight", "above 0", |t| t["train"] = json!([{"tokens": "a", "weight": 0.0}]));
     only("train", "all of them, or to none", |t| t["train"] = json!([{"tokens": "a", "weight": 1.0}, "b"]));
 }

@@ -105,10 +105,11 @@ pub fn about(program: &Path) -> Result<About> {
     let about: About = serde_json::from_str(stdout.trim())
         .with_context(|| format!("{name} --about did not answer with what a worker is: {}", stdout.trim()))?;
     ensure!(
-        about.protocol == PROTOCOL,
-        "{name} is version {} and speaks protocol {}, this flow speaks {PROTOCOL}: build both from the same source",
+        about.protocol == PROTOCOL && about.version == env!("CARGO_PKG_VERSION"),
+        "{name} is version {} and speaks protocol {}, this flow is {} and speaks {PROTOCOL}: build both from the same source",
         about.version,
-        about.protocol
+        about.protocol,
+        env!("CARGO_PKG_VERSION")
     );
     Ok(about)
 }

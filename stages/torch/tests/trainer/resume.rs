@@ -111,9 +111,16 @@ fn a_damaged_checkpoint_is_passed_over() {
     let newest = disturbed.path("scratch/iter_0000009");
     let metadata = fs::read(newest.join(".metadata")).unwrap();
     fs::write(newest.join(".metadata"), &metadata[..metadata.len() / 2]).unwrap();
+    // Steps that cannot be gone back to, and what a kill left half-made, must not pass for the newest for ever.
+    let beyond = disturbed.path("scratch/iter_0000099");
+    fs::create_dir(&beyond).unwrap();
+    fs::write(beyond.join("flow_state.json"), "{").unwrap();
+    let half = disturbed.path("scratch/iter_0000004.tmp");
+    fs::create_dir(&half).unwrap();
     let ended = finish(disturbed.start());
     assert!(ended[0].stdout.contains("passed over"), "{}", ended[0].stdout);
     assert!(ended[0].stdout.contains("after step 6"), "{}", ended[0].stdout);
+    assert!(!beyond.exists() && !half.exists());
     assert_eq!(disturbed.result(), undisturbed.result());
 }
 
