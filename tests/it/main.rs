@@ -3,6 +3,7 @@
 mod arrows;
 mod commands;
 mod crash;
+mod data;
 mod errors;
 mod main_job;
 mod minimal;

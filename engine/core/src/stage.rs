@@ -90,6 +90,9 @@ pub struct Port {
     pub mode: Mode,
     /// A path that does not exist may be a prefix: with each of these endings it must be a file (`.bin`, `.idx`).
     pub endings: &'static [&'static str],
+    /// Of what enters, the stage reads the files of these names alone ([`Tree::only`]): the key sees no others. Empty:
+    /// it reads all.
+    pub only: &'static [&'static str],
 }
 
 /// How a stage with several inputs on one port runs.
@@ -105,19 +108,27 @@ impl Port {
     /// A port that takes everything its reference names.
     #[must_use]
     pub fn all(name: impl Into<String>, refs: &[Ref]) -> Self {
-        Self { name: name.into(), refs: refs.to_vec(), mode: Mode::All, endings: &[] }
+        Self { name: name.into(), refs: refs.to_vec(), mode: Mode::All, endings: &[], only: &[] }
     }
 
     /// A port that makes one node of each input.
     #[must_use]
     pub fn each(name: impl Into<String>, refs: &[Ref]) -> Self {
-        Self { name: name.into(), refs: refs.to_vec(), mode: Mode::Each, endings: &[] }
+        Self { name: name.into(), refs: refs.to_vec(), mode: Mode::Each, endings: &[], only: &[] }
     }
 
     /// Paths on this port may be prefixes of files with these endings.
     #[must_use]
     pub fn or_prefix_of(mut self, endings: &'static [&'static str]) -> Self {
         self.endings = endings;
+        self
+    }
+
+    /// Of a directory the stage reads the files of these names alone, so that another file beside them is not another
+    /// key. Some of them may not be there; the stage sees the whole directory all the same.
+    #[must_use]
+    pub fn only(mut self, names: &'static [&'static str]) -> Self {
+        self.only = names;
         self
     }
 }

@@ -1,5 +1,7 @@
 //! [`Tree`]: what a node produces, a directory by content.
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use crate::Digest;
@@ -50,6 +52,22 @@ impl Tree {
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Entry> {
         self.entries.binary_search_by(|entry| entry.name.as_str().cmp(name)).ok().map(|i| &self.entries[i])
+    }
+
+    /// The files of these names, as far as they are there; all if no name is given. `*.gz` is every name that ends so.
+    #[must_use]
+    pub fn only(&self, names: &[&str]) -> Cow<'_, Self> {
+        if names.is_empty() {
+            return Cow::Borrowed(self);
+        }
+        let wanted = |entry: &&Entry| {
+            names.iter().any(|name| match name.strip_prefix('*') {
+                Some(ending) => entry.name.ends_with(ending),
+                None => entry.name == *name,
+            })
+        };
+        let entries = self.entries.iter().filter(wanted);
+        Cow::Owned(Self { entries: entries.cloned().collect() })
     }
 
     /// The sum of the files' lengths in bytes.
@@ -106,6 +124,16 @@ mod tests {
         ] {
             assert_ne!(tree.digest(), Tree::new(other).unwrap().digest());
         }
+    }
+
+    #[test]
+    fn a_part_of_a_tree_knows_nothing_of_the_rest() {
+        let tree = Tree::new(vec![entry("a", b"1"), entry("b", b"2"), entry("c/a", b"3")]).unwrap();
+        let part = Tree::new(vec![entry("a", b"1")]).unwrap();
+        assert_eq!(*tree.only(&["a", "z"]), part);
+        assert_eq!(*tree.only(&[]), tree);
+        assert_eq!(*tree.only(&["z"]), Tree::default());
+        assert_eq!(tree.only(&["*a"]).entries().len(), 2);
     }
 
     #[test]

@@ -60,6 +60,27 @@ impl Work {
     }
 }
 
+/// A path among the inputs of a node.
+#[derive(Debug)]
+pub struct Leaf {
+    /// The path.
+    pub source: Source,
+    /// [`flow_core::Port::only`]
+    only: &'static [&'static str],
+    /// The content that the node's key was made of.
+    digest: Digest,
+}
+
+impl Leaf {
+    /// Whether the path still has that content.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn is_same(&self, project: &Project, cache: &Cache) -> Result<bool> {
+        Ok(digest_source(project, cache, &self.source)?.only(self.only).digest() == self.digest)
+    }
+}
+
 /// Why a node runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
@@ -195,11 +216,15 @@ impl<'a> Decider<'a> {
         for port in &node.inputs {
             let digests = inputs.entry(port.name.clone()).or_default();
             for source in &port.sources {
-                digests.push(match source {
-                    Source::Node(from) => self.of(*from)?.digest,
-                    Source::Out { node, file } => self.out(*node, file)?.digest(),
-                    Source::Path(_) | Source::Prefix { .. } => self.path(source)?.1,
-                });
+                let (tree, digest) = match source {
+                    Source::Node(from) => self.of(*from).map(|known| (&known.tree, known.digest))?,
+                    Source::Path(_) | Source::Prefix { .. } => self.path(source).map(|path| (&path.0, path.1))?,
+                    Source::Out { node, file } => {
+                        digests.push(self.out(*node, file)?.only(port.only).digest());
+                        continue;
+                    }
+                };
+                digests.push(if port.only.is_empty() { digest } else { tree.only(port.only).digest() });
             }
         }
         let params = node.action.params();
@@ -229,7 +254,7 @@ impl<'a> Decider<'a> {
     pub fn inputs(&self, id: NodeId) -> Result<BTreeMap<String, Vec<Input>>> {
         let graph = self.project.graph();
         let mut inputs: BTreeMap<String, Vec<Input>> = BTreeMap::new();
-        for PortInputs { name, sources } in &graph.nodes[id].inputs {
+        for PortInputs { name, sources, .. } in &graph.nodes[id].inputs {
             let port = inputs.entry(name.clone()).or_default();
             for source in sources {
                 port.push(match source {
@@ -258,9 +283,14 @@ impl<'a> Decider<'a> {
     }
 
     /// The paths that a node takes, with the content that its key was made of.
-    pub fn leaves(&self, id: NodeId) -> Vec<(Source, Digest)> {
-        let sources = self.project.graph().nodes[id].inputs.iter().flat_map(|port| &port.sources);
-        sources.filter_map(|source| Some((source.clone(), self.paths.get(source)?.1))).collect()
+    pub fn leaves(&self, id: NodeId) -> Vec<Leaf> {
+        let inputs = self.project.graph().nodes[id].inputs.iter();
+        let sources = inputs.flat_map(|port| port.sources.iter().map(|source| (source, port.only)));
+        let leaf = |(source, only): (&Source, _)| {
+            let digest = self.paths.get(source)?.0.only(only).digest();
+            Some(Leaf { source: source.clone(), only, digest })
+        };
+        sources.filter_map(leaf).collect()
     }
 }
 
@@ -268,7 +298,7 @@ impl<'a> Decider<'a> {
 ///
 /// # Errors
 /// It cannot be read.
-pub fn digest_source(project: &Project, cache: &Cache, source: &Source) -> Result<Tree> {
+fn digest_source(project: &Project, cache: &Cache, source: &Source) -> Result<Tree> {
     let read = |path: PathBuf| {
         let path = project.dir().join(path);
         cache.digest_path(&path).with_context(|| format!("cannot read the input {}", path.display()))

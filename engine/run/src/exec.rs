@@ -10,11 +10,11 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use flow_cache::{Cache, Claim, ClaimOptions, Outcome, Slot};
-use flow_core::{Cancel, Ctx, Digest, Event, How, Input, Sink};
+use flow_core::{Cancel, Ctx, Event, How, Input, Sink};
 
 use crate::{
-    decide::{PIN, Reason, Work, digest_source},
-    graph::{NodeId, Source},
+    decide::{Leaf, PIN, Reason, Work},
+    graph::NodeId,
     lockfile::{LOCK_FILE, LockFile, Pinned},
     place::Placer,
     project::Project,
@@ -36,7 +36,7 @@ pub struct Job {
     pub why: String,
     pub inputs: BTreeMap<String, Vec<Input>>,
     /// The paths among its inputs, with the content that its key was made of.
-    pub leaves: Vec<(Source, Digest)>,
+    pub leaves: Vec<Leaf>,
     pub threads: usize,
     pub cancel: Cancel,
     /// Its exports may overwrite files of the user's.
@@ -119,10 +119,12 @@ impl Env<'_> {
             let made = slot.out().join(Path::new(out)).is_file();
             ensure!(made, "the stage did not make `{out}`, which it lists in `outs`");
         }
-        for (source, digest) in &job.leaves {
-            let now = digest_source(self.project, self.cache, source)?.digest();
-            if now != *digest {
-                bail!("`{source}` changed while `{node}` ran: the result would not be what its key says; run again");
+        for leaf in &job.leaves {
+            if !leaf.is_same(self.project, self.cache)? {
+                bail!(
+                    "`{}` changed while `{node}` ran: the result would not be what its key says; run again",
+                    leaf.source
+                );
             }
         }
         Ok(())

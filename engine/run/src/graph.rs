@@ -67,6 +67,8 @@ pub struct PortInputs {
     pub name: String,
     /// What enters, in order.
     pub sources: Vec<Source>,
+    /// [`flow_core::Port::only`]
+    pub only: &'static [&'static str],
 }
 
 /// One thing that enters a node.

@@ -371,6 +371,7 @@ impl Expander<'_> {
                         Mode::Each if sources.len() > 1 => vec![sources[shard].clone()],
                         _ => sources.clone(),
                     },
+                    only: taken.port.only,
                 });
                 self.push(stage, action, inputs.collect(), needs.clone());
             }

@@ -25,6 +25,7 @@ use serde_json::{Map, Value as Json, json};
 use crate::{
     diagnostic,
     facts::{self, read_json},
+    models,
     tokenize::Tokenizer,
     train::check_worker,
     worker::{Launch, about, worker},
@@ -97,8 +98,9 @@ impl Stage for Eval {
     const ABOUT: &'static str = "Measures loss and perplexity of a model over documents";
 
     fn ports(&self) -> Vec<Port> {
-        let mut ports = vec![Port::all("model", std::slice::from_ref(&self.model)), Port::all("data", &self.data)];
-        ports.extend(self.compare.iter().map(|compare| Port::all("compare", std::slice::from_ref(compare))));
+        let model = |port, model| Port::all(port, std::slice::from_ref(model)).only(models::MODEL);
+        let mut ports = vec![model("model", &self.model), Port::all("data", &self.data)];
+        ports.extend(self.compare.iter().map(|compare| model("compare", compare)));
         ports
     }
 

@@ -39,7 +39,7 @@ impl Stage for HfToMegatron {
     const ABOUT: &'static str = "Converts a Hugging Face model to a Megatron-Core checkpoint";
 
     fn ports(&self) -> Vec<Port> {
-        vec![Port::all("input", std::slice::from_ref(&self.input))]
+        vec![Port::all("input", std::slice::from_ref(&self.input)).only(models::MODEL)]
     }
 
     fn check(&self, check: &mut Check<'_>) {

@@ -53,7 +53,10 @@ impl Stage for InitModel {
 
     fn ports(&self) -> Vec<Port> {
         let config = self.config.path().map(|path| Port::all("config", std::slice::from_ref(path)));
-        let tokenizer = self.tokenizer.as_ref().map(|name| Port::all("tokenizer", std::slice::from_ref(name)));
+        let tokenizer = self
+            .tokenizer
+            .as_ref()
+            .map(|name| Port::all("tokenizer", std::slice::from_ref(name)).only(models::COMPANIONS));
         config.into_iter().chain(tokenizer).collect()
     }
 

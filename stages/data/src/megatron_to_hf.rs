@@ -121,9 +121,11 @@ impl Stage for MegatronToHf {
     const ABOUT: &'static str = "Converts a Megatron-Core checkpoint to a Hugging Face model";
 
     fn ports(&self) -> Vec<Port> {
+        // Whoever names the type asks the source's weights for nothing.
+        let read = if self.dtype.is_some() { models::COMPANIONS } else { models::MODEL };
         vec![
             Port::all("input", std::slice::from_ref(&self.input)),
-            Port::all("source", std::slice::from_ref(&self.source)),
+            Port::all("source", std::slice::from_ref(&self.source)).only(read),
         ]
     }
 

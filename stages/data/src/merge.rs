@@ -29,7 +29,7 @@ impl Stage for Merge {
     const ABOUT: &'static str = "Merges several .bin/.idx datasets into one, in Megatron's order";
 
     fn ports(&self) -> Vec<Port> {
-        vec![Port::all("input", &self.input).or_prefix_of(&[".bin", ".idx"])]
+        vec![Port::all("input", &self.input).or_prefix_of(&[".bin", ".idx"]).only(&["*.bin", "*.idx"])]
     }
 
     fn check(&self, check: &mut Check<'_>) {

@@ -13,7 +13,7 @@ use serde_json::Value as Json;
 use crate::facts;
 
 /// Files beside the weights that make a model usable: copied as they are.
-const COMPANIONS: &[&str] = &[
+pub const COMPANIONS: &[&str] = &[
     "added_tokens.json",
     "chat_template.jinja",
     "chat_template.json",
@@ -26,6 +26,18 @@ const COMPANIONS: &[&str] = &[
     "tokenizer_config.json",
     "vocab.json",
 ];
+
+/// [`COMPANIONS`], and the weights themselves.
+pub const MODEL: &[&str] = &{
+    let mut names = ["*.safetensors"; COMPANIONS.len() + 2];
+    let mut i = 0;
+    while i < COMPANIONS.len() {
+        names[i] = COMPANIONS[i];
+        i += 1;
+    }
+    names[i] = "model.safetensors.index.json";
+    names
+};
 
 /// The files of a model, by name.
 #[derive(Debug)]

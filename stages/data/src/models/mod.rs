@@ -18,7 +18,7 @@ use serde_json::Value as Json;
 
 pub use cast::{cast, to_bf16};
 pub use copy::{Copying, TILE, Tile, room};
-pub use dir::{ModelDir, wrong_model_dir};
+pub use dir::{COMPANIONS, MODEL, ModelDir, wrong_model_dir};
 
 /// The families there are.
 const FAMILIES: &[&Family] = &[&llama::LLAMA];

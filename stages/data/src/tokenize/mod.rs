@@ -126,7 +126,10 @@ impl Stage for Tokenize {
     }
 
     fn ports(&self) -> Vec<Port> {
-        vec![Port::each("input", &self.input), Port::all("tokenizer", std::slice::from_ref(&self.tokenizer))]
+        vec![
+            Port::each("input", &self.input),
+            Port::all("tokenizer", std::slice::from_ref(&self.tokenizer)).only(tokenizer::FILES),
+        ]
     }
 
     fn check(&self, check: &mut Check<'_>) {

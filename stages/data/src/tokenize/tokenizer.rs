@@ -38,6 +38,9 @@ pub struct Files {
     special: Option<PathBuf>,
 }
 
+/// The names of all of them.
+pub const FILES: &[&str] = &["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"];
+
 const SPECIAL: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 impl Files {

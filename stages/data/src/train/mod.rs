@@ -38,7 +38,7 @@ impl Stage for Train {
     fn ports(&self) -> Vec<Port> {
         let mut ports = vec![Port::all("model", std::slice::from_ref(&self.model))];
         for (name, mix) in [("train", &self.train), ("validation", &self.validation)] {
-            let all = |name: String, refs: &[_]| Port::all(name, refs).or_prefix_of(ENDINGS);
+            let all = |name: String, refs: &[_]| Port::all(name, refs).or_prefix_of(ENDINGS).only(&["*.bin", "*.idx"]);
             if mix.weights().is_empty() {
                 let refs: Vec<_> = mix.0.iter().map(|portion| portion.tokens.clone()).collect();
                 ports.extend((!refs.is_empty()).then(|| all(name.to_owned(), &refs)));

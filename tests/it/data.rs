@@ -1,0 +1,45 @@
+//! The data path through the real `flow`: what re-runs, what is resumed, what is said.
+
+use std::path::Path;
+
+use crate::support::{Sandbox, copy};
+
+/// The shipped example's directory, as `example` in the project.
+fn with_example(text: &str) -> Sandbox {
+    let sandbox = Sandbox::with(text);
+    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/ja_wiki_mini"), &sandbox.path("example"));
+    sandbox
+}
+
+#[test]
+fn a_file_that_a_stage_does_not_read_is_not_its_input() {
+    let sandbox = with_example(
+        r#"
+        [params]
+        seed = 1
+        [stage.base]
+        kind = "init-model"
+        config = "example/config.json"
+        tokenizer = "example/tokenizer"
+        seed = "${seed}"
+        [stage.tokens]
+        kind = "tokenize"
+        input = "example/validation_0.jsonl.gz"
+        tokenizer = "base"
+        [stage.plain]
+        kind = "tokenize"
+        input = "example/validation_0.jsonl.gz"
+        tokenizer = "example/tokenizer"
+        append_eod = true # another key than the other's, whose tokenizer is the same by content
+        "#,
+    );
+    assert_eq!(sandbox.json(&[]).ran(), ["base", "plain", "tokens"]);
+    sandbox.write("example/tokenizer/README.md", "a page");
+    assert_eq!(sandbox.json(&[]).ran(), [""; 0]);
+    let other_seed = ["--set", "params.seed=2"];
+    assert_eq!(sandbox.json(&other_seed).ran(), ["base"], "other weights, the same tokenizer");
+
+    let config = sandbox.read("example/tokenizer/tokenizer_config.json");
+    sandbox.write("example/tokenizer/tokenizer_config.json", &config.replacen('{', "{\"add_bos_token\": true,", 1));
+    assert_eq!(sandbox.json(&other_seed).ran(), ["base", "plain", "tokens"]);
+}
