@@ -160,8 +160,9 @@ impl Cache {
             Object::Good => return Ok(target),
             Object::Missing => {}
             Object::Damaged(why) => {
-                let went = self.quarantine(&target);
-                self.warn(format!("{} was damaged ({why}), {went}: it is replaced", target.display()));
+                if let Some(went) = self.quarantine(&target) {
+                    self.warn(format!("{} was damaged ({why}), {went}: it is replaced", target.display()));
+                }
             }
         }
         let failed = || format!("write the object {}", target.display());
@@ -176,7 +177,7 @@ impl Cache {
         let meta = Meta::of(&target, false).explain(self.root(), failed)?;
         let unchanged = meta.stat.size == read.stat.size && meta.stat.mtime == read.stat.mtime;
         if meta.stat.ino == read.stat.ino && !unchanged {
-            let went = self.quarantine(&target);
+            let went = self.quarantine(&target).unwrap_or_default();
             bail!(
                 "`{}` was written to while it was committed: a process that the stage started still runs ({} {went})",
                 entry.name,

@@ -97,8 +97,10 @@ impl Cache {
             }
             Err(Bad::Unreadable(error)) => Err(error).with_context(|| format!("cannot read {}", path.display())),
             Err(Bad::Wrong(why)) => {
-                let went = self.quarantine(&path);
-                self.warn(format!("the record {} is wrong ({why}), {went}: it has to be made again", path.display()));
+                if let Some(went) = self.quarantine(&path) {
+                    let path = path.display();
+                    self.warn(format!("the record {path} is wrong ({why}), {went}: it has to be made again"));
+                }
                 Ok(None)
             }
         }

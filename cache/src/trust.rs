@@ -171,12 +171,10 @@ impl Cache {
                     self.warn(format!("{} of {} is gone: it has to be made again", path.display(), of()));
                 }
                 Object::Damaged(why) => {
-                    let went = self.quarantine(&path);
-                    self.warn(format!(
-                        "{} of {} is damaged ({why}), {went}: it has to be made again",
-                        path.display(),
-                        of()
-                    ));
+                    if let Some(went) = self.quarantine(&path) {
+                        let (path, of) = (path.display(), of());
+                        self.warn(format!("{path} of {of} is damaged ({why}), {went}: it has to be made again"));
+                    }
                 }
             }
             good = false;

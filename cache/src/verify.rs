@@ -22,6 +22,9 @@ use crate::{
     trust::{ReadFile, read_file},
 };
 
+/// Where something is that another flow was faster to put into quarantine.
+const GONE: &str = "another flow has moved it away";
+
 /// What [`Cache::verify`] found.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct VerifyReport {
@@ -93,7 +96,8 @@ impl Cache {
         let bad = Mutex::new(BTreeMap::new());
         files.par_iter().try_for_each(|(path, meta)| -> Result<()> {
             if let Some(why) = self.verify_object(path, meta)? {
-                let why = format!("{why}, {}", self.quarantine(path));
+                let went = self.quarantine(path).unwrap_or_else(|| GONE.into());
+                let why = format!("{why}, {went}");
                 bad.lock().unwrap_or_else(PoisonError::into_inner).insert(path.clone(), why);
             }
             progress(done.fetch_add(meta.stat.size, Ordering::Relaxed) + meta.stat.size, total);
@@ -120,7 +124,7 @@ impl Cache {
                 Err(bad) => {
                     let went = match bad {
                         Bad::Format(_) | Bad::Unreadable(_) => "it stays".to_owned(),
-                        Bad::Wrong(_) => self.quarantine(&path),
+                        Bad::Wrong(_) => self.quarantine(&path).unwrap_or_else(|| GONE.into()),
                     };
                     report.bad_records.push(BadRecord { path, why: format!("{bad}, {went}") });
                 }

@@ -10,7 +10,7 @@ use crate::ui::{diagnostic, diagnostic::Severity, paint::Paint};
 /// Why a command did not do what it was asked.
 #[derive(Debug)]
 pub enum Failure {
-    /// 1: a stage failed, and that was said; or what is asked for is not there.
+    /// 1: a stage failed, and that was said; or what was asked for is not there yet.
     Stage(Vec<Diagnostic>),
     /// 2: usage, or the pipeline.
     Pipeline(Vec<Diagnostic>),
@@ -21,7 +21,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// Something that is asked for is not there.
+    /// What is asked for is not there yet, and running will make it.
     pub fn absent(diagnostic: Diagnostic) -> Self {
         Self::Stage(vec![diagnostic])
     }
@@ -53,6 +53,14 @@ pub fn from_error(error: &anyhow::Error) -> Diagnostic {
         return diagnostic.clone();
     }
     error.chain().skip(1).fold(Diagnostic::new(error.to_string()), |all, cause| all.cause(cause.to_string()))
+}
+
+/// What names a run or a stage, and there is none: usage. Anything else: the cache cannot be read.
+pub fn unknown(error: anyhow::Error) -> Failure {
+    match error.downcast::<Diagnostic>() {
+        Ok(diagnostic) => Failure::Pipeline(vec![diagnostic]),
+        Err(error) => Failure::Cache(error),
+    }
 }
 
 impl From<RunError> for Failure {

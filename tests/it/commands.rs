@@ -98,13 +98,13 @@ fn history_is_told_from_outside() {
     let first = runs[1]["id"].as_str().unwrap();
     let show = sandbox.ok(&["show", first]);
     assert!(show.contains(first) && show.contains("ran  a"), "{show}");
-    assert_eq!(sandbox.run(&["show", "nonsense"]).code, Some(1));
+    assert_eq!(sandbox.run(&["show", "nonsense"]).code, Some(2));
 
     assert_eq!(sandbox.ok(&["log", "a"]), "one\n");
     assert_eq!(sandbox.ok(&["log", "a", "--run", first, "--follow"]), "one\n");
     let silent = sandbox.run(&["log", "b"]);
     assert!(silent.code == Some(0) && silent.stdout.is_empty() && silent.stderr.contains("wrote nothing"), "{silent}");
-    assert_eq!(sandbox.run(&["log", "nonsense"]).code, Some(1));
+    assert_eq!(sandbox.run(&["log", "nonsense"]).code, Some(2));
 }
 
 #[test]

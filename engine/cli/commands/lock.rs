@@ -9,6 +9,5 @@ use crate::args;
 pub fn lock(args: &args::Lock) -> Done {
     let options =
         RunOptions { targets: args.stages.clone(), update_pins: args.update, pins_only: true, ..RunOptions::default() };
-    let update = if args.update { " --update" } else { "" };
-    run::run_with(&args.pipeline, &options, None, false, format!("flow lock {}{update}", args.pipeline.words()))
+    run::run_with(&args.pipeline, &options, None, false)
 }

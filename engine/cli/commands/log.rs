@@ -1,6 +1,7 @@
 //! `flow log`
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{ErrorKind, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
@@ -9,11 +10,11 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use flow_core::{Diagnostic, How};
+use flow_core::{Diagnostic, How, did_you_mean};
 use flow_engine::{History, RunInfo};
 
 use super::{Done, open_here, show::find};
-use crate::{args, failure::Failure, out};
+use crate::{args, failure::Failure, out, ui::format::fit};
 
 /// Runs in which a stage without a log is looked for.
 const LOOK_BACK: usize = 20;
@@ -24,7 +25,7 @@ pub fn log(args: &args::Log) -> Done {
     let history = History::open(&cache);
     let runs = match &args.run {
         Some(id) => vec![find(&history, id)?],
-        None => history.list()?,
+        None => history.list()?.collect(),
     };
     // The newest run in which it ran; or, to follow, the one that goes on and will run it.
     let newest = runs.iter().find_map(|run| {
@@ -32,12 +33,7 @@ pub fn log(args: &args::Log) -> Done {
         (!logs.is_empty() || (args.follow && run.alive)).then_some((run, logs))
     });
     let Some((run, logs)) = newest else {
-        if let Some(run) = runs.iter().take(LOOK_BACK).find(|run| ran(run, &args.stage)) {
-            eprintln!("`{}` wrote nothing to its log in run {}", args.stage, run.id);
-            return Ok(());
-        }
-        let wrong = Diagnostic::new(format!("no run has a log of `{}`", args.stage));
-        return Err(Failure::absent(wrong.hint("`flow status` shows what ran; what was cached has no log")));
+        return without_log(&runs, &args.stage);
     };
     if args.follow {
         follow(&history, &run.id, &args.stage)?;
@@ -47,11 +43,32 @@ pub fn log(args: &args::Log) -> Done {
     Ok(())
 }
 
-/// The stage, or a node of it, ran in this run.
-fn ran(run: &RunInfo, stage: &str) -> bool {
-    let is_of = |node: &str| node.strip_prefix(stage).is_some_and(|rest| rest.is_empty() || rest.starts_with('['));
+/// Says why there is no log of a stage.
+fn without_log(runs: &[RunInfo], stage: &str) -> Done {
+    let is_it = |node: &str| node.strip_prefix(stage).is_some_and(|rest| rest.is_empty() || rest.starts_with('['));
     let ran = |how: Option<How>| matches!(how, None | Some(How::Ran | How::Resumed));
-    run.nodes().is_ok_and(|nodes| nodes.iter().any(|(node, record)| is_of(node) && ran(record.how)))
+    let mut known = BTreeSet::new();
+    for run in runs.iter().take(LOOK_BACK) {
+        let nodes = run.nodes().unwrap_or_default();
+        if nodes.iter().any(|(node, record)| is_it(node) && ran(record.how)) {
+            eprintln!("`{stage}` wrote nothing to its log in run {}", run.id);
+            return Ok(());
+        }
+        known.extend(nodes.into_keys());
+    }
+    let wrong = Diagnostic::new(format!("no run has a log of `{stage}`"));
+    if known.iter().any(|node| is_it(node)) {
+        return Err(Failure::absent(wrong.hint("it was cached, and what does not run has no log")));
+    }
+    let mut stages: Vec<&str> =
+        known.iter().map(|node| node.split_once('[').map_or(&**node, |(stage, _)| stage)).collect();
+    stages.dedup();
+    Err(match did_you_mean(stage, stages.iter().copied()) {
+        Some(near) => wrong.hint(format!("did you mean `{near}`?")),
+        None if stages.is_empty() => wrong.hint("nothing ran yet"),
+        None => wrong.hint(format!("what ran: {}", fit(&stages.join(", "), 200))),
+    }
+    .into())
 }
 
 /// The logs of a node, or of every node of a stage: name and file, in order.

@@ -7,30 +7,23 @@ use crate::{
     args,
     failure::Failure,
     interrupt,
-    ui::{self, Rerun},
+    ui::{self, Rerun, shell_word},
 };
 
 /// Runs a pipeline.
 pub fn run(args: &args::Run) -> Done {
     let options = RunOptions { keep_going: args.keep_going, ..args.selection.options() };
-    let command = format!("flow run {}", args.pipeline.words());
-    run_with(&args.pipeline, &options, args.jobs, args.json, command)
+    run_with(&args.pipeline, &options, args.jobs, args.json)
 }
 
-/// Runs a pipeline with `options`; `command` is what starts it again.
-pub fn run_with(
-    pipeline: &args::Pipeline,
-    options: &RunOptions,
-    jobs: Option<u32>,
-    json: bool,
-    command: String,
-) -> Done {
+/// Runs a pipeline with `options`.
+pub fn run_with(pipeline: &args::Pipeline, options: &RunOptions, jobs: Option<u32>, json: bool) -> Done {
     let (project, mut settings, cache) = load_and_open(pipeline)?;
     if let Some(jobs) = jobs {
         settings.jobs = jobs as usize;
     }
     let cancel = interrupt::watch().map_err(|error| Failure::Cache(error.into()))?;
-    let rerun = Rerun::new(command, cache.runs_dir());
+    let rerun = Rerun::new(typed(), pipeline.words(), cache.runs_dir());
     let view = ui::view(json, &rerun);
     let summary = flow_engine::run(&project, &cache, &settings, options, &*view, &cancel);
     drop(view);
@@ -41,4 +34,9 @@ pub fn run_with(
         // What failed was said when it failed.
         (false, false) => Err(Failure::Stage(Vec::new())),
     }
+}
+
+/// The command as it was typed, quoted for a shell.
+fn typed() -> String {
+    std::env::args_os().skip(1).fold("flow".to_owned(), |text, word| text + " " + &shell_word(&word.to_string_lossy()))
 }

@@ -12,8 +12,7 @@ use crate::{
 /// Lists the runs.
 pub fn runs(args: &args::Runs) -> Done {
     let (_, cache) = open_here()?;
-    let mut runs = History::open(&cache).list()?;
-    runs.truncate(args.number);
+    let runs: Vec<RunInfo> = History::open(&cache).list()?.take(args.number).collect();
     if args.json {
         let lines: String = runs.iter().map(|run| json_line(run) + "\n").collect();
         return Ok(out::write(&lines)?);

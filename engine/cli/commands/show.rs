@@ -5,7 +5,7 @@ use flow_engine::{History, RunInfo};
 use super::{Done, open_here, runs, status};
 use crate::{
     args,
-    failure::{Failure, from_error},
+    failure::{Failure, unknown},
     out,
     ui::format::{clock, duration},
 };
@@ -24,7 +24,7 @@ pub fn show(args: &args::Show) -> Done {
 
 /// The run that `id` names.
 pub fn find(history: &History, id: &str) -> Result<RunInfo, Failure> {
-    history.find(id).map_err(|error| Failure::absent(from_error(&error)))
+    history.find(id).map_err(unknown)
 }
 
 fn head(run: &RunInfo) -> String {

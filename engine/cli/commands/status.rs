@@ -1,11 +1,11 @@
 //! `flow status`: how the nodes of a run stand. From the run's files alone, so it works from another terminal while the
 //! run goes on.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::Path};
 
 use anyhow::Result;
-use flow_core::{Diagnostic, Event, How};
-use flow_engine::{History, RunInfo, project_dir};
+use flow_core::{Diagnostic, Event, How, did_you_mean};
+use flow_engine::{History, RunInfo, SETTINGS_FILE, project_dir};
 use serde_json::json;
 
 use super::{
@@ -15,9 +15,12 @@ use super::{
 };
 use crate::{
     args,
-    failure::{Failure, from_error},
+    failure::{Failure, unknown},
     out,
-    ui::format::{amount, clock, plural, value},
+    ui::{
+        format::{amount, clock, plural, value},
+        shell_word,
+    },
 };
 
 /// Shows the last run.
@@ -28,13 +31,16 @@ pub fn status(args: &args::Status) -> Done {
             let (_, cache) = open(&dir)?;
             let absolute = file.file_name().map_or_else(|| dir.clone(), |name| dir.join(name));
             History::open(&cache).last(&absolute)?.ok_or_else(|| {
-                let hint = format!("flow run {}", file.display());
+                if !file.exists() {
+                    return no_file(file);
+                }
+                let hint = format!("flow run {}", shell_word(&file.to_string_lossy()));
                 Failure::absent(Diagnostic::new(format!("`{}` has not run yet", file.display())).hint(hint))
             })?
         }
         None => {
             let (_, cache) = open_here()?;
-            History::open(&cache).find("last").map_err(|error| Failure::absent(from_error(&error)))?
+            History::open(&cache).find("last").map_err(unknown)?
         }
     };
     if args.json {
@@ -53,6 +59,23 @@ pub fn status(args: &args::Status) -> Done {
         runs::state(&run)
     );
     Ok(())
+}
+
+/// There is no such pipeline, and it never ran.
+fn no_file(file: &Path) -> Failure {
+    let wrong = Diagnostic::new(format!("there is no file `{}`", file.display()));
+    let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+    let mut pipelines: Vec<String> = names.filter(|name| name.ends_with(".toml") && name != SETTINGS_FILE).collect();
+    pipelines.sort_unstable();
+    let asked = file.file_name().unwrap_or_default().to_string_lossy();
+    let hint = match did_you_mean(&asked, pipelines.iter().map(String::as_str)) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None if pipelines.is_empty() => "`flow runs` lists what ran".to_owned(),
+        None => format!("there are: {}", pipelines.join(", ")),
+    };
+    wrong.hint(hint).into()
 }
 
 /// A table of the nodes of a run.
@@ -101,7 +124,8 @@ fn nodes(run: &RunInfo) -> Result<Vec<(String, State)>> {
     let mut states: BTreeMap<String, State> = BTreeMap::new();
     for (node, record) in run.nodes()? {
         let state = State {
-            word: record.how.map_or("failed", word),
+            // Without an end it runs, until the events say otherwise.
+            word: record.how.map_or("running", word),
             seconds: Some(record.seconds),
             bytes: record.how.is_some().then_some(record.bytes),
             key: Some(record.key.to_string()),
@@ -121,7 +145,7 @@ fn nodes(run: &RunInfo) -> Result<Vec<(String, State)>> {
                 let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
                 state.seconds = state.seconds.map(|since| (now.as_secs_f64() - since).max(0.0));
             } else {
-                (state.word, state.seconds) = ("killed", None);
+                (state.word, state.seconds) = (if run.head.interrupted { "interrupted" } else { "killed" }, None);
             }
         }
     }

@@ -20,30 +20,38 @@ use paint::Paint;
 /// The words with which this run was started, so that a view can say how to go on.
 #[derive(Debug, Default)]
 pub struct Rerun {
-    command: String,
+    typed: String,
+    pipeline: String,
     runs: PathBuf,
     run: OnceLock<String>,
 }
 
 impl Rerun {
-    /// `command` starts the run again: `flow run p.toml --profile mini`; `runs` is where runs are recorded.
-    pub fn new(command: String, runs: PathBuf) -> Self {
-        Self { command, runs, run: OnceLock::new() }
+    /// `typed` is the whole command; `pipeline` what names the pipeline in it: `p.toml --profile mini`; `runs` is
+    /// where runs are recorded.
+    pub fn new(typed: String, pipeline: String, runs: PathBuf) -> Self {
+        Self { typed, pipeline, runs, run: OnceLock::new() }
     }
 
     /// The command for the whole run.
     pub fn whole(&self) -> &str {
-        &self.command
+        &self.typed
     }
 
     /// The command for just this node.
     pub fn only(&self, node: &str) -> String {
-        format!("{} --only {}", self.command, shell_word(node))
+        format!("flow run {} --only {}", self.pipeline, shell_word(node))
+    }
+
+    /// Where the run is recorded, if it is.
+    fn record(&self) -> Option<PathBuf> {
+        let dir = self.runs.join(self.run.get()?);
+        dir.is_dir().then_some(dir)
     }
 
     /// Where the node's log lies, if it has one.
     fn log_path(&self, node: &str) -> Option<PathBuf> {
-        let path = self.runs.join(self.run.get()?).join("logs").join(format!("{node}.log"));
+        let path = self.record()?.join("logs").join(format!("{node}.log"));
         path.is_file().then_some(path)
     }
 }
@@ -75,13 +83,29 @@ pub fn view<'a>(json: bool, rerun: &'a Rerun) -> Box<dyn Sink + 'a> {
     })
 }
 
-/// `flow 0.1.0 · ja_wiki (mini) · 14 nodes · run 20260101-…`
-fn header(event: &Event, paint: Paint) -> String {
-    let Event::RunStarted { run, pipeline, profile, nodes, version } = event else { return String::new() };
-    let profile = profile.as_ref().map_or_else(String::new, |profile| format!(" ({profile})"));
-    let nodes = format::plural(*nodes, "node");
-    let rest = format!("· {nodes} · run {run} · flow {version}");
-    format!("{} {}\n", paint.bold(&format!("{pipeline}{profile}")), paint.dim(&rest))
+/// What stands above all else that is said of a run. Said with the first thing that happens, as only then it is known
+/// whether the run takes place and has a record.
+#[derive(Debug, Default)]
+struct Header(Option<String>);
+
+impl Header {
+    /// `ja_wiki (mini) · 14 nodes`, kept until [`Header::before`].
+    fn keep(&mut self, event: &Event, paint: Paint) {
+        let Event::RunStarted { pipeline, profile, nodes, version, .. } = event else { return };
+        let profile = profile.as_ref().map_or_else(String::new, |profile| format!(" ({profile})"));
+        let nodes = paint.dim(&format!("· {} · flow {version}", format::plural(*nodes, "node")));
+        self.0 = Some(format!("{} {nodes}", paint.bold(&format!("{pipeline}{profile}"))));
+    }
+
+    /// `text`, after the header if that was not said.
+    fn before(&mut self, text: String, rerun: &Rerun, paint: Paint) -> String {
+        if text.is_empty() {
+            return text;
+        }
+        let Some(head) = self.0.take() else { return text };
+        let run = rerun.record().and_then(|dir| Some(format!(" · run {}", dir.file_name()?.to_string_lossy())));
+        format!("{head}{}\n{text}", paint.dim(&run.unwrap_or_default()))
+    }
 }
 
 #[cfg(test)]

@@ -10,16 +10,15 @@ use std::{
 use flow_core::{Event, How, Level, Sink};
 
 use super::{
-    Rerun,
+    Header, Rerun,
     board::Board,
     format::{WHY, amount, bytes, count, duration, fit, moving, rate, tame},
-    header,
     paint::Paint,
     report::{End, failure, summary},
 };
 
 /// Progress of a node is said at most this often.
-const PROGRESS: Duration = Duration::from_secs(10);
+const PROGRESS: Duration = Duration::from_secs(30);
 /// A node's warnings beyond these are in its log alone.
 const WARNINGS: usize = 20;
 /// Hits are named up to this many in a row, and counted beyond.
@@ -34,6 +33,7 @@ pub struct Plain<'a> {
 
 #[derive(Default)]
 struct State {
+    header: Header,
     board: Board,
     said: HashMap<String, Instant>,
     warned: HashMap<String, usize>,
@@ -53,7 +53,8 @@ impl Sink for Plain<'_> {
         let text = {
             let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let text = state.tell(&event, Instant::now(), self.rerun, self.paint);
-            if text.is_empty() { text } else { state.tell_hits(self.paint, &event) + &text }
+            let text = if text.is_empty() { text } else { state.tell_hits(self.paint, &event) + &text };
+            state.header.before(text, self.rerun, self.paint)
         };
         // Nobody can be told that stderr is gone.
         let _ = std::io::stderr().lock().write_all(text.as_bytes());
@@ -65,7 +66,10 @@ impl State {
     fn tell(&mut self, event: &Event, now: Instant, rerun: &Rerun, paint: Paint) -> String {
         self.board.apply(event, now);
         match event {
-            Event::RunStarted { .. } => header(event, paint),
+            Event::RunStarted { .. } => {
+                self.header.keep(event, paint);
+                String::new()
+            }
             Event::Waiting { node, reason } => line(&paint.yellow("waiting "), node, reason),
             Event::Started { node, why, .. } => {
                 self.said.insert(node.clone(), now);

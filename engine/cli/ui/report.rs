@@ -19,11 +19,12 @@ pub fn failure(node: &str, causes: &[String], seconds: f64, log: &[String], reru
         let cause = cause.trim_end().lines().map(tame).collect::<Vec<_>>().join("\n    ");
         let _ = writeln!(text, "  {} {cause}", paint.red("caused by:"));
     }
-    // Some causes quote the log's end themselves.
-    let quoted = |line: &String| causes.iter().any(|cause| cause.lines().any(|quoted| quoted == line));
-    if !log.iter().all(quoted) {
+    // Causes quote the end of what a program or a rank printed: nothing is said twice.
+    let quoted = |line: &str| causes.iter().any(|cause| cause.lines().skip(1).any(|quoted| quoted.trim() == line));
+    let mut rest = log.iter().filter(|line| !quoted(without_rank(line).trim())).peekable();
+    if rest.peek().is_some() {
         let _ = writeln!(text, "  {}", paint.cyan("the last lines of its log:"));
-        for line in log {
+        for line in rest {
             let _ = writeln!(text, "    {} {}", paint.dim("|"), tame(line));
         }
     }
@@ -32,6 +33,11 @@ pub fn failure(node: &str, causes: &[String], seconds: f64, log: &[String], reru
     }
     let _ = writeln!(text, "  {} to run just this: {}", paint.cyan("hint:"), rerun.only(node));
     text
+}
+
+/// `[rank 1] step 3` → `step 3`
+fn without_rank(line: &str) -> &str {
+    line.strip_prefix("[rank ").and_then(|rest| Some(rest.split_once("] ")?.1)).unwrap_or(line)
 }
 
 /// How a run ended, from its last event.

@@ -12,10 +12,9 @@ use flow_core::{Event, Level, Sink};
 use terminal_size::{Height, Width, terminal_size_of};
 
 use super::{
-    Rerun,
+    Header, Rerun,
     board::{Board, Running},
     format::{amount, count, fit, moving, rate, tame, width},
-    header,
     paint::Paint,
     report::{End, failure, summary},
 };
@@ -41,6 +40,7 @@ struct Shared {
 }
 
 struct State {
+    header: Header,
     board: Board,
     started: Instant,
     changed: bool,
@@ -56,6 +56,7 @@ impl<'a> Tty<'a> {
     /// A view on the terminal at stderr.
     pub fn new(rerun: &'a Rerun, paint: Paint) -> Self {
         let state = State {
+            header: Header::default(),
             board: Board::default(),
             started: Instant::now(),
             changed: false,
@@ -90,15 +91,15 @@ impl Drop for Tty<'_> {
 impl Sink for Tty<'_> {
     fn emit(&self, event: Event) {
         let mut state = self.shared.lock();
-        let text = state.tell(&event, self.rerun, self.paint);
-        state.above.push_str(&text);
+        let mut text = state.tell(&event, self.rerun, self.paint);
         state.board.apply(&event, Instant::now());
         state.changed = true;
         if let Event::RunFinished { ok, interrupted, seconds, saved, .. } = event {
             let end = End { ok, interrupted, seconds, saved };
-            let text = summary(&state.board, end, self.rerun, self.paint);
-            state.above.push_str(&text);
+            text = summary(&state.board, end, self.rerun, self.paint);
         }
+        let text = state.header.before(text, self.rerun, self.paint);
+        state.above.push_str(&text);
     }
 }
 
@@ -136,7 +137,10 @@ impl State {
     /// What of an event stays on the screen.
     fn tell(&mut self, event: &Event, rerun: &Rerun, paint: Paint) -> String {
         match event {
-            Event::RunStarted { .. } => header(event, paint),
+            Event::RunStarted { .. } => {
+                self.header.keep(event, paint);
+                String::new()
+            }
             Event::Failed { node, causes, seconds, log, retry_after: None } => {
                 failure(node, causes, *seconds, log, rerun, paint)
             }
@@ -310,6 +314,7 @@ mod tests {
     #[test]
     fn old_lines_are_taken_away_even_when_the_terminal_became_narrower() {
         let mut state = State {
+            header: Header::default(),
             board: Board::default(),
             started: Instant::now(),
             changed: false,

@@ -4,13 +4,13 @@
 use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
+    path::{Path, PathBuf},
     time::Instant,
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use flow_cache::{Cache, Claim, ClaimOptions, Outcome, Slot};
-use flow_core::{Cancel, Ctx, Event, How, Input, Sink};
+use flow_core::{Cancel, Ctx, Event, How, Input, Level, Sink};
 
 use crate::{
     decide::{Leaf, PIN, Reason, Work},
@@ -82,6 +82,7 @@ impl Env<'_> {
                 let began = Instant::now();
                 self.run_in(&slot, job, node)?;
                 self.check(&slot, job, node)?;
+                self.tell_empty(slot.out(), node);
                 (slot.commit(&run_parts, began.elapsed().as_secs_f64())?, how)
             }
         };
@@ -130,6 +131,17 @@ impl Env<'_> {
         Ok(())
     }
 
+    /// A result is files: an empty directory is not kept, and whoever made it should know.
+    fn tell_empty(&self, out: &Path, node: &str) {
+        let mut empty = Vec::new();
+        find_empty(out, &mut empty);
+        for dir in empty {
+            let name = dir.strip_prefix(out).unwrap_or(&dir).display();
+            let text = format!("the directory `{name}` that it made is empty, and is not kept: a result is files");
+            self.sink.emit(Event::Log { node: node.to_owned(), level: Level::Warning, text });
+        }
+    }
+
     /// Checks the result of a URL against `flow.lock`, or writes it there; and makes it known under its final key.
     ///
     /// # Errors
@@ -171,5 +183,19 @@ impl Env<'_> {
         self.placer
             .place(&node.name, export, &outcome.tree, &missing, overwrite)
             .with_context(|| "the result is in the cache, but cannot be put in its place".to_owned())
+    }
+}
+
+/// The directories below `dir` that hold nothing. What cannot be read is said when it is committed.
+fn find_empty(dir: &Path, empty: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            let path = entry.path();
+            if std::fs::read_dir(&path).is_ok_and(|mut inside| inside.next().is_none()) {
+                empty.push(path);
+            } else {
+                find_empty(&path, empty);
+            }
+        }
     }
 }

@@ -4,14 +4,18 @@ use std::{
     collections::BTreeMap,
     fs::{self, File, TryLockError},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use flow_cache::Cache;
-use flow_core::{Digest, Event, How, Key, Record};
+use flow_core::{Diagnostic, Digest, Event, How, Key, Record, did_you_mean};
 use serde::{Deserialize, Serialize};
 
-use crate::record::{ALIVE, EVENTS, RUN, RunHead, log_path};
+use crate::record::{ALIVE, EVENTS, HEARTBEAT, RUN, RunHead, host, log_path};
+
+/// A run on another machine that did not show itself for so long is dead.
+const HEART_STOPS: Duration = HEARTBEAT.saturating_mul(6);
 
 /// The runs of a cache.
 #[derive(Clone, Debug)]
@@ -54,31 +58,47 @@ impl History {
         Self { runs: cache.runs_dir() }
     }
 
-    /// Every run, the newest first. What is not a run's directory is passed over.
+    /// Every run, the newest first, read as they are asked for. What is not a run's directory is passed over.
     ///
     /// # Errors
     /// The directory of runs cannot be read.
-    pub fn list(&self) -> Result<Vec<RunInfo>> {
-        Ok(self.ids()?.iter().filter_map(|id| self.read(id).ok()).collect())
+    pub fn list(&self) -> Result<impl Iterator<Item = RunInfo>> {
+        Ok(self.ids()?.into_iter().filter_map(|id| self.read(&id).ok()))
     }
 
-    /// The run with this id, or with the only id that begins so; `last` is the newest.
+    /// The run with this id, or with the only id that begins so; `last` is the newest, `last-1` the one before it.
     ///
     /// # Errors
-    /// There is none, or there are several.
+    /// There is none, or there are several; a [`Diagnostic`].
     pub fn find(&self, id: &str) -> Result<RunInfo> {
-        let ids = self.ids()?;
-        if id == "last" {
-            return ids.iter().find_map(|id| self.read(id).ok()).context("there are no runs yet");
+        if let Some(back) = steps_back(id) {
+            return self.list()?.nth(back).ok_or_else(|| {
+                let wrong = match back {
+                    0 => Diagnostic::new("there are no runs yet"),
+                    _ => Diagnostic::new(format!("there are not so many runs that `{id}` is one")),
+                };
+                wrong.hint("`flow runs` lists them").into()
+            });
         }
+        let ids = self.ids()?;
         if ids.iter().any(|other| other == id) {
             return self.read(id);
         }
-        let mut matching = ids.iter().filter(|other| !id.is_empty() && other.starts_with(id));
-        match (matching.next(), matching.next()) {
-            (Some(one), None) => self.read(one),
-            (Some(_), Some(_)) => bail!("several runs begin with `{id}`: write more of the id"),
-            (None, _) => bail!("there is no run `{id}`"),
+        let matching: Vec<&String> = ids.iter().filter(|other| !id.is_empty() && other.starts_with(id)).collect();
+        match matching[..] {
+            [one] => self.read(one),
+            [] => {
+                let wrong = Diagnostic::new(format!("there is no run `{id}`"));
+                Err(match did_you_mean(id, ids.iter().map(String::as_str)) {
+                    Some(near) => wrong.hint(format!("did you mean `{near}`?")),
+                    None => wrong.hint("`flow runs` lists them; `last` is the newest, `last-1` the one before it"),
+                }
+                .into())
+            }
+            [first, second, ..] => {
+                let wrong = Diagnostic::new(format!("{} runs begin with `{id}`", matching.len()));
+                Err(wrong.hint(format!("write more of the id: {first}, {second}, …")).into())
+            }
         }
     }
 
@@ -92,8 +112,7 @@ impl History {
 
     /// The runs of a pipeline file (absolute), the newest first, read as they are asked for.
     pub(crate) fn of(&self, pipeline: &Path) -> Result<impl Iterator<Item = RunInfo>> {
-        let ids = self.ids()?;
-        Ok(ids.into_iter().filter_map(|id| self.read(&id).ok()).filter(move |run| run.head.file == pipeline))
+        Ok(self.list()?.filter(move |run| run.head.file == pipeline))
     }
 
     fn ids(&self) -> Result<Vec<String>> {
@@ -107,9 +126,30 @@ impl History {
         let dir = self.runs.join(id);
         let bytes = fs::read(dir.join(RUN)).with_context(|| format!("there is no run `{id}`"))?;
         let head: RunHead = serde_json::from_slice(&bytes).with_context(|| format!("the record of run `{id}`"))?;
-        let alive = head.finished.is_none()
-            && File::open(dir.join(ALIVE)).is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)));
+        let alive = head.finished.is_none() && is_alive(&dir.join(ALIVE), &head);
         Ok(RunInfo { id: id.to_owned(), dir, head, alive })
+    }
+}
+
+/// `last` → 0, `last-2` → 2.
+fn steps_back(id: &str) -> Option<usize> {
+    let rest = id.strip_prefix("last")?;
+    if rest.is_empty() { Some(0) } else { rest.strip_prefix('-')?.parse().ok() }
+}
+
+/// Whether the process of a run lives. On its own machine its lock says so. Elsewhere, or where the file system has no
+/// locks, not to see a lock says nothing: then the time of the file does, which the process renews.
+fn is_alive(lock: &Path, head: &RunHead) -> bool {
+    let Ok(file) = File::open(lock) else { return false };
+    // Shared, so that two who look do not take each other for the run.
+    match file.try_lock_shared() {
+        Err(TryLockError::WouldBlock) => true,
+        Ok(()) if head.host == host() => false,
+        Ok(()) | Err(TryLockError::Error(_)) => {
+            let modified = file.metadata().and_then(|file| file.modified());
+            // A clock that is behind that of the file's server makes it the future.
+            modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age < HEART_STOPS) || at.elapsed().is_err())
+        }
     }
 }
 

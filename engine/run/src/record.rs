@@ -9,7 +9,7 @@ use std::{
     io::Write,
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result};
@@ -21,6 +21,8 @@ use crate::project::Project;
 
 /// How many of the last lines of a node's log a failure shows.
 const TAIL: usize = 20;
+/// How often a run shows those who cannot see its lock that it lives.
+pub(crate) const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Progress of a node goes to disk at most so often, in seconds.
 const PROGRESS_EVERY: f64 = 1.0;
 
@@ -93,8 +95,9 @@ struct State {
 struct Disk {
     dir: PathBuf,
     events: File,
-    /// Locked as long as the run goes on: this is how others know that it does.
-    _alive: File,
+    /// Locked as long as the run goes on, and touched every [`HEARTBEAT`]: this is how others know that it does.
+    alive: File,
+    beat: Instant,
     logs: HashMap<String, Log>,
     progress: HashMap<String, f64>,
 }
@@ -103,6 +106,11 @@ struct Disk {
 struct Log {
     file: Option<File>,
     tail: VecDeque<String>,
+}
+
+/// This machine's name.
+pub(crate) fn host() -> String {
+    fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
 /// Seconds since 1970.
@@ -122,7 +130,7 @@ impl<'a> Recorder<'a> {
             set: project.set().to_vec(),
             started,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            host: fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
+            host: host(),
             pid: std::process::id(),
             nodes,
             ..RunHead::default()
@@ -135,6 +143,20 @@ impl<'a> Recorder<'a> {
     /// The run's id.
     pub fn id(&self) -> String {
         self.lock().head.id.clone()
+    }
+
+    /// Begins to write to disk, also before something happens.
+    pub fn begin(&self) {
+        self.to_disk(&mut self.lock());
+    }
+
+    /// Shows that the run lives, if it is time to.
+    pub fn beat(&self) {
+        let mut state = self.lock();
+        let Some(disk) = state.disk.as_mut().filter(|disk| disk.beat.elapsed() >= HEARTBEAT) else { return };
+        disk.beat = Instant::now();
+        // Only who cannot see the lock misses it.
+        disk.alive.set_modified(SystemTime::now()).ok();
     }
 
     /// The last lines of a node's log.
@@ -205,7 +227,7 @@ impl<'a> Recorder<'a> {
             alive.try_lock().ok();
             write_atomic(&dir.join(RUN), &serde_json::to_vec_pretty(&state.head)?)?;
             let events = OpenOptions::new().create(true).append(true).open(dir.join(EVENTS))?;
-            Ok(Disk { dir, events, _alive: alive, logs: HashMap::new(), progress: HashMap::new() })
+            Ok(Disk { dir, events, alive, beat: Instant::now(), logs: HashMap::new(), progress: HashMap::new() })
         })();
         match opened {
             Ok(disk) => state.disk = Some(disk),
@@ -339,7 +361,7 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     write().with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// `20260131-235959-123a4`: date, time, milliseconds (ids sort by time), and two digits that tell runs of the same
+/// `20260131-235959-123a4b5`: date, time, milliseconds (ids sort by time), and four digits that tell runs of the same
 /// millisecond apart.
 fn new_id(time: f64) -> String {
     let seconds = time as u64;
@@ -356,7 +378,7 @@ fn new_id(time: f64) -> String {
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
     let salt = blake3::hash(format!("{time} {}", std::process::id()).as_bytes()).to_hex();
     let milli = (time.fract() * 1000.0) as u32;
-    format!("{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}-{milli:03}{}", &salt[..2])
+    format!("{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}-{milli:03}{}", &salt[..4])
 }
 
 #[cfg(test)]

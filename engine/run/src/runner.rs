@@ -213,6 +213,8 @@ impl<'a> Runner<'a> {
 
     fn decide(&mut self, id: NodeId) -> Result<(), RunError> {
         let decision = self.decider.decide(id);
+        // What was damaged is said before it is said to be good again.
+        self.pass_on_warnings();
         let settled = match decision {
             Ok(Decision::Off) => {
                 self.finished(id, How::Off, Key(NO_DIGEST.0), NO_DIGEST, 0.0, 0, 0.0);
@@ -298,12 +300,9 @@ impl<'a> Runner<'a> {
     fn check(&mut self) -> Result<(), RunError> {
         self.checked = true;
         let open = |id: NodeId| self.selection.may_run[id] && self.sched.state(id) != State::Done;
-        let mut errors = match self.env.project.check_only(&open) {
-            Ok(checked) => {
-                checked.warnings.iter().for_each(|warning| self.warn(warning.to_string()));
-                Vec::new()
-            }
-            Err(errors) => errors,
+        let (warnings, mut errors) = match self.env.project.check_only(&open) {
+            Ok(checked) => (checked.warnings, Vec::new()),
+            Err(errors) => (Vec::new(), errors),
         };
         let graph = self.env.project.graph();
         for stage in graph.stages.iter().filter(|stage| stage.off.is_none() && stage.nodes.clone().any(open)) {
@@ -318,12 +317,19 @@ impl<'a> Runner<'a> {
             lacks("GPUs", u64::from(wants.gpus), u64::from(self.settings.gpus), "FLOW_GPUS");
             lacks("bytes of memory", wants.memory, self.settings.memory, "FLOW_MEMORY");
         }
-        if errors.is_empty() { Ok(()) } else { Err(RunError::Pipeline(errors)) }
+        if !errors.is_empty() {
+            return Err(RunError::Pipeline(errors));
+        }
+        // From here on the run takes place, and has a record.
+        self.recorder.begin();
+        warnings.iter().for_each(|warning| self.warn(warning.to_string()));
+        Ok(())
     }
 
     /// Wakes what has rested, stops what takes too long, and everything when the run is interrupted.
     fn look_at_the_clock(&mut self) {
         let now = Instant::now();
+        self.recorder.beat();
         if self.cancel.is_set() && !self.summary.interrupted {
             self.summary.interrupted = true;
             self.sched.stop();
@@ -402,6 +408,7 @@ impl<'a> Runner<'a> {
         let Done { id, made } = done;
         let Some(active) = self.active.remove(&id) else { return };
         let seconds = active.began.elapsed().as_secs_f64();
+        self.pass_on_warnings();
         let error = match made {
             Ok(made) => {
                 self.works.remove(&id);

@@ -209,7 +209,7 @@ fn runs_leave_records_and_a_no_op_run_only_a_small_one() {
     lab.run();
     lab.run();
     let history = History::open(&lab.cache);
-    let runs = history.list().unwrap();
+    let runs = history.list().unwrap().collect::<Vec<_>>();
     assert_eq!(runs.len(), 3);
     let first = runs.iter().find(|run| run.head.ran == 9).unwrap();
     let log = std::fs::read_to_string(first.log_path("leaf2")).unwrap();
@@ -231,7 +231,7 @@ fn runs_leave_records_and_a_no_op_run_only_a_small_one() {
     lab.run();
     lab.write("in/1", "1aaa tail");
     lab.run();
-    let runs = history.list().unwrap();
+    let runs = history.list().unwrap().collect::<Vec<_>>();
     let reverted = runs.iter().find(|run| run.head.ran == 0 && run.head.same_nodes_as.is_none()).unwrap();
     assert_eq!(reverted.nodes().unwrap()["leaf1"].key, first.nodes().unwrap()["leaf1"].key);
 }
@@ -252,7 +252,7 @@ fn why_is_the_difference_of_two_keys() {
     let why = flow_engine::why(&project, &lab.cache, "b", None).unwrap();
     assert!(why[0].key.is_none() && why[0].previous.is_some() && !why[0].comparable);
     lab.run();
-    let first = History::open(&lab.cache).list().unwrap().pop().unwrap();
+    let first = History::open(&lab.cache).list().unwrap().last().unwrap();
     let why = flow_engine::why(&project, &lab.cache, "b", Some(&first.id)).unwrap();
     assert_eq!(why[0].changes.len(), 1);
     assert!(flow_engine::why(&project, &lab.cache, "b", Some("nope")).is_err());
