@@ -19,7 +19,8 @@ fn main() {
         // The wheel has c10d's headers and not Gloo's.
         build.include("shim/gloo_names");
     }
-    for file in ["shim/group.cpp", "shim/autograd.cpp", "shim/runtime.cpp"] {
+    for file in ["shim/group.cpp", "shim/transfers.cpp", "shim/autograd.cpp", "shim/attention.cpp", "shim/runtime.cpp"]
+    {
         build.file(file);
     }
     build.compile("flow_dist_shim");

@@ -1,8 +1,9 @@
-// Stores (c10d's TCPStore) and process groups (c10d's ProcessGroupGloo).
+// Stores (c10d's TCPStore) and process groups (c10d's ProcessGroupGloo, or ProcessGroupNCCL out of a library of its own).
 
 #include "shim.hpp"
 
 #include <chrono>
+#include <stdexcept>
 #include <vector>
 
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
@@ -11,15 +12,11 @@
 
 namespace flow {
 
-struct Store {
-  c10::intrusive_ptr<c10d::Store> store;
-};
-
 namespace {
 
-// Gloo moves host memory. A tensor of a device takes the way through the host.
-at::Tensor to_host(const at::Tensor& x) {
-  return x.device().is_cpu() ? x.contiguous() : x.cpu().contiguous();
+// With Gloo, a tensor of a device takes the way through the host.
+at::Tensor movable(const Backend& backend, const at::Tensor& x) {
+  return x.device().is_cpu() || on_device(backend) ? x.contiguous() : x.cpu().contiguous();
 }
 
 void wait(const c10::intrusive_ptr<c10d::Work>& work) {
@@ -29,7 +26,7 @@ void wait(const c10::intrusive_ptr<c10d::Work>& work) {
 } // namespace
 
 void all_reduce(const Backend& backend, at::Tensor x, c10d::ReduceOp::RedOpType op) {
-  at::Tensor host = to_host(x);
+  at::Tensor host = movable(backend, x);
   const bool average = op == c10d::ReduceOp::AVG;
   c10d::AllreduceOptions options;
   options.reduceOp = average ? c10d::ReduceOp::SUM : op;
@@ -54,7 +51,7 @@ at::Tensor collective(Op op, const Backend& backend, const at::Tensor& x, int64_
       return y;
     }
     case Op::AllGather: {
-      at::Tensor mine = to_host(x);
+      at::Tensor mine = movable(backend, x);
       std::vector<std::vector<at::Tensor>> parts(1);
       for (int64_t i = 0; i < size; i++) {
         parts[0].push_back(at::empty_like(mine));
@@ -83,12 +80,16 @@ FLOW_EXPORT void flow_free(char* text) {
   free(text);
 }
 
+// `listening_fd`: a socket that listens on the port, for the one who serves the store and now owns the socket; else -1.
 FLOW_EXPORT int flow_store_open(
-    const char* host, uint16_t port, int is_server, size_t world, int64_t timeout_ms, Store** out, char** error) {
+    const char* host, uint16_t port, int listening_fd, size_t world, int64_t timeout_ms, Store** out, char** error) {
   return guarded(error, [&] {
     c10d::TCPStoreOptions options;
     options.port = port;
-    options.isServer = is_server != 0;
+    options.isServer = listening_fd >= 0;
+    if (options.isServer) {
+      options.masterListenFd = listening_fd;
+    }
     options.numWorkers = world;
     options.waitWorkers = false;
     options.timeout = std::chrono::milliseconds(timeout_ms);
@@ -140,6 +141,23 @@ FLOW_EXPORT int flow_group_open(
   });
 }
 
+// `open` is flow_nccl_open of the library that holds NCCL: it returns a backend that is ours.
+FLOW_EXPORT int flow_group_open_nccl(
+    Store* store, const char* name, int rank, int size, int64_t timeout_ms,
+    c10d::Backend* (*open)(c10d::Store*, int, int, int64_t, char**), Group** out, char** error) {
+  return guarded(error, [&] {
+    auto prefixed = c10::make_intrusive<c10d::PrefixStore>(name, store->store);
+    char* why = nullptr;
+    c10d::Backend* backend = open(prefixed.get(), rank, size, timeout_ms, &why);
+    if (backend == nullptr) {
+      std::string text = why == nullptr ? "no reason was given" : why;
+      free(why);
+      throw std::runtime_error(text);
+    }
+    *out = new Group{flow::Backend::reclaim(backend)};
+  });
+}
+
 FLOW_EXPORT void flow_group_close(Group* group) {
   delete group;
 }
@@ -155,7 +173,7 @@ FLOW_EXPORT int flow_all_reduce(Group* group, at::Tensor* x, int op, char** erro
 FLOW_EXPORT int flow_broadcast(Group* group, at::Tensor* x, int root, char** error) {
   return guarded(error, [&] {
     at::NoGradGuard no_grad;
-    at::Tensor host = x->device().is_cpu() ? x->contiguous() : x->cpu().contiguous();
+    at::Tensor host = flow::movable(group->backend, *x);
     c10d::BroadcastOptions options;
     options.rootRank = root;
     std::vector<at::Tensor> tensors{host};

@@ -12,6 +12,7 @@
 
 #include <ATen/ATen.h>
 #include <torch/csrc/distributed/c10d/Backend.hpp>
+#include <torch/csrc/distributed/c10d/Store.hpp>
 
 #define FLOW_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -41,6 +42,15 @@ using Backend = c10::intrusive_ptr<c10d::Backend>;
 struct Group {
   Backend backend;
 };
+
+struct Store {
+  c10::intrusive_ptr<c10d::Store> store;
+};
+
+// Gloo moves the host's memory, NCCL the GPUs'.
+inline bool on_device(const Backend& backend) {
+  return backend->getBackendName() == "nccl";
+}
 
 // What a collective does to a tensor; the numbers are those of src/autograd.rs.
 enum class Op : int64_t { Identity = 0, AllReduce = 1, AllGather = 2, ReduceScatter = 3 };

@@ -46,6 +46,21 @@ pub fn reduce_scatter_from(group: &Group, x: &Tensor, dim: i64) -> Result<Tensor
     group.differentiable("reduce-scatter", x, (Op::ReduceScatter, Op::AllGather), dim)
 }
 
+/// Flash attention of queries that stand at the end of the keys' positions: query i of n sees the keys up to
+/// keys − n + i. [batch, heads, positions, width], bf16, on a GPU; fewer key heads than query heads are shared out.
+///
+/// # Errors
+/// The tensors do not fit the kernel.
+pub fn causal_suffix_attention(query: &Tensor, key: &Tensor, value: &Tensor) -> Result<Tensor> {
+    let mut out = ptr::null_mut();
+    call(|error| {
+        // SAFETY: all pointers are valid for the call.
+        unsafe { ffi::flow_causal_suffix_attention(query.as_ptr(), key.as_ptr(), value.as_ptr(), &mut out, error) }
+    })?;
+    // SAFETY: the shim gave us a tensor of our own.
+    Ok(unsafe { Tensor::from_ptr(out) })
+}
+
 /// The product of `gradient` with the derivative of `output` by each of `inputs`; `None` for one that `output` does not
 /// depend on. `gradient` has the shape of `output`. The graph is freed.
 ///

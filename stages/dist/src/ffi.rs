@@ -20,6 +20,15 @@ pub struct CGroup {
     _private: [u8; 0],
 }
 
+/// `flow::Pending` of `shim/transfers.cpp`.
+#[repr(C)]
+pub struct CPending {
+    _private: [u8; 0],
+}
+
+/// `flow_nccl_open` of the library that holds NCCL, as `shim/group.cpp` calls it.
+pub type OpenNccl = unsafe extern "C" fn();
+
 unsafe extern "C" {
     pub fn flow_free(text: *mut c_char);
     pub fn flow_libtorch_version() -> *const c_char;
@@ -43,7 +52,7 @@ unsafe extern "C" {
     pub fn flow_store_open(
         host: *const c_char,
         port: u16,
-        is_server: c_int,
+        listening_fd: c_int,
         world: usize,
         timeout_ms: i64,
         out: *mut *mut CStore,
@@ -85,6 +94,16 @@ unsafe extern "C" {
         out: *mut *mut CGroup,
         error: *mut *mut c_char,
     ) -> c_int;
+    pub fn flow_group_open_nccl(
+        store: *mut CStore,
+        name: *const c_char,
+        rank: c_int,
+        size: c_int,
+        timeout_ms: i64,
+        open: OpenNccl,
+        out: *mut *mut CGroup,
+        error: *mut *mut c_char,
+    ) -> c_int;
     pub fn flow_group_close(group: *mut CGroup);
     pub fn flow_all_reduce(group: *mut CGroup, x: *const C_tensor, op: c_int, error: *mut *mut c_char) -> c_int;
     pub fn flow_broadcast(group: *mut CGroup, x: *const C_tensor, root: c_int, error: *mut *mut c_char) -> c_int;
@@ -103,6 +122,36 @@ unsafe extern "C" {
         forward_op: i64,
         backward_op: i64,
         dim: i64,
+        out: *mut *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub fn flow_reduce_start(
+        group: *mut CGroup,
+        bucket: *const C_tensor,
+        scatter: c_int,
+        out: *mut *mut CPending,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub fn flow_gather_start(
+        group: *mut CGroup,
+        bucket: *const C_tensor,
+        out: *mut *mut CPending,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub fn flow_send_start(
+        group: *mut CGroup,
+        x: *const C_tensor,
+        to: c_int,
+        out: *mut *mut CPending,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub fn flow_receive(group: *mut CGroup, x: *const C_tensor, from: c_int, error: *mut *mut c_char) -> c_int;
+    pub fn flow_pending_wait(pending: *mut CPending, error: *mut *mut c_char) -> c_int;
+    pub fn flow_pending_drop(pending: *mut CPending);
+    pub fn flow_causal_suffix_attention(
+        query: *const C_tensor,
+        key: *const C_tensor,
+        value: *const C_tensor,
         out: *mut *mut C_tensor,
         error: *mut *mut c_char,
     ) -> c_int;

@@ -13,9 +13,9 @@ use anyhow::{Context, Result, ensure};
 use tch::Tensor;
 
 use crate::{
-    Store,
-    ffi::{self, CGroup, c_string, call},
-    store::millis,
+    Nccl, Store,
+    ffi::{self, CGroup, CPending, c_string, call},
+    store::{is_loopback, millis},
 };
 
 /// How tensors of several ranks become one. The numbers are c10d's.
@@ -38,7 +38,7 @@ pub(crate) enum Op {
     ReduceScatter = 3,
 }
 
-/// Ranks that work together (c10d's `ProcessGroupGloo`), or one rank alone, for which every collective is the identity:
+/// Ranks that work together (c10d's `ProcessGroupGloo` or `ProcessGroupNCCL`), or one rank alone, for which every collective is the identity:
 /// whoever uses a group need not ask. Cheap to clone.
 ///
 /// All ranks of a group call the same collectives in the same order. A rank that does not come makes the others' call
@@ -53,7 +53,7 @@ pub struct Group {
 
 struct Handle(NonNull<CGroup>);
 
-// SAFETY: ProcessGroupGloo may be used from several threads (autograd's threads do); calls are ordered by their caller.
+// SAFETY: c10d's groups may be used from several threads (autograd's threads do); calls are ordered by their caller.
 unsafe impl Send for Handle {}
 // SAFETY: as above.
 unsafe impl Sync for Handle {}
@@ -89,7 +89,7 @@ impl Group {
         if size == 1 {
             return Ok(Self { name: name.into(), ..Self::solo() });
         }
-        let address = c_string(if matches!(host, "localhost" | "127.0.0.1" | "::1") { "127.0.0.1" } else { "" })?;
+        let address = c_string(if is_loopback(host) { "127.0.0.1" } else { "" })?;
         let interface = c_string(&env::var("GLOO_SOCKET_IFNAME").unwrap_or_default())?;
         let c_name = c_string(name)?;
         let mut group = ptr::null_mut();
@@ -110,6 +110,47 @@ impl Group {
             }
         })
         .with_context(|| format!("the {size} ranks of `{name}` did not find each other"))?;
+        Self::of(group, rank, size, name)
+    }
+
+    /// As [`Group::open`], for ranks that have a GPU of this host each: their tensors move by `nccl`.
+    ///
+    /// # Errors
+    /// NCCL's.
+    pub fn open_nccl(
+        store: &Store,
+        nccl: &Nccl,
+        name: &str,
+        rank: usize,
+        size: usize,
+        timeout: Duration,
+    ) -> Result<Self> {
+        ensure!(rank < size, "rank {rank} of a group of {size}");
+        if size == 1 {
+            return Ok(Self { name: name.into(), ..Self::solo() });
+        }
+        let c_name = c_string(name)?;
+        let mut group = ptr::null_mut();
+        call(|error| {
+            // SAFETY: all pointers are valid for the call; `nccl` holds the function that the shim calls.
+            unsafe {
+                ffi::flow_group_open_nccl(
+                    store.as_ptr(),
+                    c_name.as_ptr(),
+                    c_int(rank),
+                    c_int(size),
+                    millis(timeout),
+                    nccl.0,
+                    &mut group,
+                    error,
+                )
+            }
+        })
+        .with_context(|| format!("NCCL does not join the {size} ranks of `{name}`"))?;
+        Self::of(group, rank, size, name)
+    }
+
+    fn of(group: *mut CGroup, rank: usize, size: usize, name: &str) -> Result<Self> {
         let handle = Handle(NonNull::new(group).context("libtorch returned no group")?);
         Ok(Self { inner: Some(Arc::new(handle)), rank, size, name: name.into() })
     }
@@ -173,6 +214,61 @@ impl Group {
         self.collective("reduce-scatter", x, Op::ReduceScatter, dim)
     }
 
+    /// Begins to sum a flat buffer over the ranks, in place. With `scatter`, in the end only this rank's part of it (they
+    /// are equal, in the order of ranks) holds the sum, and the rest nothing of use.
+    ///
+    /// # Errors
+    /// The buffer does not split evenly; a rank is gone.
+    pub fn start_reduce(&self, bucket: &Tensor, scatter: bool) -> Result<Pending> {
+        self.start("reduce", |group, out, error| {
+            // SAFETY: all pointers are valid for the call.
+            unsafe { ffi::flow_reduce_start(group, bucket.as_ptr(), c_int::from(scatter), out, error) }
+        })
+    }
+
+    /// Begins to give every rank the others' parts of a flat buffer, in place.
+    ///
+    /// # Errors
+    /// The buffer does not split evenly; a rank is gone.
+    pub fn start_gather(&self, bucket: &Tensor) -> Result<Pending> {
+        self.start("gather", |group, out, error| {
+            // SAFETY: all pointers are valid for the call.
+            unsafe { ffi::flow_gather_start(group, bucket.as_ptr(), out, error) }
+        })
+    }
+
+    /// Begins to send a tensor to rank `to` of the group.
+    ///
+    /// # Errors
+    /// The rank is gone.
+    pub fn start_send(&self, x: &Tensor, to: usize) -> Result<Pending> {
+        self.start("send", |group, out, error| {
+            // SAFETY: all pointers are valid for the call.
+            unsafe { ffi::flow_send_start(group, x.as_ptr(), c_int(to), out, error) }
+        })
+    }
+
+    /// Overwrites `x` with what rank `from` sends. What a rank sends comes in order.
+    ///
+    /// # Errors
+    /// The rank is gone or late.
+    pub fn receive(&self, x: &Tensor, from: usize) -> Result<()> {
+        self.each("receive", |group, error| {
+            // SAFETY: both pointers are valid for the call.
+            unsafe { ffi::flow_receive(group, x.as_ptr(), c_int(from), error) }
+        })
+    }
+
+    fn start(
+        &self,
+        what: &str,
+        function: impl FnOnce(*mut CGroup, *mut *mut CPending, *mut *mut std::ffi::c_char) -> c_int,
+    ) -> Result<Pending> {
+        let mut pending = ptr::null_mut();
+        self.each(what, |group, error| function(group, &mut pending, error))?;
+        Ok(Pending { inner: NonNull::new(pending), group: self.clone(), what: what.to_owned() })
+    }
+
     fn collective(&self, what: &str, x: &Tensor, op: Op, dim: i64) -> Result<Tensor> {
         let mut out = ptr::null_mut();
         self.each(what, |group, error| {
@@ -199,8 +295,41 @@ impl Group {
     /// Calls the shim, unless the rank is alone.
     fn each(&self, what: &str, function: impl FnOnce(*mut CGroup, *mut *mut std::ffi::c_char) -> c_int) -> Result<()> {
         let Some(handle) = &self.inner else { return Ok(()) };
-        call(|error| function(handle.0.as_ptr(), error))
-            .with_context(|| format!("{what} over the {} ranks of `{}` failed", self.size, self.name))
+        call(|error| function(handle.0.as_ptr(), error)).with_context(|| self.failed(what))
+    }
+
+    fn failed(&self, what: &str) -> String {
+        format!("{what} over the {} ranks of `{}` failed", self.size, self.name)
+    }
+}
+
+/// A transfer that goes on by itself. What it reads or writes must be left alone until [`Pending::wait`].
+#[must_use = "its result is there after `wait`"]
+pub struct Pending {
+    inner: Option<NonNull<CPending>>,
+    group: Group,
+    what: String,
+}
+
+impl Pending {
+    /// Waits until it is done.
+    ///
+    /// # Errors
+    /// A rank is gone or late.
+    pub fn wait(mut self) -> Result<()> {
+        let Some(pending) = self.inner.take() else { return Ok(()) };
+        // SAFETY: made by the shim, and given back to it once: `inner` is empty now.
+        call(|error| unsafe { ffi::flow_pending_wait(pending.as_ptr(), error) })
+            .with_context(|| self.group.failed(&self.what))
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if let Some(pending) = self.inner {
+            // SAFETY: made by the shim, freed here alone. c10d keeps its own hold on the memory until it is done.
+            unsafe { ffi::flow_pending_drop(pending.as_ptr()) }
+        }
     }
 }
 

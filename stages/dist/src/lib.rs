@@ -7,8 +7,10 @@
 pub mod autograd;
 mod ffi;
 mod group;
+mod nccl;
 pub mod runtime;
 mod store;
 
-pub use group::{Group, Reduce};
+pub use group::{Group, Pending, Reduce};
+pub use nccl::Nccl;
 pub use store::Store;

@@ -94,9 +94,9 @@ pub fn load_cuda() -> Result<()> {
         libtorch_cpu().and_then(|path| Some(path.canonicalize().ok()?.with_file_name("libtorch_cuda.so")))
         && beside.exists()
     {
-        return open_library(&beside.to_string_lossy());
+        return open_library(&beside.to_string_lossy()).map(drop);
     }
-    open_library("libtorch_cuda.so")
+    open_library("libtorch_cuda.so").map(drop)
 }
 
 /// Where the `libtorch_cpu.so` of this process was loaded from.
@@ -114,7 +114,7 @@ fn libtorch_cpu() -> Option<PathBuf> {
 }
 
 /// Loads a shared library for the life of the process, its symbols visible to all.
-fn open_library(name: &str) -> Result<()> {
+pub(crate) fn open_library(name: &str) -> Result<*mut c_void> {
     let c_name: CString = c_string(name)?;
     // SAFETY: loading runs the library's constructors; these are NVIDIA's and libtorch's own.
     let handle: *mut c_void = unsafe { libc::dlopen(c_name.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
@@ -126,5 +126,5 @@ fn open_library(name: &str) -> Result<()> {
         };
         bail!("{why}");
     }
-    Ok(())
+    Ok(handle)
 }

@@ -2,6 +2,8 @@
 
 use std::{
     ffi::{c_char, c_int},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener},
+    os::fd::IntoRawFd,
     ptr::{self, NonNull},
     time::Duration,
 };
@@ -21,12 +23,14 @@ unsafe impl Send for Store {}
 unsafe impl Sync for Store {}
 
 impl Store {
-    /// Opens the store at `host:port`; with `serve` this process holds it. A client retries until `timeout`.
+    /// Opens the store at `host:port`; with `serve` this process holds it. A client retries until `timeout`. Where `host`
+    /// is this machine's loopback, the store listens there alone: no other machine can reach it.
     ///
     /// # Errors
     /// The port is taken, or nobody serves there in time.
     pub fn open(host: &str, port: u16, serve: bool, world_size: usize, timeout: Duration) -> Result<Self> {
         let name = c_string(host)?;
+        let listener = serve.then(|| listen(host, port)).transpose()?;
         let mut store = ptr::null_mut();
         call(|error| {
             // SAFETY: all pointers are valid for the call.
@@ -34,7 +38,7 @@ impl Store {
                 ffi::flow_store_open(
                     name.as_ptr(),
                     port,
-                    c_int::from(serve),
+                    listener.map_or(-1, IntoRawFd::into_raw_fd),
                     world_size,
                     millis(timeout),
                     &mut store,
@@ -115,6 +119,24 @@ impl Drop for Store {
         // SAFETY: made by flow_store_open, freed here alone.
         unsafe { ffi::flow_store_close(self.as_ptr()) }
     }
+}
+
+/// Listens on the port, at the loopback if that is where the store is looked for.
+fn listen(host: &str, port: u16) -> Result<TcpListener> {
+    let everywhere = IpAddr::from(Ipv6Addr::UNSPECIFIED);
+    let address = if is_loopback(host) { IpAddr::from(Ipv4Addr::LOCALHOST) } else { everywhere };
+    TcpListener::bind((address, port))
+        .or_else(|error| match address {
+            // A host without IPv6.
+            IpAddr::V6(_) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)),
+            IpAddr::V4(_) => Err(error),
+        })
+        .with_context(|| format!("rank 0 cannot open its store on port {port}"))
+}
+
+/// Whether a host's name is the loopback's.
+pub(crate) fn is_loopback(host: &str) -> bool {
+    host == "localhost" || host == "127.0.0.1"
 }
 
 pub(crate) fn millis(duration: Duration) -> i64 {

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Writes what is beside it: tiny Llamas, tokens, and what another implementation makes of
-them: the trace of 20 training steps, log-likelihoods of documents, logits.
+them: the trace of 20 training steps, every gradient of one batch, log-likelihoods of documents, logits.
 
 The other implementation is transformers' LlamaForCausalLM with torch.optim.AdamW, in fp32 on one CPU thread; batches are
 dealt out by Megatron's GPTDataset as described in its documentation, written again here with NumPy's RandomState.
@@ -144,6 +144,16 @@ def trace(name, train, validation):
     return lines
 
 
+def write_gradients(name, rows):
+    """The loss of two rows and its gradient by every parameter, under Hugging Face's names."""
+    model = LlamaForCausalLM.from_pretrained(HERE / name, dtype=torch.float32, attn_implementation="eager").train()
+    loss = loss_of(model, rows)
+    loss.backward()
+    gradients = {key: parameter.grad for key, parameter in model.named_parameters()}
+    save_file(gradients, HERE / name / "gradients.safetensors", metadata={"format": "pt"})
+    return {"rows": rows.tolist(), "loss": loss.item()}
+
+
 def evaluation(name, window):
     """Every token of documents.jsonl but each document's first, scored once: windows as lm-evaluation-harness cuts them."""
     model = LlamaForCausalLM.from_pretrained(HERE / name, dtype=torch.float32, attn_implementation="eager").eval()
@@ -206,6 +216,7 @@ def main():
         "torch": torch.__version__.split("+")[0], "training": training, "traces": traces,
         "evaluations": {name: evaluation(name, 40) for name in traces},
         "logits": {name: some_logits(name) for name in traces},
+        "gradients": {name: write_gradients(name, train[:2]) for name in traces},
     }
     (HERE / "reference.json").write_text(json.dumps(reference, indent=None).replace('{"step"', '\n{"step"') + "\n")
 

@@ -8,6 +8,8 @@ mod loss;
 mod parallel;
 pub mod params;
 mod rope;
+#[cfg(test)]
+mod tests;
 
 use anyhow::{Context, Result};
 use flow_dist::autograd;
