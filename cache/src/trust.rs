@@ -154,6 +154,12 @@ impl Cache {
         }
     }
 
+    /// Whether the cache has the bytes of an entry.
+    #[must_use]
+    pub fn has(&self, entry: &Entry) -> bool {
+        matches!(self.check_object(entry), Ok(Object::Good))
+    }
+
     /// Whether all objects of a tree are good. Damaged ones are put in quarantine; `of` says whose they are.
     pub(crate) fn objects_good(&self, tree: &Arc<Tree>, of: &dyn Fn() -> String) -> Result<bool> {
         let entries = tree.entries();

@@ -8,6 +8,7 @@ mod errors;
 mod history;
 mod main_job;
 mod minimal;
+mod outs;
 mod readme;
 mod screen;
 mod support;

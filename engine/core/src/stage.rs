@@ -49,7 +49,8 @@ pub trait Stage: Serialize + DeserializeOwned + fmt::Debug + Send + Sync + 'stat
         Vec::new()
     }
 
-    /// Files that appear in the project's folder (paths relative to it) besides being kept in the cache.
+    /// Files and directories that appear in the project's folder (paths relative to it) besides being kept in the
+    /// cache. While the stage runs nothing is in their places but what it puts there itself.
     fn outs(&self) -> &[String] {
         &[]
     }

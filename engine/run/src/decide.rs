@@ -16,6 +16,7 @@ use rayon::prelude::*;
 use crate::{
     graph::{NodeId, PortInputs, Source},
     lockfile::{LockFile, Pinned},
+    place::below,
     project::Project,
     select::Selection,
 };
@@ -239,12 +240,21 @@ impl<'a> Decider<'a> {
         self.paths.get(source).ok_or_else(|| anyhow!("`{source}` was not read"))
     }
 
-    /// One file of a node's result, as if it were named by its path: a tree of one entry with the file's own name.
-    fn out(&self, id: NodeId, file: &str) -> Result<Tree> {
-        let entry = self.of(id)?.tree.get(file);
-        let entry = entry.ok_or_else(|| anyhow!("`{}` did not make `{file}`", self.project.graph().nodes[id].name))?;
-        let name = file.rsplit('/').next().unwrap_or(file).to_owned();
-        Tree::new(vec![Entry { name, ..entry.clone() }]).map_err(|error| anyhow!(error))
+    /// What a node's result has under this path, as if it were named by its path: of a file a tree of one entry with the
+    /// file's own name, of a directory its files.
+    fn out(&self, id: NodeId, path: &str) -> Result<Tree> {
+        let tree = &self.of(id)?.tree;
+        let entries: Vec<Entry> = match tree.get(path) {
+            Some(entry) => {
+                let name = path.rsplit('/').next().unwrap_or(path).to_owned();
+                vec![Entry { name, ..entry.clone() }]
+            }
+            None => below(tree, path).map(|(name, entry)| Entry { name: name.into(), ..entry.clone() }).collect(),
+        };
+        if entries.is_empty() {
+            return Err(anyhow!("`{}` did not make `{path}`", self.project.graph().nodes[id].name));
+        }
+        Tree::new(entries).map_err(|error| anyhow!(error))
     }
 
     /// What a node takes, where it lies.

@@ -13,10 +13,11 @@ use flow_cache::{Cache, Claim, ClaimOptions, Outcome, Slot};
 use flow_core::{Cancel, Ctx, Event, How, Input, Level, Sink};
 
 use crate::{
+    aside::Aside,
     decide::{Leaf, PIN, Reason, Work},
     graph::NodeId,
     lockfile::{LOCK_FILE, LockFile, Pinned},
-    place::Placer,
+    place::{Placer, Put, refusal},
     project::Project,
 };
 
@@ -80,14 +81,17 @@ impl Env<'_> {
                 let how = if slot.resumed() { How::Resumed } else { How::Ran };
                 self.sink.emit(Event::Started { node: node.clone(), key: job.work.key, why: job.why.clone() });
                 let began = Instant::now();
+                let aside = Aside::new(self.placer, job.id, job.overwrite, &job.cancel, &waiting)?;
                 self.run_in(&slot, job, node)?;
                 self.check(&slot, job, node)?;
                 self.tell_empty(slot.out(), node);
-                (slot.commit(&run_parts, began.elapsed().as_secs_f64())?, how)
+                let outcome = slot.commit(&run_parts, began.elapsed().as_secs_f64())?;
+                aside.keep(job.id, &outcome.tree)?;
+                (outcome, how)
             }
         };
         let outcome = self.pin(&job.work, outcome)?;
-        self.place(job.id, &outcome, job.overwrite)?;
+        self.place(job.id, &outcome, job.overwrite, &job.cancel)?;
         Ok(Made { outcome, how })
     }
 
@@ -117,7 +121,7 @@ impl Env<'_> {
     /// What a stage must have left, and must have left alone.
     fn check(&self, slot: &Slot, job: &Job, node: &str) -> Result<()> {
         for out in self.project.graph().nodes[job.id].action.outs() {
-            let made = slot.out().join(Path::new(out)).is_file();
+            let made = slot.out().join(Path::new(out)).exists();
             ensure!(made, "the stage did not make `{out}`, which it lists in `outs`");
         }
         for leaf in &job.leaves {
@@ -171,18 +175,24 @@ impl Env<'_> {
     /// Puts a result's files in their places outside of the cache.
     ///
     /// # Errors
-    /// A file of the user's is in the way; something cannot be written.
-    pub fn place(&self, id: NodeId, outcome: &Outcome, overwrite: bool) -> Result<()> {
-        let node = &self.project.graph().nodes[id];
-        let export = self.project.graph().stage_of(id).common.export.as_deref();
-        let outs = node.action.outs();
-        if outs.is_empty() && export.is_none() {
+    /// A file of the user's is in the way; something cannot be written; [`flow_core::Cancelled`].
+    pub fn place(&self, id: NodeId, outcome: &Outcome, overwrite: bool, cancel: &Cancel) -> Result<()> {
+        if !self.placer.has_places(id) {
             return Ok(());
         }
-        let missing = self.placer.missing(outs, export, &outcome.tree)?;
-        self.placer
-            .place(&node.name, export, &outcome.tree, &missing, overwrite)
-            .with_context(|| "the result is in the cache, but cannot be put in its place".to_owned())
+        let node = &self.project.graph().nodes[id].name;
+        let lack = self.placer.lacks(id, &outcome.tree)?;
+        let mut waiting = || {
+            let reason = "another flow is making the same files".to_owned();
+            self.sink.emit(Event::Waiting { node: node.clone(), reason });
+        };
+        match self.placer.put(&lack, overwrite, Some((cancel, &mut waiting)))? {
+            Put::Refused(refused) => {
+                let refused: Vec<_> = refused.iter().map(|path| refusal(path, node)).collect();
+                Err(anyhow!(refused.join("\n")).context("the result is in the cache, but cannot be put in its place"))
+            }
+            Put::Done | Put::Busy => Ok(()),
+        }
     }
 }
 

@@ -76,11 +76,11 @@ pub struct PortInputs {
 pub enum Source {
     /// All that a node produces.
     Node(NodeId),
-    /// One of the files that a node puts into the project's folder.
+    /// A file or directory that a node puts into the project's folder.
     Out {
         /// The node.
         node: NodeId,
-        /// The file's name in the node's tree: the path in the project's folder.
+        /// Its name in the node's tree: the path in the project's folder.
         file: String,
     },
     /// A file or directory, relative to the project's folder.

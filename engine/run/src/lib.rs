@@ -7,15 +7,18 @@
 //!
 //! No stage kind is named here (the registry is handed in), and nothing is drawn.
 
+mod aside;
 mod common;
 mod decide;
 mod exec;
 mod graph;
 mod history;
+mod ledger;
 mod link;
 mod load;
 mod lockfile;
 mod order;
+mod outside;
 mod params;
 mod place;
 mod plan;

@@ -6,12 +6,13 @@ use std::{
     sync::Arc,
 };
 
-use flow_core::{Diagnostic, DynStage, Kind, Mode, Port, Span, Value, did_you_mean, expand_braces, is_safe_name};
+use flow_core::{Diagnostic, DynStage, Kind, Mode, Port, Span, Value, did_you_mean, expand_braces};
 
 use crate::{
     common::{self, Common},
     graph::{Graph, Node, NodeId, PortInputs, Source, StageId, StageInfo, split_index},
     order::{Edges, order},
+    outside::{self, Named},
 };
 
 /// After so many errors nobody reads suggestions, and comparing names is the slow part.
@@ -40,7 +41,7 @@ enum Target {
     Stage(StageId),
     /// One node of a stage.
     Nth(StageId, usize),
-    /// A file that a stage puts into the project's folder, by the stage and the number of the action.
+    /// What a stage puts into the project's folder, by the stage and the number of the action.
     Out(StageId, usize, String),
     Path(PathBuf),
     Prefix(PathBuf, &'static [&'static str]),
@@ -55,7 +56,7 @@ impl Target {
     }
 }
 
-/// Makes the graph of the stages of a file in `project`.
+/// Makes the graph of the stages of a file in `project`, which was read from `sources`.
 ///
 /// # Errors
 /// Every stage that cannot be read, every reference to nothing, every circle.
@@ -63,6 +64,7 @@ pub fn link(
     stages: Vec<(String, Option<Span>, Value)>,
     kinds: &'static [Kind],
     project: &Path,
+    sources: &[PathBuf],
 ) -> Result<Graph, Vec<Diagnostic>> {
     let mut errors = Vec::new();
     // Of all stages, also those that cannot be read: naming one of them is not a second error.
@@ -70,7 +72,7 @@ pub fn link(
     let by_name: HashMap<String, StageId> = names.iter().enumerate().map(|(i, name)| (name.clone(), i)).collect();
     let mut drafts: Vec<Option<Draft>> =
         stages.into_iter().map(|(name, span, value)| read_stage(name, span, value, kinds, &mut errors)).collect();
-    let outs = collect_outs(&drafts, &mut errors);
+    let outs = collect_outs(&drafts, project, sources, &mut errors);
 
     let finder = Finder { by_name: &by_name, names: &names, outs: &outs, project };
     let mut edges = Edges::new();
@@ -172,32 +174,31 @@ fn read_stage(
     Some(Draft { name, span, kind, common: parts.common, value: parts.own, actions, needs: Vec::new() })
 }
 
-/// Path in the project's folder → the stage and action that puts a file there.
+/// Path in the project's folder → the stage and action that puts a file or directory there.
 type Outs = HashMap<String, (StageId, usize, String)>;
 
-fn collect_outs(drafts: &[Option<Draft>], errors: &mut Vec<Diagnostic>) -> Outs {
+fn collect_outs(drafts: &[Option<Draft>], project: &Path, sources: &[PathBuf], errors: &mut Vec<Diagnostic>) -> Outs {
     let mut outs = Outs::new();
+    let mut named = Vec::new();
     for (stage, draft) in drafts.iter().enumerate() {
         let Some(draft) = draft.as_ref().filter(|draft| draft.common.when) else { continue };
         for (nth, (action, _)) in draft.actions.iter().enumerate() {
-            for out in action.outs() {
-                let span = || draft.value.nearest("outs").span.clone();
-                if !is_safe_name(out) {
-                    let error = Diagnostic::new(format!("`{out}` cannot be an output")).at(span());
-                    errors.push(error.hint("outputs are files inside the project's folder, named relative to it"));
-                } else if let Some((other, ..)) = outs.insert(normal(out), (stage, nth, out.clone())) {
-                    let other = drafts[other].as_ref().map_or("", |draft| draft.name.as_str());
-                    let both = format!("`{out}` is an output of `{other}` and of `{}`", draft.name);
-                    errors.push(Diagnostic::new(both).at(span()).hint("give each stage its own files"));
-                }
+            for (at, out) in action.outs().iter().enumerate() {
+                let span = draft.value.nearest(&format!("outs.{at}")).span.clone();
+                named.push(Named { stage: &draft.name, text: out, span, export: false });
+                outs.insert(normal(out), (stage, nth, out.clone()));
             }
         }
+        if let Some(export) = &draft.common.export {
+            named.push(Named { stage: &draft.name, text: export, span: draft.span.clone(), export: true });
+        }
     }
+    outside::check(&named, project, sources, errors);
     outs
 }
 
 /// `./a//b/../c` → `a/c`.
-fn normal(path: &str) -> String {
+pub(crate) fn normal(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();
     let mut root = "";
     for part in Path::new(path).components() {
@@ -241,6 +242,15 @@ impl Finder<'_> {
         if errors.is_empty() { Ok(targets) } else { Err(errors) }
     }
 
+    /// An out, or something inside of one that is a directory.
+    fn find_out(&self, name: &str) -> Option<Target> {
+        Path::new(name).ancestors().find_map(|above| {
+            let above = above.to_str()?;
+            let (stage, nth, out) = self.outs.get(above)?;
+            Some(Target::Out(*stage, *nth, format!("{out}{}", &name[above.len()..])))
+        })
+    }
+
     fn find_one(&self, text: &str, endings: &'static [&'static str], suggest: bool) -> Result<Target, Diagnostic> {
         if let Some(&stage) = self.by_name.get(text) {
             return Ok(Target::Stage(stage));
@@ -254,8 +264,8 @@ impl Finder<'_> {
             return Err(Diagnostic::new("a reference is empty").hint("name a stage, or a path"));
         }
         let name = normal(text);
-        if let Some((stage, nth, file)) = self.outs.get(&name) {
-            return Ok(Target::Out(*stage, *nth, file.clone()));
+        if let Some(target) = self.find_out(&name) {
+            return Ok(target);
         }
         let path = self.project.join(text);
         if let Ok(metadata) = path.metadata() {

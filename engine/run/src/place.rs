@@ -1,10 +1,11 @@
 //! Results outside of the cache: `outs` in the project's folder, and `export`s to a place of the user's.
 //!
-//! `outs` are the stage's own files and are put back as they were. An export never overwrites or removes a file that
-//! is not as flow put it there: what was exported, with its digest, is remembered in the cache's `state/` directory.
+//! A file is flow's if it has the content that the [`Ledger`] says flow put there, or content that the cache has
+//! anyway: then nothing is lost with it. Whatever else is in the way is the user's, and is never overwritten, moved or
+//! removed unless the user says so.
 
 use std::{
-    collections::BTreeMap,
+    collections::HashMap,
     fs,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -12,152 +13,382 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use flow_cache::{Cache, Place};
-use flow_core::{Digest, Entry, Tree};
-use serde::{Deserialize, Serialize};
+use flow_core::{Cancel, Diagnostic, Digest, Entry, Event, Level, Sink, Tree};
 
-use crate::{project::Project, record::write_atomic};
-
-/// A file that flow put somewhere for a person.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Exported {
-    node: String,
-    digest: Digest,
-}
-
-/// Path → what was put there.
-type Manifest = BTreeMap<PathBuf, Exported>;
+use crate::{
+    aside,
+    graph::NodeId,
+    ledger::{Ledger, Note, Page},
+    link::normal,
+    project::Project,
+};
 
 /// Puts results in their places.
 pub struct Placer<'a> {
-    cache: &'a Cache,
-    project: &'a Project,
-    /// Where the manifest lies.
-    file: PathBuf,
-    manifest: Mutex<Option<Manifest>>,
+    pub(crate) cache: &'a Cache,
+    pub(crate) project: &'a Project,
+    sink: &'a dyn Sink,
+    pub(crate) ledger: Ledger,
+    /// What nodes of one stage exported to one directory in this run.
+    exported: Mutex<HashMap<PathBuf, (NodeId, Digest)>>,
 }
 
-/// A file that is not where it should be.
-pub struct Missing {
-    entry: Entry,
-    dest: PathBuf,
-    export: bool,
+/// A place, and what has to be there.
+pub struct Spot {
+    /// The file, or the directory that the files are below.
+    pub root: PathBuf,
+    /// The place, as the pipeline names it.
+    pub place: PathBuf,
+    /// Its page in the ledger.
+    pub page: String,
+    /// Name below the root (nothing: the root itself) and content.
+    pub entries: Vec<(String, Entry)>,
+}
+
+/// A spot where something has to be done.
+struct Lacking {
+    spot: Spot,
+    /// The entries that are not in their place.
+    missing: Vec<usize>,
+}
+
+/// What of a node's result is not as it should be.
+#[derive(Default)]
+pub struct Lack(Vec<Lacking>);
+
+/// What became of placing something.
+#[derive(Debug, PartialEq)]
+pub enum Put {
+    /// It is in its place.
+    Done,
+    /// Another flow holds the place.
+    Busy,
+    /// These files are the user's; nothing was touched.
+    Refused(Vec<PathBuf>),
+}
+
+impl Spot {
+    /// Where an entry lies.
+    pub fn path(&self, name: &str) -> PathBuf {
+        if name.is_empty() { self.root.clone() } else { self.root.join(name) }
+    }
+
+    /// What the ledger says once everything is in its place.
+    pub fn note(&self) -> Note {
+        let files = self.entries.iter().map(|(name, entry)| (name.clone(), entry.digest)).collect();
+        Note { place: self.place.clone(), files, aside: None }
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.entries.binary_search_by(|(wanted, _)| wanted.as_str().cmp(name)).is_ok()
+    }
+}
+
+impl Lack {
+    /// Nothing is to be done.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The bytes that are missing.
+    pub fn bytes(&self) -> u64 {
+        let missing = self.0.iter().flat_map(|one| one.missing.iter().map(|&at| &one.spot.entries[at].1));
+        missing.map(|entry| entry.size).sum()
+    }
 }
 
 impl<'a> Placer<'a> {
-    /// For the results of a project.
-    pub fn new(project: &'a Project, cache: &'a Cache) -> Self {
-        let name = blake3::hash(project.absolute_file().as_os_str().as_encoded_bytes()).to_hex();
-        let file = cache.root().join("state").join(format!("exports-{}.json", &name[..32]));
-        Self { cache, project, file, manifest: Mutex::new(None) }
+    /// For the results of a project; `sink` hears what a person should know.
+    pub fn new(project: &'a Project, cache: &'a Cache, sink: &'a dyn Sink) -> Self {
+        Self { cache, project, sink, ledger: Ledger::new(project.dir()), exported: Mutex::default() }
     }
 
-    /// What of a node's result is not in its place.
+    /// Whether a node puts anything anywhere.
+    pub fn has_places(&self, id: NodeId) -> bool {
+        let graph = self.project.graph();
+        !graph.nodes[id].action.outs().is_empty() || graph.stage_of(id).common.export.is_some()
+    }
+
+    pub(crate) fn warn(&self, text: String) {
+        self.sink.emit(Event::Log { node: String::new(), level: Level::Warning, text });
+    }
+
+    /// The place of an out, which is in the project's folder.
+    pub(crate) fn out_spot(&self, out: &str, entries: Vec<(String, Entry)>) -> Spot {
+        let place = PathBuf::from(out);
+        Spot { root: self.project.dir().join(out), page: Ledger::page(&place, 0), place, entries }
+    }
+
+    fn export_spot(&self, id: NodeId, entries: Vec<(String, Entry)>) -> Option<Spot> {
+        let stage = self.project.graph().stage_of(id);
+        let export = stage.common.export.as_deref()?;
+        let place = PathBuf::from(normal(export));
+        let page = Ledger::page(&place, id - stage.nodes.start);
+        Some(Spot { root: self.project.dir().join(export), place, page, entries })
+    }
+
+    /// The outs of a result: each is one of its files, or a directory of them.
+    ///
+    /// # Errors
+    /// The result does not have it.
+    pub(crate) fn out_spots(&self, id: NodeId, tree: &Tree) -> Result<Vec<Spot>> {
+        let outs = self.project.graph().nodes[id].action.outs().iter();
+        let spot = |out: &String| {
+            let entries: Vec<_> = match tree.get(out) {
+                Some(entry) => vec![(String::new(), entry.clone())],
+                None => below(tree, out).map(|(name, entry)| (name.to_owned(), entry.clone())).collect(),
+            };
+            if entries.is_empty() {
+                bail!("the stage did not make `{out}`, which it lists in `outs`");
+            }
+            Ok(self.out_spot(out, entries))
+        };
+        outs.map(spot).collect()
+    }
+
+    /// What of a node's result is not in its place, or not known to be flow's there.
     ///
     /// # Errors
     /// A file that the stage should have made is not in its result; something cannot be read.
-    pub fn missing(&self, outs: &[String], export: Option<&str>, tree: &Tree) -> Result<Vec<Missing>> {
-        let mut missing = Vec::new();
-        for out in outs {
-            let Some(entry) = tree.get(out) else { bail!("the stage did not make `{out}`, which it lists in `outs`") };
-            let dest = self.project.dir().join(out);
-            if !self.cache.is_placed(entry, &dest)? {
-                missing.push(Missing { entry: entry.clone(), dest, export: false });
-            }
+    pub fn lacks(&self, id: NodeId, tree: &Tree) -> Result<Lack> {
+        let mut lack = Lack::default();
+        let all = tree.entries().iter().map(|entry| (entry.name.clone(), entry.clone())).collect();
+        let export = self.export_spot(id, all);
+        if let Some(spot) = &export {
+            self.claim_exports(id, spot)?;
         }
-        if let Some(export) = export {
-            let dir = self.project.dir().join(export);
-            for entry in tree.entries() {
-                let dest = dir.join(&entry.name);
-                if !self.cache.is_placed(entry, &dest)? {
-                    missing.push(Missing { entry: entry.clone(), dest, export: true });
+        for spot in self.out_spots(id, tree)?.into_iter().chain(export) {
+            let mut missing = Vec::new();
+            for (at, (name, entry)) in spot.entries.iter().enumerate() {
+                if !self.cache.is_placed(entry, &spot.path(name))? {
+                    missing.push(at);
                 }
             }
+            // A file leaves nothing behind when it changes; of a directory, files of another result may be left.
+            let is_file = matches!(&spot.entries[..], [(name, _)] if name.is_empty());
+            let stale = || !is_file && self.ledger.peek(&spot.page).files.keys().any(|name| !spot.wants(name));
+            if !missing.is_empty() || !self.ledger.knows(&spot.page) || stale() {
+                lack.0.push(Lacking { spot, missing });
+            }
         }
-        Ok(missing)
+        // In one order everywhere, so that two flows that wait for each other's places do not do so for ever.
+        lack.0.sort_by(|a, b| a.spot.page.cmp(&b.spot.page));
+        Ok(lack)
     }
 
-    /// Puts the result of a node in its places; `overwrite`: also over files of the user's.
-    ///
-    /// # Errors
-    /// A file of the user's is in the way; something cannot be written.
-    pub fn place(
-        &self,
-        node: &str,
-        export: Option<&str>,
-        tree: &Tree,
-        missing: &[Missing],
-        overwrite: bool,
-    ) -> Result<()> {
-        let Some(export) = export else {
-            return missing.iter().try_for_each(|file| self.cache.restore(&file.entry, &file.dest, Place::Copy));
-        };
-        let dir = self.project.dir().join(export);
-        let mut manifest = self.manifest.lock().unwrap_or_else(PoisonError::into_inner);
-        let manifest = manifest.get_or_insert_with(|| self.read());
-        // All is looked at before anything is written, so that a refusal leaves the directory as it is.
-        for file in missing.iter().filter(|file| file.export && !overwrite) {
-            let dest = &file.dest;
-            if dest.symlink_metadata().is_ok() && !self.is_ours(manifest, dest) {
-                bail!(
-                    "{} is not as flow put it there and would be overwritten: move it away, or use --force {node}",
-                    dest.display()
-                );
-            }
-            if let Some(other) =
-                manifest.get(dest).filter(|other| other.node != node && tree.get(&file.entry.name).is_some())
-                && self.project.graph().select(&other.node).is_ok()
+    /// Shards that export to one directory must not export different files of the same name.
+    fn claim_exports(&self, id: NodeId, spot: &Spot) -> Result<()> {
+        if self.project.graph().stage_of(id).nodes.len() == 1 {
+            return Ok(());
+        }
+        let mut exported = self.exported.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, entry) in &spot.entries {
+            let path = spot.path(name);
+            if let Some((other, digest)) = exported.get(&path)
+                && *other != id
+                && *digest != entry.digest
             {
-                bail!("{} is also exported by `{}`: give each stage its own directory", dest.display(), other.node);
+                let other = &self.project.graph().nodes[*other].name;
+                bail!("{} is also exported by `{other}`: give each its own name", path.display());
             }
-        }
-        for file in missing {
-            self.cache.restore(&file.entry, &file.dest, Place::Copy)?;
-        }
-        let wanted = |dest: &Path| {
-            let name = dest.strip_prefix(&dir).ok().and_then(Path::to_str);
-            name.is_some_and(|name| tree.get(name).is_some())
-        };
-        let gone: Vec<PathBuf> = manifest
-            .iter()
-            .filter(|(dest, exported)| exported.node == node && !wanted(dest))
-            .map(|(dest, _)| dest.clone())
-            .collect();
-        let mut changed = !gone.is_empty();
-        for dest in gone {
-            if self.is_ours(manifest, &dest) {
-                fs::remove_file(&dest).with_context(|| format!("cannot remove {}", dest.display()))?;
-            }
-            manifest.remove(&dest);
-        }
-        for entry in tree.entries() {
-            let exported = Exported { node: node.to_owned(), digest: entry.digest };
-            changed |= manifest.insert(dir.join(&entry.name), exported.clone()).as_ref() != Some(&exported);
-        }
-        if changed {
-            // Other flows of the same project may have added to it; what they say of other nodes stays.
-            let mut all = self.read();
-            all.retain(|_, exported| exported.node != node);
-            all.extend(manifest.iter().map(|(dest, exported)| (dest.clone(), exported.clone())));
-            write_atomic(&self.file, &serde_json::to_vec(&all)?)?;
+            exported.insert(path, (id, entry.digest));
         }
         Ok(())
     }
 
-    /// Whether the file at `dest` is what flow put there.
-    fn is_ours(&self, manifest: &Manifest, dest: &Path) -> bool {
-        let Some(exported) = manifest.get(dest) else { return false };
-        let now = self.cache.digest_path(dest).ok();
-        now.is_some_and(|now| now.entries().first().is_some_and(|entry| entry.digest == exported.digest))
+    /// Puts a result in its places. `overwrite`: also over files of the user's. `wait`: for another flow that holds a
+    /// place; told once, and until cancelled.
+    ///
+    /// # Errors
+    /// Something cannot be read or written; [`flow_core::Cancelled`].
+    pub fn put(&self, lack: &Lack, overwrite: bool, wait: Option<(&Cancel, &mut dyn FnMut())>) -> Result<Put> {
+        let mut pages = Vec::with_capacity(lack.0.len());
+        let mut wait = wait;
+        for Lacking { spot, missing } in &lack.0 {
+            let page = match &mut wait {
+                Some((cancel, waiting)) => self.ledger.hold(&spot.page, cancel, *waiting).map(Some),
+                None => self.ledger.try_hold(&spot.page),
+            };
+            match page {
+                Ok(Some(mut page)) => {
+                    aside::recover(self, &mut page, &spot.root)?;
+                    pages.push(page);
+                }
+                Ok(None) => return Ok(Put::Busy),
+                // It is where it should be, and that cannot be noted: so be it.
+                Err(_) if missing.is_empty() => return Ok(Put::Done),
+                Err(error) => return Err(error),
+            }
+        }
+        // All is looked at before anything is written, so that a refusal leaves everything as it is.
+        if !overwrite {
+            let mut refused = Vec::new();
+            for (Lacking { spot, missing }, page) in lack.0.iter().zip(&pages) {
+                for &at in missing {
+                    self.in_the_way(spot, &spot.entries[at].0, &page.note, &mut refused)?;
+                }
+            }
+            if !refused.is_empty() {
+                refused.sort();
+                refused.dedup();
+                return Ok(Put::Refused(refused));
+            }
+        }
+        for (Lacking { spot, missing }, mut page) in lack.0.iter().zip(pages) {
+            for &at in missing {
+                let (name, entry) = &spot.entries[at];
+                self.write(spot, name, entry)?;
+            }
+            self.remove_gone(spot, &page.note)?;
+            page.write(spot.note())?;
+        }
+        Ok(Put::Done)
     }
 
-    fn read(&self) -> Manifest {
-        let bytes = fs::read(&self.file).unwrap_or_default();
-        // A manifest that is lost or damaged only means that flow owns nothing and asks.
-        serde_json::from_slice(&bytes).unwrap_or_default()
+    /// Writes an entry in place of what is there.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(crate) fn write(&self, spot: &Spot, name: &str, entry: &Entry) -> Result<()> {
+        let path = spot.path(name);
+        if let Some(ancestor) = blocking(&path) {
+            fs::remove_file(&ancestor).with_context(|| format!("cannot remove {}", ancestor.display()))?;
+        } else if path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
+            fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+        self.cache.restore(entry, &path, Place::Copy)
+    }
+
+    /// Removes what an earlier result had there and this one has not.
+    fn remove_gone(&self, spot: &Spot, note: &Note) -> Result<()> {
+        for (name, digest) in note.files.iter().filter(|(name, _)| !spot.wants(name)) {
+            let path = spot.path(name);
+            if self.content(&path)?.is_some_and(|entry| entry.digest == *digest) {
+                fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+                let above = path.ancestors().skip(1).take_while(|above| *above != spot.root);
+                // Until one is not empty.
+                let _ = above.take(name.matches('/').count()).try_for_each(fs::remove_dir);
+            }
+        }
+        Ok(())
+    }
+
+    /// The content of a regular file; nothing if it is not there or something else.
+    fn content(&self, path: &Path) -> Result<Option<Entry>> {
+        if !path.symlink_metadata().is_ok_and(|metadata| metadata.is_file()) {
+            return Ok(None);
+        }
+        Ok(self.cache.digest_path(path)?.entries().first().cloned())
+    }
+
+    /// Whether a regular file is what flow put there, or nothing that would be lost.
+    fn is_ours(&self, note: &Note, name: &str, path: &Path) -> Result<bool> {
+        let Some(entry) = self.content(path)? else { return Ok(false) };
+        let plain = Entry { executable: false, ..entry.clone() };
+        let cached = || self.cache.has(&plain) || self.cache.has(&Entry { executable: true, ..entry.clone() });
+        Ok(note.files.get(name) == Some(&entry.digest) || cached())
+    }
+
+    /// Collects what of the user's is where an entry has to be.
+    fn in_the_way(&self, spot: &Spot, name: &str, note: &Note, refused: &mut Vec<PathBuf>) -> Result<()> {
+        let path = spot.path(name);
+        match blocking(&path) {
+            Some(ancestor) => {
+                let below = ancestor.strip_prefix(&spot.root).ok().and_then(Path::to_str).unwrap_or("\0");
+                if !self.is_ours(note, below, &ancestor)? {
+                    refused.push(ancestor);
+                }
+                Ok(())
+            }
+            None => self.not_ours(note, name, &path, refused),
+        }
+    }
+
+    /// Collects what is not flow's at a path and below it.
+    pub(crate) fn not_ours(&self, note: &Note, name: &str, path: &Path, refused: &mut Vec<PathBuf>) -> Result<()> {
+        let Ok(metadata) = path.symlink_metadata() else { return Ok(()) };
+        if !metadata.is_dir() {
+            if !self.is_ours(note, name, path)? {
+                refused.push(path.to_owned());
+            }
+            return Ok(());
+        }
+        let entries = fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
+        for entry in entries {
+            let entry = entry.with_context(|| format!("cannot read {}", path.display()))?;
+            // A name that is not UTF-8 is not flow's.
+            let file = entry.file_name().into_string().unwrap_or_else(|_| "\0".into());
+            let name = if name.is_empty() { file } else { format!("{name}/{file}") };
+            self.not_ours(note, &name, &entry.path(), refused)?;
+        }
+        Ok(())
+    }
+
+    /// What of the user's a node that is going to run would overwrite, as far as that can be said before its result is
+    /// known: everything that is where its outs will be, and files that it exported before and that were changed.
+    ///
+    /// # Errors
+    /// Something cannot be read.
+    pub fn would_refuse(&self, id: NodeId) -> Result<Vec<PathBuf>> {
+        let mut refused = Vec::new();
+        for out in self.project.graph().nodes[id].action.outs() {
+            let spot = self.out_spot(out, Vec::new());
+            if let Some(ancestor) = blocking(&spot.root) {
+                refused.push(ancestor);
+            } else if spot.root.symlink_metadata().is_ok()
+                && let Some(mut page) = self.ledger.try_hold(&spot.page)?
+            {
+                aside::recover(self, &mut page, &spot.root)?;
+                self.not_ours(&page.note, "", &spot.root, &mut refused)?;
+            }
+        }
+        if let Some(spot) = self.export_spot(id, Vec::new()) {
+            let note = self.ledger.peek(&spot.page);
+            for name in note.files.keys() {
+                let path = spot.path(name);
+                if path.symlink_metadata().is_ok_and(|metadata| !metadata.is_dir())
+                    && !self.is_ours(&note, name, &path)?
+                {
+                    refused.push(path);
+                }
+            }
+        }
+        Ok(refused)
+    }
+
+    /// Says that files are the user's, each with its place in the pipeline.
+    pub fn refusals(&self, id: NodeId, refused: Vec<PathBuf>) -> impl Iterator<Item = Diagnostic> + use<'a> {
+        let stage = self.project.graph().stage_of(id);
+        let node = &self.project.graph().nodes[id].name;
+        refused.into_iter().map(move |path| {
+            let error = Diagnostic::new(refusal(&path, node));
+            let field = stage.value.nearest("outs").span.clone();
+            error.at(field).at(stage.span.clone())
+        })
     }
 }
 
-/// The bytes that are missing.
-pub fn size(missing: &[Missing]) -> u64 {
-    missing.iter().map(|file| file.entry.size).sum()
+/// Why a file stays as it is, and what to do.
+pub fn refusal(path: &Path, node: &str) -> String {
+    let path = path.display();
+    format!("{path} is not as flow put it there and would be overwritten: move it away, or use --force {node}")
+}
+
+/// The nearest thing above a path that is there, if it is no directory.
+fn blocking(path: &Path) -> Option<PathBuf> {
+    let above = path.ancestors().skip(1).find(|above| above.symlink_metadata().is_ok())?;
+    (!above.is_dir()).then(|| above.to_owned())
+}
+
+/// The files of a tree below a directory, named relative to it.
+pub fn below<'t>(tree: &'t Tree, directory: &str) -> impl Iterator<Item = (&'t str, &'t Entry)> {
+    let prefix = format!("{directory}/");
+    tree.entries().iter().filter_map(move |entry| Some((entry.name.strip_prefix(&prefix)?, entry)))
+}
+
+impl Page {
+    /// Whether the place was left by a flow that was killed while a command made it anew.
+    pub fn is_unfinished(&self) -> bool {
+        self.note.aside.is_some()
+    }
 }

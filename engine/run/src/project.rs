@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use flow_core::{Check, Diagnostic, Facts, Kind, Known};
+use flow_core::{Check, Diagnostic, Facts, Kind, Known, Span, Value};
 
 use crate::{
     graph::{Graph, Source},
@@ -40,6 +40,19 @@ pub fn project_dir(pipeline: &Path) -> PathBuf {
     parent.canonicalize().unwrap_or_else(|_| parent.to_owned())
 }
 
+/// The files that the stages stand in, with links followed.
+fn sources(pipeline: &Path, stages: &[(String, Option<Span>, Value)]) -> Vec<PathBuf> {
+    let mut sources: Vec<&Path> = vec![pipeline];
+    let spans = stages.iter().flat_map(|(_, span, value)| span.iter().chain(&value.span));
+    for span in spans {
+        let path = span.source.path.as_path();
+        if !sources.contains(&path) {
+            sources.push(path);
+        }
+    }
+    sources.into_iter().filter_map(|path| path.canonicalize().ok()).collect()
+}
+
 impl Project {
     /// Reads a pipeline file, lays profile, environment and `--set` over it, and makes its graph.
     ///
@@ -48,7 +61,8 @@ impl Project {
     pub fn load(pipeline: &Path, kinds: &'static [Kind], options: &LoadOptions) -> Result<Self, Vec<Diagnostic>> {
         let dir = project_dir(pipeline);
         let merged = load::load(pipeline, options)?;
-        let graph = link(merged.stages, kinds, &dir)?;
+        let sources = sources(pipeline, &merged.stages);
+        let graph = link(merged.stages, kinds, &dir, &sources)?;
         Ok(Self {
             name: merged.name,
             file: pipeline.to_owned(),

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use flow_cache::{Cache, Outcome};
 use flow_core::{Cancel, Cancelled, Diagnostic, Event, How, Key, Level, Sink};
 
@@ -21,7 +21,7 @@ use crate::{
     decide::{Decider, Decision, Work},
     exec::{Env, Job, Made},
     graph::NodeId,
-    place::{self, Placer},
+    place::{Placer, Put, refusal},
     project::Project,
     record::Recorder,
     sched::{Pools, Request, Sched, State},
@@ -58,7 +58,7 @@ pub fn run(
     cache.load_memo(&memo_name(project));
     let decider = Decider::new(project, cache, &selection).map_err(RunError::Pipeline)?;
     let recorder = Recorder::new(project, cache, sink, selection.wanted.iter().filter(|wanted| **wanted).count());
-    let placer = Placer::new(project, cache);
+    let placer = Placer::new(project, cache, &recorder);
     let env = Env { project, cache, sink: &recorder, placer: &placer };
     let (sender, receiver) = channel();
     let pools = Pools {
@@ -90,6 +90,7 @@ pub fn run(
         receiver,
         cancel,
         checked: false,
+        refused: Vec::new(),
         began: Instant::now(),
         summary: Summary::default(),
     };
@@ -153,6 +154,8 @@ struct Runner<'a> {
     cancel: &'a Cancel,
     /// The stages were asked what cannot work.
     checked: bool,
+    /// Files of the user's that are in the way, found before anything runs.
+    refused: Vec<Diagnostic>,
     began: Instant,
     summary: Summary,
 }
@@ -179,6 +182,9 @@ impl<'a> Runner<'a> {
             self.pass_on_warnings();
             if self.sched.queued() > 0 && !self.checked && !self.cancel.is_set() {
                 self.check()?;
+            }
+            if !self.refused.is_empty() {
+                return Err(RunError::Pipeline(std::mem::take(&mut self.refused)));
             }
             self.look_at_the_clock();
             while let Some(id) = self.sched.start() {
@@ -250,17 +256,29 @@ impl<'a> Runner<'a> {
             Some(work) => self.env.pin(work, outcome)?,
             None => outcome,
         };
-        let node = &self.env.project.graph().nodes[id];
-        let export = self.env.project.graph().stage_of(id).common.export.as_deref();
-        if self.selection.may_run[id] && (!node.action.outs().is_empty() || export.is_some()) {
-            let missing = self.env.placer.missing(node.action.outs(), export, &outcome.tree)?;
-            if place::size(&missing) > PLACE_HERE {
-                self.works.insert(id, Planned { task: Todo::Place(outcome), tries: 0 });
-                return Ok(());
-            }
-            if !missing.is_empty() {
-                let overwrite = self.selection.may_overwrite[id];
-                self.env.placer.place(&node.name, export, &outcome.tree, &missing, overwrite)?;
+        if self.selection.may_run[id] && self.env.placer.has_places(id) {
+            let lack = self.env.placer.lacks(id, &outcome.tree)?;
+            let here = lack.bytes() <= PLACE_HERE;
+            let overwrite = self.selection.may_overwrite[id];
+            let put = if lack.is_empty() {
+                Put::Done
+            } else if here {
+                self.env.placer.put(&lack, overwrite, None)?
+            } else {
+                Put::Busy
+            };
+            match put {
+                Put::Done => {}
+                Put::Busy => {
+                    self.works.insert(id, Planned { task: Todo::Place(outcome), tries: 0 });
+                    return Ok(());
+                }
+                Put::Refused(refused) if self.checked => {
+                    let refused: Vec<_> = refused.iter().map(|path| refusal(path, self.node(id))).collect();
+                    bail!(refused.join("\n"));
+                }
+                // Before anything runs, all of them are said at once.
+                Put::Refused(refused) => self.refused.extend(self.env.placer.refusals(id, refused)),
             }
         }
         self.have(id, &outcome, How::Cached, 0.0);
@@ -317,6 +335,12 @@ impl<'a> Runner<'a> {
             lacks("GPUs", u64::from(wants.gpus), u64::from(self.settings.gpus), "FLOW_GPUS");
             lacks("bytes of memory", wants.memory, self.settings.memory, "FLOW_MEMORY");
         }
+        errors.append(&mut self.refused);
+        for id in (0..graph.nodes.len()).filter(|&id| open(id) && !self.selection.may_overwrite[id]) {
+            let refused = self.env.placer.would_refuse(id).map_err(RunError::Cache)?;
+            errors.extend(self.env.placer.refusals(id, refused));
+        }
+        errors.dedup();
         if !errors.is_empty() {
             return Err(RunError::Pipeline(errors));
         }
@@ -360,14 +384,14 @@ impl<'a> Runner<'a> {
         let timeout = self.env.project.graph().stage_of(id).common.timeout;
         let deadline = timeout.and_then(|timeout| began.checked_add(timeout));
         self.active.insert(id, Active { began, deadline, cancel: cancel.clone(), timed_out: false });
-        let spawned = self.task(id, cancel).and_then(|task| {
+        let spawned = self.task(id, cancel.clone()).and_then(|task| {
             let (env, sender) = (self.env, self.sender.clone());
             let thread = std::thread::Builder::new().name(self.node(id).to_owned());
             thread.spawn_scoped(scope, move || {
                 let made = match task {
                     Task::Execute(job) => env.execute(&job),
                     Task::Place(outcome, overwrite) => {
-                        env.place(id, &outcome, overwrite).map(|()| Made { outcome, how: How::Cached })
+                        env.place(id, &outcome, overwrite, &cancel).map(|()| Made { outcome, how: How::Cached })
                     }
                 };
                 // The runner hears until the last thread is done.

@@ -39,9 +39,9 @@ fn every_error_of_a_file_at_once_with_its_place() {
     );
     let errors = lab.errors();
     assert_eq!(errors.len(), 3, "{errors:?}");
-    assert!(errors[0].starts_with("3:8 `../up` cannot be an output"), "{errors:?}");
+    assert!(errors[0].starts_with("3:9 `../up` cannot be an output"), "{errors:?}");
     assert!(errors[1].starts_with("4:10 there is no stage `b`"), "{errors:?}");
-    assert!(errors[2].starts_with("7:8 `x` is an output of `a` and of `c`"), "{errors:?}");
+    assert!(errors[2].starts_with("7:9 `x` is an output of `a` and of `c`"), "{errors:?}");
 }
 
 #[test]

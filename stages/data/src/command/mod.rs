@@ -13,14 +13,14 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use flow_core::{Check, Ctx, Diagnostic, Port, Ref, Refs, Stage, is_safe_name};
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::fetch::copy_file;
 use placeholders::{Placeholder, Template};
 
 /// `kind = "command"`: a line for the shell.
 ///
-/// With `outs` it runs in the project's folder and must make those files there; without, it runs in an empty
+/// With `outs` it runs in the project's folder and must make those files and directories there; without, it runs in an empty
 /// directory that holds copies of `files`. In both, what it writes into `{out}` is the result.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -33,8 +33,8 @@ pub struct Command {
     /// Files and directories of the project that it reads, relative to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     files: Vec<Ref>,
-    /// Files that it makes in the project's folder, relative to it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// Files and directories that it makes in the project's folder, relative to it.
+    #[serde(default, deserialize_with = "outs", skip_serializing_if = "Vec::is_empty")]
     outs: Vec<String>,
     /// Variables of its environment, besides those that flow itself runs with.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -44,6 +44,12 @@ pub struct Command {
 /// What an input is called is part of what the command does; what it names is known by its content.
 fn names<S: Serializer>(inputs: &BTreeMap<String, Refs>, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_seq(inputs.keys())
+}
+
+/// `./figures/` is `figures`.
+fn outs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let outs = Vec::<String>::deserialize(deserializer)?;
+    Ok(outs.iter().map(|out| plain(out).to_owned()).collect())
 }
 
 /// Whether a variable of this name holds what nobody else should see.
@@ -129,10 +135,10 @@ impl Stage for Command {
                 Ok(inputs.iter().map(|input| input.path.clone()).collect())
             }
         })?;
-        let directory = if self.outs.is_empty() { self.place_files(ctx)? } else { self.clear_outs(ctx)? };
+        let directory = if self.outs.is_empty() { self.place_files(ctx)? } else { self.prepare_outs(ctx)? };
         process::run(ctx, &line, &directory, &self.env)?;
         for out in &self.outs {
-            self.take_out(ctx, out)?;
+            take_out(ctx, out)?;
         }
         if self.outs.is_empty() && template.uses_out() && fs::read_dir(ctx.out)?.next().is_none() {
             bail!("the command ended well, but wrote nothing into {{out}}");
@@ -160,32 +166,45 @@ impl Command {
         Ok(directory)
     }
 
-    /// What lies there from before must not pass for what the command makes now.
-    fn clear_outs(&self, ctx: &Ctx<'_>) -> Result<PathBuf> {
-        for out in &self.outs {
-            let path = ctx.project.join(out);
-            if let Err(error) = fs::remove_file(&path)
-                && error.kind() != std::io::ErrorKind::NotFound
-            {
-                return Err(error).with_context(|| format!("cannot remove the old {}", path.display()));
-            }
-            if let Some(parent) = path.parent() {
-                fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
-            }
+    /// The project's folder, with the directories that the outs go to. What lay in their places was moved away.
+    fn prepare_outs(&self, ctx: &Ctx<'_>) -> Result<PathBuf> {
+        for parent in self.outs.iter().filter_map(|out| ctx.project.join(out).parent().map(Path::to_owned)) {
+            fs::create_dir_all(&parent).with_context(|| format!("cannot create {}", parent.display()))?;
         }
         Ok(ctx.project.to_owned())
     }
+}
 
-    /// Copies a declared output from the project's folder into the result.
-    fn take_out(&self, ctx: &Ctx<'_>, out: &str) -> Result<()> {
-        let path = ctx.project.join(out);
-        ensure!(
-            path.is_file(),
-            "the command ended well, but did not make `{out}`, which `outs` promises ({})",
-            path.display()
-        );
-        copy_file(&path, &ctx.out.join(out), |_| Ok(ctx.go_on()?))
+/// Copies a declared output, a file or a directory with all that is in it, from the project's folder into the result.
+fn take_out(ctx: &Ctx<'_>, out: &str) -> Result<()> {
+    let path = ctx.project.join(out);
+    if path.is_file() {
+        return copy_file(&path, &ctx.out.join(out), |_| Ok(ctx.go_on()?));
     }
+    ensure!(
+        path.is_dir(),
+        "the command ended well, but did not make `{out}`, which `outs` promises ({})",
+        path.display()
+    );
+    let mut directories = vec![PathBuf::from(out)];
+    let mut files = 0;
+    while let Some(directory) = directories.pop() {
+        let cannot = || format!("cannot read {}", ctx.project.join(&directory).display());
+        for entry in fs::read_dir(ctx.project.join(&directory)).with_context(cannot)? {
+            let name = directory.join(entry.with_context(cannot)?.file_name());
+            let path = ctx.project.join(&name);
+            if path.is_dir() {
+                ensure!(!path.is_symlink(), "{} is a link to a directory: make a directory of files", path.display());
+                directories.push(name);
+            } else {
+                ensure!(path.is_file(), "{} is not a file", path.display());
+                copy_file(&path, &ctx.out.join(&name), |_| Ok(ctx.go_on()?))?;
+                files += 1;
+            }
+        }
+    }
+    ensure!(files > 0, "the command ended well, but left the directory `{out}` of `outs` empty ({})", path.display());
+    Ok(())
 }
 
 /// A path as it stands below the project's folder.

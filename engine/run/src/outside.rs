@@ -1,0 +1,134 @@
+//! What a pipeline may not say of places outside of the cache: `outs` and `export`s that would cover each other, the
+//! pipeline itself, or what is not the project's. Said before anything runs, not after hours of work.
+
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
+
+use flow_core::{Diagnostic, Span, is_safe_name};
+
+use crate::{ledger::FLOW_DIR, lockfile::LOCK_FILE, settings::SETTINGS_FILE};
+
+/// What a stage names as a place of its result.
+pub struct Named<'a> {
+    /// The stage.
+    pub stage: &'a str,
+    /// What it wrote.
+    pub text: &'a str,
+    /// Where.
+    pub span: Option<Span>,
+    /// An `export`, and not one of `outs`.
+    pub export: bool,
+}
+
+/// Checks the places of all stages, in the order of the file. `sources`: the files that the pipeline was read
+/// from, with links followed.
+pub fn check(named: &[Named<'_>], project: &Path, sources: &[PathBuf], errors: &mut Vec<Diagnostic>) {
+    let mut reserved = sources.to_vec();
+    reserved.push(project.join(LOCK_FILE));
+    reserved.extend(project.ancestors().map(|dir| dir.join(SETTINGS_FILE)));
+    let mut places: HashMap<PathBuf, &Named<'_>> = HashMap::new();
+    let mut checked = Vec::new();
+    for one in named {
+        match place(one, project, &reserved) {
+            Ok(place) => {
+                if let Some(other) = places.insert(place.clone(), one) {
+                    errors.push(both(one, other, "is"));
+                } else {
+                    checked.push((place, one));
+                }
+            }
+            Err(error) => errors.push(error.at(one.span.clone())),
+        }
+    }
+    for (place, one) in checked {
+        if let Some(other) = place.ancestors().skip(1).find_map(|above| places.get(above)) {
+            errors.push(both(one, other, "is inside of"));
+        }
+    }
+}
+
+/// Two stages, or one twice, put results where they cover each other.
+fn both(one: &Named<'_>, other: &Named<'_>, is: &str) -> Diagnostic {
+    let what = |named: &Named<'_>| if named.export { "the export" } else { "an output" };
+    let message = if is == "is" && !one.export && !other.export {
+        format!("`{}` is an output of `{}` and of `{}`", one.text, other.stage, one.stage)
+    } else if is == "is" {
+        format!("`{}` is {} of `{}` and {} of `{}`", one.text, what(other), other.stage, what(one), one.stage)
+    } else {
+        format!("`{}` of `{}` {is} `{}`, {} of `{}`", one.text, one.stage, other.text, what(other), other.stage)
+    };
+    let hint = if one.stage == other.stage { "name each place once" } else { "give each stage its own files" };
+    Diagnostic::new(message).at(one.span.clone()).hint(hint)
+}
+
+/// Where it is, with links followed.
+fn place(one: &Named<'_>, project: &Path, reserved: &[PathBuf]) -> Result<PathBuf, Diagnostic> {
+    let text = one.text;
+    let cannot = |why: String| {
+        Diagnostic::new(format!("`{text}` cannot be {}", if one.export { "exported to" } else { "an output" }))
+            .cause(why)
+    };
+    if !one.export {
+        let hint = "outputs are files and directories inside the project's folder, named relative to it";
+        if !is_safe_name(text) {
+            return Err(Diagnostic::new(format!("`{text}` cannot be an output")).hint(hint));
+        }
+        let path = project.join(text);
+        let place = path.parent().map_or_else(PathBuf::new, real).join(path.file_name().unwrap_or_default());
+        if !place.starts_with(project) {
+            return Err(cannot(format!("a link leads out of the project's folder, to {}", place.display())).hint(hint));
+        }
+        return own(place, project, reserved, &cannot);
+    }
+    if text.trim().is_empty() {
+        return Err(Diagnostic::new("`export` is empty").hint("name a directory, or leave it away"));
+    }
+    let place = real(&project.join(text));
+    let hint = "name a directory of its own, such as \"results/NAME\"";
+    if project.starts_with(&place) {
+        let what = if place == project { "it is the project's folder" } else { "the project's folder is inside of it" };
+        return Err(cannot(what.into()).hint(hint));
+    }
+    if let Some(file) = place.ancestors().find(|above| above.exists()).filter(|above| !above.is_dir()) {
+        let why = format!("{} is a file", file.display());
+        return Err(cannot(why).hint("an export is a directory that holds the result's files"));
+    }
+    own(place, project, reserved, &cannot)
+}
+
+/// A place that is not flow's or the pipeline's own.
+fn own(
+    place: PathBuf,
+    project: &Path,
+    reserved: &[PathBuf],
+    cannot: &dyn Fn(String) -> Diagnostic,
+) -> Result<PathBuf, Diagnostic> {
+    if place.starts_with(project.join(FLOW_DIR)) {
+        return Err(cannot(format!("{FLOW_DIR} is flow's own")));
+    }
+    match reserved.iter().find(|file| file.starts_with(&place) || (place.starts_with(file) && file.is_file())) {
+        Some(file) => Err(cannot(format!("{} is what the pipeline is read from", file.display()))),
+        None => Ok(place),
+    }
+}
+
+/// An absolute path with all links followed as far as it is there, and `..` of the rest taken away.
+fn real(path: &Path) -> PathBuf {
+    for above in path.ancestors() {
+        if let Ok(found) = above.canonicalize() {
+            let rest = path.strip_prefix(above).unwrap_or(Path::new(""));
+            let mut place = found;
+            for part in rest.components() {
+                match part {
+                    std::path::Component::ParentDir => drop(place.pop()),
+                    std::path::Component::CurDir => {}
+                    part => place.push(part),
+                }
+            }
+            return place;
+        }
+    }
+    path.to_owned()
+}
