@@ -14,6 +14,7 @@ use crate::{
     holds::Holds,
     index::Index,
     memo::Memo,
+    witness::Witness,
 };
 
 /// A cache directory. Cheap to clone; may be used from many threads, and by many processes at once.
@@ -25,6 +26,7 @@ pub(crate) struct Inner {
     pub index: Index,
     pub holds: Holds,
     memo: Mutex<Memo>,
+    witness: Mutex<Option<Witness>>,
     warnings: Mutex<Vec<String>>,
 }
 
@@ -59,6 +61,7 @@ impl Cache {
             index: Index::new(root.join("state/index")),
             holds: Holds::new(root.join("locks")),
             memo: Mutex::default(),
+            witness: Mutex::default(),
             warnings: Mutex::default(),
             root,
         })))
@@ -92,6 +95,11 @@ impl Cache {
     /// Held for map operations only, never while files are touched.
     pub(crate) fn memo(&self) -> MutexGuard<'_, Memo> {
         self.0.memo.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is looked at just now, if that is noted.
+    pub(crate) fn witness(&self) -> MutexGuard<'_, Option<Witness>> {
+        self.0.witness.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Moves something that cannot be trusted out of the way, for people to look at. Returns where it went, or why it

@@ -63,7 +63,7 @@ impl Slot {
         // Through a link in its place, files of others would be moved into the cache.
         let real = Meta::find(self.out(), false)?.is_some_and(|meta| meta.kind == FileType::Directory);
         ensure!(real, "the stage removed its output directory {}", self.out().display());
-        let found = walk(self.out()).context("what the stage left cannot be committed")?;
+        let found = walk(self.out(), &mut |_, _| ()).context("what the stage left cannot be committed")?;
         let made = if found.len() < MANY {
             found.into_iter().map(|file| self.take(file)).collect::<Result<Vec<_>>>()
         } else {

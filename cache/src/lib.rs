@@ -39,6 +39,7 @@ mod verify;
 mod view;
 mod walk;
 mod window;
+mod witness;
 
 pub use cache::Cache;
 pub use claim::{Claim, ClaimOptions, Slot};

@@ -22,7 +22,7 @@ use crate::{
 
 /// A record's modification time says when it was last used, to within this: gc lives on it, and it may not cost a
 /// write at every use.
-const USED_WITHIN: i64 = 24 * 3600 * 1_000_000_000;
+pub(crate) const USED_WITHIN: i64 = 24 * 3600 * 1_000_000_000;
 
 /// A result that is there.
 #[derive(Clone, Debug)]
@@ -75,6 +75,7 @@ impl Cache {
         }
         let outcome = Outcome { key: *key, tree: Arc::clone(&known.tree), cost: known.cost, waited: false };
         let record = touch(&path, &known.record);
+        self.note_record(&path, &record.unwrap_or(known.record));
         if fresh || record.is_some() {
             self.memo().put_result(*key, Known { record: record.unwrap_or(known.record), ..known });
         }

@@ -199,28 +199,29 @@ impl Memo {
 }
 
 /// Lists in a memo are far below 4 G; a longer one would not come back and be ignored.
-fn put_len(out: &mut Vec<u8>, len: usize) {
+pub(crate) fn put_len(out: &mut Vec<u8>, len: usize) {
     out.extend_from_slice(&(len as u32).to_le_bytes());
 }
 
-struct Reader<'a>(&'a [u8]);
+/// What is left to read of a memo; `None` when that ends too early.
+pub(crate) struct Reader<'a>(pub &'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn take(&mut self, len: usize) -> Option<&'a [u8]> {
+    pub fn take(&mut self, len: usize) -> Option<&'a [u8]> {
         let (taken, rest) = self.0.split_at_checked(len)?;
         self.0 = rest;
         Some(taken)
     }
 
-    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+    pub fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         self.take(N)?.try_into().ok()
     }
 
-    fn word(&mut self) -> Option<u64> {
+    pub fn word(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
     }
 
-    fn len(&mut self) -> Option<usize> {
+    pub fn len(&mut self) -> Option<usize> {
         let len = u32::from_le_bytes(self.array()?) as usize;
         // Every item takes a byte at least; a sum that holds does not make the writer infallible.
         (len <= self.0.len()).then_some(len)

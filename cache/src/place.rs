@@ -86,7 +86,7 @@ impl Cache {
         if !meta.is_file() || meta.stat.size != entry.size || meta.executable() != entry.executable {
             return Ok(false);
         }
-        let (digest, _) = self.digest_of(Id::path(dest), dest, &meta).with_context(failed)?;
+        let (digest, _) = self.digest_of(Id::path(dest), dest, &meta, false).with_context(failed)?;
         Ok(digest == entry.digest)
     }
 }

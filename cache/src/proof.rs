@@ -55,6 +55,15 @@ impl Meta {
         }
     }
 
+    /// As [`Meta::find`], of a name in an open directory.
+    pub fn at(dir: std::os::fd::BorrowedFd<'_>, name: &Path, flags: AtFlags) -> std::io::Result<Option<Self>> {
+        match statat(dir, name, flags) {
+            Ok(raw) => Ok(Some(Self::from_raw(&raw))),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
+    }
+
     /// Of an open file.
     pub fn of_file(file: &std::fs::File) -> std::io::Result<Self> {
         Ok(Self::from_raw(&rustix::fs::fstat(file)?))
@@ -144,16 +153,21 @@ impl Proof {
     /// For a file whose content was read beginning at `began` (ns since 1970), and whose stat was the same before and
     /// after. `None` when it is too fresh to be believed.
     pub fn new(stat: Stat, digest: Digest, began: i64, synced: bool) -> Option<Self> {
-        let age = began.saturating_sub(stat.changed(began));
-        let believed = age > RACY || (waits(&stat) && age >= TICK);
-        let boot = if synced || age > WRITTEN_BACK { 0 } else { this_boot() };
-        believed.then_some(Self { stat, digest, boot })
+        let old = began.saturating_sub(stat.changed(began)) > WRITTEN_BACK;
+        let boot = if synced || old { 0 } else { this_boot() };
+        settled(&stat, began).then_some(Self { stat, digest, boot })
     }
 
     /// Whether it speaks for a file with this stat, now.
     pub fn holds(&self, stat: &Stat) -> bool {
         self.stat == *stat && (self.boot == 0 || self.boot == this_boot())
     }
+}
+
+/// Whether a stat that was the same before and after something was read, beginning at `began`, proves what was read.
+pub(crate) fn settled(stat: &Stat, began: i64) -> bool {
+    let age = began.saturating_sub(stat.changed(began));
+    age > RACY || (waits(stat) && age >= TICK)
 }
 
 /// Waits until a big fresh file's stat can be believed. Returns the time when reading may begin.
@@ -176,7 +190,7 @@ pub(crate) fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as i64)
 }
 
-fn this_boot() -> u32 {
+pub(crate) fn this_boot() -> u32 {
     static BOOT: OnceLock<u32> = OnceLock::new();
     *BOOT.get_or_init(|| {
         let id = std::fs::read("/proc/sys/kernel/random/boot_id").unwrap_or_default();

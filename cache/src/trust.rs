@@ -71,7 +71,7 @@ impl Cache {
         let meta = Meta::of(path, true).with_context(|| format!("cannot read {}", path.display()))?;
         let entry = |name: String, path: &Path, meta: &Meta| -> Result<Entry> {
             let (digest, size) = self
-                .digest_of(Id::path(path), path, meta)
+                .digest_of(Id::path(path), path, meta, true)
                 .with_context(|| format!("cannot read {}", path.display()))?;
             Ok(Entry { name, digest, size, executable: meta.executable() })
         };
@@ -81,7 +81,7 @@ impl Cache {
             };
             vec![entry(name.to_owned(), path, &meta)?]
         } else if meta.kind == rustix::fs::FileType::Directory {
-            let found = walk(path)?;
+            let found = walk(path, &mut |dir, meta| self.note(dir, true, Some(meta), None))?;
             if found.len() < MANY {
                 found.into_iter().map(|file| entry(file.name, &file.path, &file.meta)).collect::<Result<_>>()?
             } else {
@@ -93,14 +93,17 @@ impl Cache {
         Tree::new(entries).map_err(anyhow::Error::msg)
     }
 
-    /// The digest and length of a file whose `meta` was just asked for.
-    pub(crate) fn digest_of(&self, id: Id, path: &Path, meta: &Meta) -> io::Result<(Digest, u64)> {
-        if let Some(digest) = self.known(id, &meta.stat) {
-            return Ok((digest, meta.stat.size));
-        }
-        let read = read_file(path, false)?;
-        self.remember(id, path, read.proof);
-        Ok((read.digest, read.stat.size))
+    /// The digest and length of a file whose `meta` was just asked for, links followed or not.
+    pub(crate) fn digest_of(&self, id: Id, path: &Path, meta: &Meta, follow: bool) -> io::Result<(Digest, u64)> {
+        let Some(digest) = self.known(id, &meta.stat) else {
+            let read = read_file(path, false)?;
+            self.remember(id, path, read.proof);
+            let meta = Meta { stat: read.stat, ..*meta };
+            self.note(path, follow, Some(&meta), read.proof.is_none().then_some(read.digest));
+            return Ok((read.digest, read.stat.size));
+        };
+        self.note(path, follow, Some(meta), None);
+        Ok((digest, meta.stat.size))
     }
 
     /// What a file with this stat was found to be.
@@ -144,7 +147,7 @@ impl Cache {
             let (is, should) = (meta.stat.size, entry.size);
             return Ok(Object::Damaged(format!("it has {is} bytes and should have {should}")));
         }
-        match self.digest_of(Id::object(entry), &path, &meta) {
+        match self.digest_of(Id::object(entry), &path, &meta, false) {
             Ok((digest, _)) if digest == entry.digest => Ok(Object::Good),
             Ok((digest, _)) => Ok(Object::Damaged(format!("its content is {}", digest.short()))),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Object::Missing),

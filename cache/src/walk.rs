@@ -22,15 +22,17 @@ pub(crate) struct Found {
     pub linked: bool,
 }
 
-/// All files under `root`, in order of name. Empty directories do not count.
+/// All files under `root`, in order of name. Empty directories do not count. `listed` hears of each directory just before
+/// it is listed.
 ///
 /// # Errors
 /// A special file, a link to nowhere or in a circle, a name that is not UTF-8, or what cannot be read.
-pub(crate) fn walk(root: &Path) -> Result<Vec<Found>> {
+pub(crate) fn walk(root: &Path, listed: &mut dyn FnMut(&Path, &Meta)) -> Result<Vec<Found>> {
     let meta = Meta::of(root, true).with_context(|| format!("cannot read {}", root.display()))?;
     let mut found = Vec::new();
     let mut above = vec![(meta.dev, meta.stat.ino)];
-    walk_into(root, "", false, &mut above, &mut found)?;
+    listed(root, &meta);
+    walk_into(root, "", false, &mut above, &mut found, listed)?;
     found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
     Ok(found)
 }
@@ -41,6 +43,7 @@ fn walk_into(
     linked: bool,
     above: &mut Vec<(u64, u64)>,
     found: &mut Vec<Found>,
+    listed: &mut dyn FnMut(&Path, &Meta),
 ) -> Result<()> {
     let unreadable = || format!("cannot list the directory {}", dir.display());
     for entry in fs::read_dir(dir).with_context(unreadable)? {
@@ -65,7 +68,8 @@ fn walk_into(
                     bail!("the link {} leads to a directory that it is in", path.display());
                 }
                 above.push(id);
-                walk_into(&path, &format!("{name}/"), linked, above, found)?;
+                listed(&path, &meta);
+                walk_into(&path, &format!("{name}/"), linked, above, found, listed)?;
                 above.pop();
             }
             kind => bail!("{} is {}: only files and directories have content", path.display(), describe(kind)),

@@ -11,6 +11,7 @@ use std::{
 use flow_core::Digest;
 
 use crate::kit::{again, cache, fill, make, parts};
+use flow_cache::{Cache, Place};
 
 fn age(path: &Path, seconds: u64) {
     let time = SystemTime::now() - Duration::from_secs(seconds);
@@ -184,4 +185,112 @@ fn a_second_flow_works_while_the_first_has_the_index() {
     assert!(warnings[0].contains("in use by another flow"));
     assert_eq!(second.digest_path(&path).unwrap(), tree);
     assert_eq!(second.take_warnings(), Vec::<String>::new());
+}
+
+/// What was kept holds exactly as long as what was looked at stays as it was.
+#[test]
+fn a_witness_holds_while_all_is_as_it_was() {
+    let (dir, cache) = cache();
+    let data = dir.path().join("data");
+    fill(&data, &[("a", b"1"), ("sub/b", b"2")]);
+    fill(dir.path(), &[("one", b"one"), ("other", b"one")]);
+    symlink("one", dir.path().join("link")).unwrap();
+    let outcomes = [make(&cache, &parts(1), &[("x", b"x")]), make(&cache, &parts(2), &[("x", b"y")])];
+    let [placed, missing] = ["placed", "missing"].map(|name| dir.path().join(name));
+    cache.restore(&outcomes[0].tree.entries()[0], &placed, Place::Copy).unwrap();
+    // A directory says nothing until its times are old.
+    std::thread::sleep(Duration::from_millis(2100));
+
+    let file = dir.path().join("one");
+    let digest = |path: &Path, cache: &Cache| drop(cache.digest_path(path).unwrap());
+    let is = |n: u64, cache: &Cache| assert!(cache.lookup(&parts(n).key()).unwrap().is_some());
+    type Step<'a> = (&'a str, Box<dyn Fn(&Cache) + 'a>, Box<dyn Fn() + 'a>);
+    let steps: [Step<'_>; 9] = [
+        ("file", Box::new(|cache| digest(&file, cache)), Box::new(|| fs::write(&file, "ONE").unwrap())),
+        ("new", Box::new(|cache| digest(&data, cache)), Box::new(|| fs::write(data.join("sub/c"), "").unwrap())),
+        ("inner", Box::new(|cache| digest(&data, cache)), Box::new(|| fs::write(data.join("a"), "3").unwrap())),
+        (
+            "link",
+            Box::new(|cache| digest(&dir.path().join("link"), cache)),
+            Box::new(|| {
+                fs::remove_file(dir.path().join("link")).unwrap();
+                symlink("other", dir.path().join("link")).unwrap();
+            }),
+        ),
+        ("record", Box::new(|cache| is(1, cache)), Box::new(|| age(&cache.root().join(record(1)), 60))),
+        (
+            "object",
+            Box::new(|cache| is(2, cache)),
+            Box::new(|| fs::remove_file(cache.object_path(&outcomes[1].tree.entries()[0].digest)).unwrap()),
+        ),
+        (
+            "placed",
+            Box::new(|cache| assert!(cache.is_placed(&outcomes[0].tree.entries()[0], &placed).unwrap())),
+            Box::new(|| fs::set_permissions(&placed, fs::Permissions::from_mode(0o600)).unwrap()),
+        ),
+        ("absent", Box::new(|cache| cache.saw(&missing, None)), Box::new(|| fs::write(&missing, "").unwrap())),
+        ("read", Box::new(|cache| cache.saw_file(&placed, &Digest::of(b"x"))), Box::new(|| age(&placed, 9))),
+    ];
+    let guard = Digest::of(b"guard");
+    let kept = |name: &str| again(&cache).ask_witness(name, &guard).is_some();
+    // Each by what it looks at alone.
+    for (name, look, _) in &steps {
+        cache.take_witness();
+        look(&cache);
+        cache.keep_witness(name, &guard, name.as_bytes()).unwrap();
+        assert_eq!(again(&cache).ask_witness(name, &guard).as_deref(), Some(name.as_bytes()));
+        assert!(again(&cache).ask_witness(name, &Digest::of(b"other")).is_none());
+    }
+    let mut undone: Vec<&str> = steps.iter().map(|step| step.0).collect();
+    // The link leads to the file that is written first.
+    undone.retain(|name| !["file", "link", "new", "inner", "placed", "read"].contains(name));
+    for (name, _, change) in &steps {
+        change();
+        undone.retain(|other| other != name);
+        assert!(!kept(name), "{name}");
+        assert!(undone.iter().all(|other| kept(other)), "{name} spoils another");
+    }
+    assert!(!kept("none"));
+}
+
+fn record(n: u64) -> String {
+    let key = parts(n).key().to_string();
+    format!("results/{}/{key}.json", &key[..2])
+}
+
+#[test]
+fn a_witness_reads_what_is_too_fresh_to_be_believed() {
+    let (dir, cache) = cache();
+    let (path, guard) = (dir.path().join("f"), Digest::of(b""));
+    for round in 0..20u8 {
+        fs::write(&path, [round; 5]).unwrap();
+        cache.take_witness();
+        cache.digest_path(&path).unwrap();
+        cache.keep_witness("w", &guard, b"").unwrap();
+        assert!(again(&cache).ask_witness("w", &guard).is_some());
+        // The same size, within the same tick of the clock more often than not.
+        fs::write(&path, [round + 1; 5]).unwrap();
+        assert!(again(&cache).ask_witness("w", &guard).is_none());
+    }
+    // What was read by somebody else and has another content by now proves nothing.
+    cache.take_witness();
+    cache.saw_file(&path, &Digest::of(b"what it was"));
+    cache.keep_witness("v", &guard, b"").unwrap();
+    assert!(again(&cache).ask_witness("v", &guard).is_none());
+    // Nor does a damaged note.
+    cache.take_witness();
+    cache.digest_path(&path).unwrap();
+    cache.keep_witness("d", &guard, b"conclusion").unwrap();
+    let kept: Vec<_> = fs::read_dir(cache.root().join("state/memo")).unwrap().map(|e| e.unwrap().path()).collect();
+    for path in kept {
+        let bytes = fs::read(&path).unwrap();
+        for at in 0..bytes.len() {
+            let mut damaged = bytes.clone();
+            damaged[at] ^= 1;
+            fs::write(&path, damaged).unwrap();
+            assert!(again(&cache).ask_witness("d", &guard).is_none_or(|said| said == b"conclusion"));
+        }
+        fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    }
+    assert!(again(&cache).ask_witness("d", &guard).is_none());
 }

@@ -33,12 +33,7 @@ pub type Done = Result<(), Failure>;
 
 /// Loads a pipeline; its errors are all of them.
 fn load(args: &Pipeline) -> Result<Project, Failure> {
-    let options = LoadOptions {
-        profile: args.profile.clone(),
-        set: args.set.clone(),
-        env: std::env::vars_os().filter_map(text).collect(),
-    };
-    Ok(Project::load(&args.file, flow_data::KINDS, &options)?)
+    Ok(Project::load(&args.file, flow_data::KINDS, &args.load_options())?)
 }
 
 /// An environment variable that is text; others are no parameters.
@@ -78,6 +73,15 @@ impl Selection {
 }
 
 impl Pipeline {
+    /// What is laid over the file.
+    fn load_options(&self) -> LoadOptions {
+        LoadOptions {
+            profile: self.profile.clone(),
+            set: self.set.clone(),
+            env: std::env::vars_os().filter_map(text).collect(),
+        }
+    }
+
     /// The words that name it again in a shell: `p.toml --profile mini --set a=1`.
     fn words(&self) -> String {
         let mut words = shell_word(&self.file.to_string_lossy());

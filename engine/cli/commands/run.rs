@@ -1,8 +1,8 @@
 //! `flow run`
 
-use flow_engine::RunOptions;
+use flow_engine::{Asked, RunOptions, project_dir};
 
-use super::{Done, load_and_open};
+use super::{Done, load, open};
 use crate::{
     args,
     failure::Failure,
@@ -18,13 +18,20 @@ pub fn run(args: &args::Run) -> Done {
 
 /// Runs a pipeline with `options`.
 pub fn run_with(pipeline: &args::Pipeline, options: &RunOptions, jobs: Option<u32>, json: bool) -> Done {
-    let (project, mut settings, cache) = load_and_open(pipeline)?;
+    let (mut settings, cache) = open(&project_dir(&pipeline.file))?;
+    let rerun = Rerun::new(typed(), pipeline.words(), cache.runs_dir());
+    let load_options = pipeline.load_options();
+    let view = ui::view(json, &rerun);
+    let asked =
+        Asked { file: &pipeline.file, kinds: flow_data::KINDS, load: &load_options, run: options, settings: &settings };
+    if flow_engine::unchanged(&asked, &cache, &*view).is_some() {
+        return Ok(());
+    }
+    let project = load(pipeline)?;
     if let Some(jobs) = jobs {
         settings.jobs = jobs as usize;
     }
     let cancel = interrupt::watch().map_err(|error| Failure::Cache(error.into()))?;
-    let rerun = Rerun::new(typed(), pipeline.words(), cache.runs_dir());
-    let view = ui::view(json, &rerun);
     let summary = flow_engine::run(&project, &cache, &settings, options, &*view, &cancel);
     drop(view);
     let summary = summary?;

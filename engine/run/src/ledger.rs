@@ -18,6 +18,8 @@ use anyhow::{Context, Result};
 use flow_core::{Cancel, Cancelled, Digest};
 use serde::{Deserialize, Serialize};
 
+use crate::looks;
+
 /// flow's folder in a project.
 pub const FLOW_DIR: &str = ".flow";
 
@@ -75,12 +77,20 @@ impl Ledger {
             let entries = fs::read_dir(self.dir()).into_iter().flatten().flatten();
             entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
         };
-        self.known.get_or_init(list).contains(page)
+        let known = self.known.get_or_init(list).contains(page);
+        looks::found(&self.dir().join(page), known.then_some(false));
+        known
     }
 
     /// What a page says, whoever holds it.
     pub fn peek(&self, page: &str) -> Note {
-        fs::read(self.dir().join(page)).map_or_else(|_| Note::default(), |bytes| parse(&bytes))
+        let path = self.dir().join(page);
+        let Ok(bytes) = fs::read(&path) else {
+            looks::found(&path, None);
+            return Note::default();
+        };
+        looks::read(&path, &bytes);
+        parse(&bytes)
     }
 
     /// Takes a page, unless another flow holds it.

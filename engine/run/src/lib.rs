@@ -2,7 +2,7 @@
 //!
 //! [`Project`] is a loaded file: `syntax` (TOML with places) → `load` (includes, profile, `--set`) with `params` →
 //! `link` (with `common`, `order`) → [`Graph`]. Then [`run`], [`plan`], [`why`] and [`outputs`] are asked of it; all
-//! of them decide about a node in `decide`, so that they agree. A run is `runner` (the loop) over `sched` (pure) with
+//! of them decide about a node in `decide`, so that they agree; `unchanged` tells a run in which nothing changed without loading. A run is `runner` (the loop) over `sched` (pure) with
 //! `exec` (a node's life) and `place` (files outside of the cache); what it leaves is `record`, read by [`History`].
 //!
 //! No stage kind is named here (the registry is handed in), and nothing is drawn.
@@ -17,6 +17,7 @@ mod ledger;
 mod link;
 mod load;
 mod lockfile;
+mod looks;
 mod order;
 mod outside;
 mod params;
@@ -30,6 +31,7 @@ mod select;
 mod settings;
 mod summary;
 mod syntax;
+mod unchanged;
 mod why;
 
 pub use common::{Common, Resources};
@@ -44,4 +46,5 @@ pub use runner::run;
 pub use select::RunOptions;
 pub use settings::{SETTINGS_FILE, Settings};
 pub use summary::{RunError, Summary};
+pub use unchanged::{Asked, unchanged};
 pub use why::{Change, Previous, Why, changes, why};

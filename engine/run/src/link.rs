@@ -11,6 +11,7 @@ use flow_core::{Diagnostic, DynStage, Kind, Mode, Port, Span, Value, did_you_mea
 use crate::{
     common::{self, Common},
     graph::{Graph, Node, NodeId, PortInputs, Source, StageId, StageInfo, split_index},
+    looks,
     order::{Edges, order},
     outside::{self, Named},
 };
@@ -268,7 +269,9 @@ impl Finder<'_> {
             return Ok(target);
         }
         let path = self.project.join(text);
-        if let Ok(metadata) = path.metadata() {
+        let metadata = path.metadata();
+        looks::found(&path, metadata.as_ref().ok().map(std::fs::Metadata::is_dir));
+        if let Ok(metadata) = metadata {
             // Only a directory can hold outputs; looking for them is for the few that are.
             if metadata.is_dir()
                 && let Some((out, (stage, ..))) = self.outs.iter().find(|(out, _)| Path::new(out).starts_with(&name))
@@ -281,7 +284,12 @@ impl Finder<'_> {
         }
         let with = |ending: &&str| self.project.join(format!("{text}{ending}"));
         if !endings.is_empty() {
-            let missing: Vec<_> = endings.iter().filter(|ending| !with(ending).exists()).collect();
+            let missing = |ending: &&&str| {
+                let is_dir = with(ending).metadata().ok().map(|metadata| metadata.is_dir());
+                looks::found(&with(ending), is_dir);
+                is_dir.is_none()
+            };
+            let missing: Vec<_> = endings.iter().filter(missing).collect();
             if missing.is_empty() {
                 return Ok(Target::Prefix(PathBuf::from(text), endings));
             }

@@ -20,7 +20,7 @@ use anyhow::{Context, Result};
 use flow_core::{Diagnostic, Digest, ValueKind, from_value};
 use serde::Deserialize;
 
-use crate::syntax;
+use crate::{looks, syntax};
 
 /// The lock file's name in the project's folder.
 pub const LOCK_FILE: &str = "flow.lock";
@@ -58,6 +58,7 @@ impl LockFile {
         if let Err(error) = fs::metadata(&path)
             && error.kind() == ErrorKind::NotFound
         {
+            looks::found(&path, None);
             return Ok(Self::default());
         }
         let root = syntax::read(&path)?;

@@ -82,7 +82,7 @@ pub(crate) fn plan_with<'a>(
     selection: &'a Selection,
     explainer: &Explainer<'_>,
 ) -> Result<(Plan, Decider<'a>), RunError> {
-    cache.load_memo(&memo_name(project));
+    cache.load_memo(&memo_name(&project.absolute_file(), project.profile()));
     let mut decider = Decider::new(project, cache, selection).map_err(RunError::Pipeline)?;
     let graph = project.graph();
     let mut nodes = Vec::with_capacity(graph.nodes.len());

@@ -11,6 +11,7 @@ use crate::{
     graph::{Graph, Source},
     link::{link, place, sort_and_dedup},
     load::{self, LoadOptions},
+    looks::{self, Look},
 };
 
 /// A pipeline with its graph. Nothing in it changes; a run, a plan, a question are asked of it.
@@ -21,7 +22,9 @@ pub struct Project {
     dir: PathBuf,
     options: LoadOptions,
     profiles: Vec<String>,
+    kinds: &'static [Kind],
     graph: Graph,
+    looks: Vec<Look>,
 }
 
 /// What the stages know before a run.
@@ -53,6 +56,11 @@ fn sources(pipeline: &Path, stages: &[(String, Option<Span>, Value)]) -> Vec<Pat
     sources.into_iter().filter_map(|path| path.canonicalize().ok()).collect()
 }
 
+/// The pipeline file in its project's folder.
+pub(crate) fn absolute_file(dir: &Path, file: &Path) -> PathBuf {
+    file.file_name().map_or_else(|| dir.to_owned(), |name| dir.join(name))
+}
+
 impl Project {
     /// Reads a pipeline file, lays profile, environment and `--set` over it, and makes its graph.
     ///
@@ -60,16 +68,22 @@ impl Project {
     /// Every error of the file at once, in the order of the file.
     pub fn load(pipeline: &Path, kinds: &'static [Kind], options: &LoadOptions) -> Result<Self, Vec<Diagnostic>> {
         let dir = project_dir(pipeline);
-        let merged = load::load(pipeline, options)?;
-        let sources = sources(pipeline, &merged.stages);
-        let graph = link(merged.stages, kinds, &dir, &sources)?;
+        let (loaded, looks) = looks::collect(|| {
+            let mut merged = load::load(pipeline, options)?;
+            let sources = sources(pipeline, &merged.stages);
+            let graph = link(std::mem::take(&mut merged.stages), kinds, &dir, &sources)?;
+            Ok::<_, Vec<Diagnostic>>((merged, graph))
+        });
+        let (merged, graph) = loaded?;
         Ok(Self {
             name: merged.name,
             file: pipeline.to_owned(),
             dir,
             options: options.clone(),
             profiles: merged.profiles,
+            kinds,
             graph,
+            looks,
         })
     }
 
@@ -94,7 +108,22 @@ impl Project {
     /// The pipeline file, absolute: what its runs are known by.
     #[must_use]
     pub fn absolute_file(&self) -> PathBuf {
-        self.file.file_name().map_or_else(|| self.dir.clone(), |name| self.dir.join(name))
+        absolute_file(&self.dir, &self.file)
+    }
+
+    /// The kinds of stages that it was read with.
+    pub(crate) fn kinds(&self) -> &'static [Kind] {
+        self.kinds
+    }
+
+    /// What was laid over it.
+    pub(crate) fn options(&self) -> &LoadOptions {
+        &self.options
+    }
+
+    /// The paths that were looked at while it was loaded.
+    pub(crate) fn looks(&self) -> &[Look] {
+        &self.looks
     }
 
     /// The profile that was chosen.

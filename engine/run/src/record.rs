@@ -17,7 +17,7 @@ use flow_cache::Cache;
 use flow_core::{Digest, Event, How, Level, Record, Sink};
 use serde::{Deserialize, Serialize};
 
-use crate::project::Project;
+use crate::summary::Summary;
 
 /// How many of the last lines of a node's log a failure shows.
 const TAIL: usize = 20;
@@ -65,6 +65,30 @@ pub struct RunHead {
     pub saved: f64,
     /// Every node had the key that it had in this run, and nothing ran.
     pub same_nodes_as: Option<String>,
+}
+
+/// What a run is, when it begins.
+pub struct Head<'a> {
+    /// The pipeline's name.
+    pub pipeline: &'a str,
+    /// The pipeline file, absolute.
+    pub file: PathBuf,
+    /// The profile that was chosen.
+    pub profile: Option<&'a str>,
+    /// What was set on the command line.
+    pub set: &'a [String],
+    /// How many nodes are asked for.
+    pub nodes: usize,
+}
+
+/// What is known of all nodes when a run ends.
+pub enum Ended {
+    /// Some have no result.
+    Partly,
+    /// All have results; this is the fingerprint of their keys.
+    Whole(Digest),
+    /// All have the results that they had in this run.
+    Same(String),
 }
 
 /// The last complete run of a pipeline: where its next no-op run points to.
@@ -120,19 +144,19 @@ pub fn now() -> f64 {
 
 impl<'a> Recorder<'a> {
     /// Of a run that begins now.
-    pub fn new(project: &Project, cache: &Cache, ui: &'a dyn Sink, nodes: usize) -> Self {
+    pub fn new(head: Head<'_>, cache: &Cache, ui: &'a dyn Sink) -> Self {
         let started = now();
         let head = RunHead {
             id: new_id(started),
-            pipeline: project.name().to_owned(),
-            file: project.absolute_file(),
-            profile: project.profile().map(str::to_owned),
-            set: project.set().to_vec(),
+            pipeline: head.pipeline.to_owned(),
+            file: head.file,
+            profile: head.profile.map(str::to_owned),
+            set: head.set.to_vec(),
             started,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             host: host(),
             pid: std::process::id(),
-            nodes,
+            nodes: head.nodes,
             ..RunHead::default()
         };
         let last = last_file(cache, &head.file);
@@ -166,19 +190,46 @@ impl<'a> Recorder<'a> {
         log.map_or_else(Vec::new, |log| log.tail.iter().cloned().collect())
     }
 
-    /// Ends the record. `ended` has the outcome; `fingerprint` says which keys all nodes had, if all have results.
-    ///
-    /// # Errors
-    /// Something could not be written; the run itself is none the worse for it.
-    pub fn finish(&self, ended: impl FnOnce(&mut RunHead), fingerprint: Option<Digest>) -> Result<()> {
+    /// The last complete run of the pipeline, if all nodes had this fingerprint in it and it is still known.
+    pub fn last(&self, fingerprint: &Digest) -> Option<String> {
+        let last: Last = serde_json::from_slice(&fs::read(&self.last).ok()?).ok()?;
+        (last.fingerprint == *fingerprint && self.runs.join(&last.run).is_dir()).then_some(last.run)
+    }
+
+    /// Tells how the run ended, and ends the record.
+    pub fn end(&self, summary: &Summary, ended: Ended) {
+        self.emit(Event::RunFinished {
+            ok: summary.ok,
+            interrupted: summary.interrupted,
+            ran: summary.ran,
+            skipped: summary.skipped,
+            failed: summary.failed,
+            seconds: summary.seconds,
+            saved: summary.saved,
+        });
+        // The run itself is none the worse for it.
+        if let Err(error) = self.finish(summary, ended) {
+            let text = format!("{error:#}");
+            self.emit(Event::Log { node: String::new(), level: Level::Warning, text });
+        }
+    }
+
+    fn finish(&self, summary: &Summary, ended: Ended) -> Result<()> {
         let mut state = self.lock();
-        ended(&mut state.head);
-        state.head.finished = Some(now());
-        let last: Option<Last> = fs::read(&self.last).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let same = last.filter(|last| Some(last.fingerprint) == fingerprint && self.runs.join(&last.run).is_dir());
+        let head = &mut state.head;
+        head.ok = Some(summary.ok);
+        head.interrupted = summary.interrupted;
+        (head.ran, head.skipped, head.failed) = (summary.ran, summary.skipped, summary.failed);
+        head.saved = summary.saved;
+        head.finished = Some(now());
+        let (same, fingerprint) = match ended {
+            Ended::Partly => (None, None),
+            Ended::Whole(fingerprint) => (self.last(&fingerprint), Some(fingerprint)),
+            Ended::Same(run) => (Some(run), None),
+        };
         match same {
-            Some(last) if state.disk.is_none() => {
-                state.head.same_nodes_as = Some(last.run);
+            Some(run) if state.disk.is_none() => {
+                state.head.same_nodes_as = Some(run);
                 let dir = self.make_dir(&mut state.head)?;
                 write_atomic(&dir.join(RUN), &serde_json::to_vec_pretty(&state.head)?)?;
             }

@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    path::Path,
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
@@ -15,7 +16,7 @@ use std::{
 
 use anyhow::{Result, anyhow, bail};
 use flow_cache::{Cache, Outcome};
-use flow_core::{Cancel, Cancelled, Diagnostic, Event, How, Key, Level, Sink};
+use flow_core::{Cancel, Cancelled, Diagnostic, Digest, Event, How, Key, Level, Sink};
 
 use crate::{
     decide::{Decider, Decision, Work},
@@ -23,11 +24,12 @@ use crate::{
     graph::NodeId,
     place::{Placer, Put, refusal},
     project::Project,
-    record::Recorder,
+    record::{Ended, Head, Recorder},
     sched::{Pools, Request, Sched, State},
     select::{RunOptions, Selection},
     settings::Settings,
     summary::{RunError, Summary},
+    unchanged::attest,
     why::{Explainer, NO_DIGEST},
 };
 
@@ -55,9 +57,16 @@ pub fn run(
     cancel: &Cancel,
 ) -> Result<Summary, RunError> {
     let selection = Selection::new(project.graph(), options).map_err(RunError::Pipeline)?;
-    cache.load_memo(&memo_name(project));
+    cache.load_memo(&memo_name(&project.absolute_file(), project.profile()));
     let decider = Decider::new(project, cache, &selection).map_err(RunError::Pipeline)?;
-    let recorder = Recorder::new(project, cache, sink, selection.wanted.iter().filter(|wanted| **wanted).count());
+    let head = Head {
+        pipeline: project.name(),
+        file: project.absolute_file(),
+        profile: project.profile(),
+        set: project.set(),
+        nodes: selection.wanted.iter().filter(|wanted| **wanted).count(),
+    };
+    let recorder = Recorder::new(head, cache, sink);
     let placer = Placer::new(project, cache, &recorder);
     let env = Env { project, cache, sink: &recorder, placer: &placer };
     let (sender, receiver) = channel();
@@ -95,14 +104,34 @@ pub fn run(
         summary: Summary::default(),
     };
     let ended = std::thread::scope(|scope| runner.go(scope));
+    drop(runner);
+    if options.is_plain() && ended.as_ref().is_ok_and(|summary| summary.ok) {
+        attest(project, cache, settings);
+    }
     // A memo that cannot be written only makes the next run slower.
     cache.save_memo().ok();
     ended
 }
 
 /// By what name the cache knows the memo of a pipeline.
-pub(crate) fn memo_name(project: &Project) -> String {
-    format!("{}\n{}", project.absolute_file().display(), project.profile().unwrap_or_default())
+pub(crate) fn memo_name(file: &Path, profile: Option<&str>) -> String {
+    format!("{}\n{}", file.display(), profile.unwrap_or_default())
+}
+
+/// What tells whether two complete runs had the same nodes with the same keys.
+#[derive(Default)]
+pub(crate) struct Fingerprint(blake3::Hasher);
+
+impl Fingerprint {
+    /// Adds a node, in order; `None` if its stage is off.
+    pub fn add(&mut self, node: &str, key: Option<&Key>) {
+        self.0.update(node.as_bytes()).update(&key.map_or([0; 32], |key| key.0));
+    }
+
+    /// Of all.
+    pub fn finish(&self) -> Digest {
+        Digest(*self.0.finalize().as_bytes())
+    }
 }
 
 /// What a thread says of its node.
@@ -293,16 +322,7 @@ impl<'a> Runner<'a> {
     }
 
     #[allow(clippy::too_many_arguments)] // they are the fields of one event
-    fn finished(
-        &mut self,
-        id: NodeId,
-        how: How,
-        key: Key,
-        digest: flow_core::Digest,
-        seconds: f64,
-        bytes: u64,
-        cost: f64,
-    ) {
+    fn finished(&mut self, id: NodeId, how: How, key: Key, digest: Digest, seconds: f64, bytes: u64, cost: f64) {
         match how {
             How::Ran | How::Resumed => self.summary.ran += 1,
             How::Cached | How::Shared | How::Remote => {
@@ -493,35 +513,14 @@ impl<'a> Runner<'a> {
         summary.failed += wanted().filter(|&id| self.sched.state(id) == State::Resting).count();
         summary.ok = complete;
         summary.seconds = self.began.elapsed().as_secs_f64();
-        self.recorder.emit(Event::RunFinished {
-            ok: summary.ok,
-            interrupted: summary.interrupted,
-            ran: summary.ran,
-            skipped: summary.skipped,
-            failed: summary.failed,
-            seconds: summary.seconds,
-            saved: summary.saved,
-        });
-        let fingerprint = complete.then(|| {
-            let mut hasher = blake3::Hasher::new();
-            for id in wanted() {
-                hasher.update(self.node(id).as_bytes());
-                hasher.update(&self.decider.result(id).map_or([0; 32], |(key, ..)| key.0));
-            }
-            flow_core::Digest(*hasher.finalize().as_bytes())
-        });
-        let recorded = self.recorder.finish(
-            |head| {
-                head.ok = Some(summary.ok);
-                head.interrupted = summary.interrupted;
-                (head.ran, head.skipped, head.failed) = (summary.ran, summary.skipped, summary.failed);
-                head.saved = summary.saved;
-            },
-            fingerprint,
-        );
-        if let Err(error) = recorded {
-            self.warn(format!("{error:#}"));
-        }
+        let ended = if complete {
+            let mut fingerprint = Fingerprint::default();
+            wanted().for_each(|id| fingerprint.add(self.node(id), self.decider.result(id).map(|(key, ..)| key)));
+            Ended::Whole(fingerprint.finish())
+        } else {
+            Ended::Partly
+        };
+        self.recorder.end(&summary, ended);
         summary.run = self.recorder.id();
         summary
     }

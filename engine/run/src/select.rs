@@ -23,6 +23,15 @@ pub struct RunOptions {
     pub pins_only: bool,
 }
 
+impl RunOptions {
+    /// Everything is asked for, and nothing but what has to run.
+    pub(crate) fn is_plain(&self) -> bool {
+        let Self { only, from, targets, force, keep_going: _, update_pins, pins_only } = self;
+        let named = !only.is_empty() || from.is_some() || !targets.is_empty() || !force.is_empty();
+        !(named || *update_pins || *pins_only)
+    }
+}
+
 /// [`RunOptions`] on a graph, by node.
 #[derive(Debug)]
 pub struct Selection {

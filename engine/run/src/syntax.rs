@@ -8,6 +8,8 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
+use crate::looks;
+
 /// Reads a TOML file.
 ///
 /// # Errors
@@ -15,6 +17,7 @@ use toml::{
 pub fn read(path: &Path) -> Result<Value, Vec<Diagnostic>> {
     let unreadable = |cause: String| vec![Diagnostic::new(format!("cannot read {}", path.display())).cause(cause)];
     let bytes = std::fs::read(path).map_err(|error| unreadable(error.to_string()))?;
+    looks::read(path, &bytes);
     let text = String::from_utf8(bytes)
         .map_err(|error| unreadable(format!("not UTF-8 at byte {}", error.utf8_error().valid_up_to())))?;
     parse(path, text)

@@ -2,8 +2,13 @@
 
 mod kinds;
 
-use std::collections::HashSet;
+use std::{
+    collections::{BTreeMap, HashSet},
+    fs,
+    path::{Path, PathBuf},
+};
 
+use flow_core::Event;
 use flow_engine::{RunOptions, Verdict};
 use kinds::Lab;
 
@@ -78,6 +83,88 @@ fn a_plan_agrees_with_the_run_after_it() {
             lab.write(&format!("in/{file}"), &format!("content {file}{}", "!".repeat(random.below(2) as usize)));
         }
     }
+}
+
+/// What a run says of each node, by name.
+fn finished(events: &[Event]) -> BTreeMap<String, String> {
+    let said = |event: &Event| match event {
+        Event::Finished { node, how, key, digest, bytes, cost, .. } => {
+            Some((node.clone(), format!("{how:?} {key:?} {digest:?} {bytes} {cost}")))
+        }
+        _ => None,
+    };
+    events.iter().filter_map(said).collect()
+}
+
+/// Every file under a directory with its content.
+fn files(dir: &Path, found: &mut BTreeMap<PathBuf, Vec<u8>>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files(&path, found);
+        } else {
+            found.insert(path.clone(), fs::read(&path).unwrap());
+        }
+    }
+}
+
+#[test]
+fn what_is_told_without_loading_is_what_a_run_decides() {
+    let (mut told, mut not_told) = (0, 0);
+    for seed in 0..15 {
+        let mut random = Lcg(seed ^ 0x5eed);
+        let stages = 2 + random.below(6);
+        let mut text = random_pipeline(&mut random, stages).replace("cache = false\n", "");
+        text += "[stage.placed]\nkind = 'cat'\ntext = 'p'\ninput = ['in/0', 's0']\nouts = ['made/p']\n\
+                 [stage.exported]\nkind = 'cat'\ntext = 'e'\ninput = ['in/1']\nexport = 'ex'\n";
+        let text = text.replace("when = false\n", "").replacen("kind = 'map'", "kind = 'cat'", 1);
+        let lab = Lab::new(&text);
+        (0..4).for_each(|i| lab.write(&format!("in/{i}"), &format!("content {i}")));
+        for round in 0..14 {
+            let at = format!("seed {seed}, round {round}");
+            let unchanged = lab.unchanged();
+            let (mut before, mut after) = (BTreeMap::new(), BTreeMap::new());
+            files(&lab.path(""), &mut before);
+            let (summary, _) = lab.run_with(&RunOptions::default());
+            assert!(summary.ok, "{at}");
+            if let Some(events) = unchanged {
+                files(&lab.path(""), &mut after);
+                assert_eq!(summary.ran, 0, "{at}");
+                assert_eq!(before, after, "{at}");
+                assert_eq!(finished(&events), finished(&lab.events.lock().unwrap()), "{at}");
+                told += 1;
+            } else {
+                not_told += 1;
+            }
+            let i = random.below(4);
+            let file = lab.path(&format!("in/{i}"));
+            let there = lab.unchanged();
+            assert!(there.is_some(), "{at}: nothing was done since the run");
+            let mut cached = BTreeMap::new();
+            match random.below(12) {
+                0 => fs::write(&file, format!("content {i}")).unwrap(),
+                1 => fs::write(&file, format!("CONTENT {i}")).unwrap(),
+                2 => {
+                    let content = fs::read(&file).unwrap();
+                    fs::remove_file(&file).unwrap();
+                    fs::write(&file, content).unwrap();
+                }
+                3 => lab.write("pipe.toml", &format!("# {round}\n{text}")),
+                4 => lab.write("pipe.toml", &text.replace("text = 's1'", "text = 'S1'")),
+                5 => lab.write("flow.lock", ""),
+                6 => fs::remove_file(lab.path("made/p")).unwrap(),
+                7 => lab.write("made/p", &lab.read("made/p")),
+                8 => fs::remove_dir_all(lab.path("ex")).unwrap(),
+                dir @ (9 | 10) => {
+                    files(&lab.cache.root().join(["objects", "results"][dir as usize - 9]), &mut cached);
+                    let at = random.below(cached.len() as u64) as usize;
+                    fs::remove_file(cached.keys().nth(at).unwrap()).unwrap();
+                }
+                _ => {}
+            }
+        }
+    }
+    assert!(told > 25 && not_told > 60, "{told} {not_told}");
 }
 
 #[test]

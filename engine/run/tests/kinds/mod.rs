@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, bail};
 use flow_cache::Cache;
 use flow_core::{Cancel, Check, Ctx, Diagnostic, Event, Kind, Level, Pin, Port, Ref, Stage};
-use flow_engine::{LoadOptions, Plan, Project, RunError, RunOptions, Settings, Summary, Verdict};
+use flow_engine::{Asked, LoadOptions, Plan, Project, RunError, RunOptions, Settings, Summary, Verdict};
 use serde::{Deserialize, Serialize};
 
 /// Project → the nodes that really ran, in order.
@@ -266,6 +266,18 @@ impl Lab {
         self.events.lock().unwrap().clear();
         let sink = |event: Event| self.events.lock().unwrap_or_else(PoisonError::into_inner).push(event);
         flow_engine::run(&project, &cache, &self.settings(), options, &sink, &self.cancel)
+    }
+
+    /// What a run tells without loading anything, if nothing changed.
+    pub fn unchanged(&self) -> Option<Vec<Event>> {
+        let cache = Cache::open(self.cache.root()).unwrap();
+        let told = Mutex::new(Vec::new());
+        let sink = |event: Event| told.lock().unwrap().push(event);
+        let (file, settings) = (self.path("pipe.toml"), self.settings());
+        let (load, run) = (LoadOptions::default(), RunOptions::default());
+        let asked = Asked { file: &file, kinds: KINDS, load: &load, run: &run, settings: &settings };
+        flow_engine::unchanged(&asked, &cache, &sink)?;
+        Some(told.into_inner().unwrap())
     }
 
     /// Runs with these options, and returns the nodes that really ran, sorted.
