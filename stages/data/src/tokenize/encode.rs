@@ -1,6 +1,13 @@
 //! A block of JSON lines → blocks of token ids, one for each key. Knows nothing of files, threads or progress.
 
-use anyhow::Result;
+use std::{
+    borrow::Cow,
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+use anyhow::{Result, anyhow};
+use flow_core::{Cancel, Cancelled};
 use flow_formats::{
     documents::{Lines, Text, texts},
     indexed::{Block, TokenType},
@@ -8,11 +15,18 @@ use flow_formats::{
 
 use super::tokenizer::Tokenizer;
 
+/// A longer text is encoded on a thread of its own, which an interrupted run leaves behind: nothing can ask the
+/// tokenizer to stop, and cutting the text could change ids.
+const LONG: usize = 4 << 20;
+
+/// How often who waits for such a thread looks whether to stop.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// How documents become ids.
 #[derive(Debug)]
 pub struct Encoder<'a> {
     /// The tokenizer.
-    pub tokenizer: &'a Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
     /// The faster encoder is used.
     pub fast: bool,
     /// The keys whose text is wanted.
@@ -27,6 +41,8 @@ pub struct Encoder<'a> {
     pub dtype: TokenType,
     /// A bad line is passed over, not the end.
     pub skip_bad: bool,
+    /// Long texts look here.
+    pub cancel: &'a Cancel,
 }
 
 /// What a block of lines became.
@@ -45,7 +61,7 @@ impl Encoder<'_> {
     /// the document's last sequence ends with `eod`, unless there is none; a document without sequences counts.
     ///
     /// # Errors
-    /// The tokenizer fails.
+    /// The tokenizer fails; [`Cancelled`] in the middle of a long text.
     pub fn encode(&self, lines: &[u8]) -> Result<Encoded> {
         let mut encoded =
             Encoded { blocks: self.keys.iter().map(|_| Block::new(self.dtype)).collect(), lines: 0, bad: Vec::new() };
@@ -54,7 +70,7 @@ impl Encoder<'_> {
             encoded.lines += 1;
             match document(line, self.keys) {
                 Ok(found) => {
-                    for (block, text) in encoded.blocks.iter_mut().zip(&found) {
+                    for (block, text) in encoded.blocks.iter_mut().zip(found) {
                         self.append(block, text)?;
                     }
                 }
@@ -69,11 +85,11 @@ impl Encoder<'_> {
         Ok(encoded)
     }
 
-    fn append(&self, block: &mut Block, text: &Text<'_>) -> Result<()> {
+    fn append(&self, block: &mut Block, text: Text<'_>) -> Result<()> {
         let texts = match text {
-            Text::One(text) => std::slice::from_ref(text),
-            Text::Many(texts) => texts.as_slice(),
-            Text::Missing | Text::Other(_) => &[],
+            Text::One(text) => vec![text],
+            Text::Many(texts) => texts,
+            Text::Missing | Text::Other(_) => Vec::new(),
         };
         // The last sequence waits until it is known to be the last.
         let mut last: Option<Vec<u32>> = None;
@@ -94,15 +110,11 @@ impl Encoder<'_> {
         Ok(())
     }
 
-    /// The ids of a text.
-    ///
-    /// # Errors
-    /// The tokenizer fails.
-    pub fn ids(&self, text: &str) -> Result<Vec<u32>> {
-        let mut ids = if self.fast {
-            self.tokenizer.encode_fast(text, self.special)?
+    fn ids(&self, text: Cow<'_, str>) -> Result<Vec<u32>> {
+        let mut ids = if text.len() > LONG {
+            self.on_a_thread_of_its_own(text.into_owned())?
         } else {
-            self.tokenizer.encode_reference(text, self.special)?
+            self.tokenizer.encode(&text, self.special, self.fast)?
         };
         if let Some(bos) = self.bos
             && ids.first() != Some(&bos)
@@ -110,6 +122,23 @@ impl Encoder<'_> {
             ids.insert(0, bos);
         }
         Ok(ids)
+    }
+
+    fn on_a_thread_of_its_own(&self, text: String) -> Result<Vec<u32>> {
+        let (tokenizer, special, fast) = (Arc::clone(&self.tokenizer), self.special, self.fast);
+        let (send, receive) = mpsc::sync_channel(1);
+        // When nobody waits any more the answer goes nowhere.
+        std::thread::Builder::new()
+            .name("long text".into())
+            .spawn(move || drop(send.send(tokenizer.encode(&text, special, fast))))?;
+        loop {
+            match receive.recv_timeout(LOOK) {
+                Ok(ids) => return ids,
+                Err(mpsc::RecvTimeoutError::Timeout) if self.cancel.is_set() => return Err(Cancelled.into()),
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => return Err(anyhow!("the tokenizer panicked")),
+            }
+        }
     }
 }
 

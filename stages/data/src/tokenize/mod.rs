@@ -5,10 +5,10 @@ mod fast;
 mod pipeline;
 mod tokenizer;
 
-use std::{collections::BTreeMap, path::Path, time::Instant};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Instant};
 
 use anyhow::{Context, Result, ensure};
-use flow_core::{Check, Ctx, Diagnostic, Level, Port, Ref, Refs, Stage};
+use flow_core::{Cancel, Check, Ctx, Diagnostic, Level, Port, Ref, Refs, Stage};
 use flow_formats::{
     compressed::{Decoder, strip_ending},
     documents::{Blocks, Lines},
@@ -154,7 +154,7 @@ impl Stage for Tokenize {
         let started = Instant::now();
         let input = ctx.one("input")?;
         let tokenizer = Tokenizer::of_input(ctx.one("tokenizer")?)?;
-        let mut encoder = self.encoder(&tokenizer)?;
+        let mut encoder = self.encoder(&tokenizer, ctx.cancel)?;
         let files: Vec<_> =
             input.files().into_iter().filter(|(name, _)| is_jsonl(name, input.tree.entries().len())).collect();
         ensure!(!files.is_empty(), "{} holds no .jsonl, .jsonl.gz or .jsonl.zst", input.name);
@@ -207,7 +207,7 @@ impl Tokenize {
         self.json_key.as_ref().map_or(self.json_keys.as_slice(), std::slice::from_ref)
     }
 
-    fn encoder<'a>(&'a self, tokenizer: &'a Tokenizer) -> Result<Encoder<'a>> {
+    fn encoder<'a>(&'a self, tokenizer: &Arc<Tokenizer>, cancel: &'a Cancel) -> Result<Encoder<'a>> {
         let eod = match (&self.eod_token, self.append_eod) {
             (_, false) => None,
             (Some(token), true) => Some(tokenizer.id(token).context("`eod_token`")?),
@@ -217,7 +217,7 @@ impl Tokenize {
         };
         let bos = (self.add_bos == Some(true)).then(|| tokenizer.special_id("bos_token").context("`add_bos`"));
         Ok(Encoder {
-            tokenizer,
+            tokenizer: Arc::clone(tokenizer),
             fast: tokenizer.is_fast(),
             keys: self.keys(),
             special: self.add_bos != Some(false),
@@ -225,6 +225,7 @@ impl Tokenize {
             eod,
             dtype: TokenType::for_vocabulary(tokenizer.vocabulary()),
             skip_bad: self.on_bad_line == OnBadLine::Skip,
+            cancel,
         })
     }
 

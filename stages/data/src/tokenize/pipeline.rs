@@ -5,14 +5,16 @@
 
 use std::{
     collections::BTreeMap,
+    io::{self, Read},
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::Path,
     sync::{Mutex, PoisonError, mpsc},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, bail};
-use flow_core::{Ctx, Level, Unit};
+use flow_core::{Cancel, Cancelled, Ctx, Level, Unit};
 use flow_formats::{
     compressed::Decoder,
     documents::{Blocks, Lines, Text, texts},
@@ -23,6 +25,9 @@ use super::encode::{Encoded, Encoder};
 
 /// Bytes of lines that travel together.
 const BLOCK: usize = 1 << 20;
+
+/// How often is looked whether to stop while nothing gets done.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Bad lines that are told one by one when they are skipped.
 const TOLD: u64 = 5;
@@ -67,7 +72,8 @@ pub fn run(
     }
     let take_jobs = Mutex::new(take_jobs);
     thread::scope(|scope| {
-        let reader = scope.spawn(move || read(decoder, &take_buffers, &jobs));
+        let source = Interruptible { source: decoder, cancel: ctx.cancel };
+        let reader = scope.spawn(move || read(source, &take_buffers, &jobs));
         for _ in 0..threads {
             let (take_jobs, done) = (&take_jobs, done.clone());
             scope.spawn(move || {
@@ -90,7 +96,15 @@ pub fn run(
         let mut next = 0;
         // An early return drops the channels' ends here, upon which reader and encoders stop.
         let (buffers, take_done) = (buffers, take_done);
-        for (number, lines, encoded) in take_done {
+        loop {
+            let (number, lines, encoded) = match take_done.recv_timeout(LOOK) {
+                Ok(done) => done,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    ctx.go_on()?;
+                    continue;
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            };
             waiting.insert(number, (lines, encoded));
             while let Some((lines, encoded)) = waiting.remove(&next) {
                 ctx.go_on()?;
@@ -102,9 +116,11 @@ pub fn run(
                 counts.bytes += lines.len() as u64;
                 next += 1;
                 ctx.progress(before + position.get(), Some(total), Unit::Bytes);
-                let _ = buffers.send(lines);
+                // The room that a long line took is not kept for a short one.
+                let _ = buffers.send(if lines.capacity() > 4 * BLOCK { Vec::new() } else { lines });
             }
         }
+        ctx.go_on()?;
         match reader.join() {
             Ok(read) => read.map(|()| counts).with_context(|| format!("cannot tokenize {}", path.display())),
             Err(panic) => resume_unwind(panic),
@@ -112,8 +128,20 @@ pub fn run(
     })
 }
 
-fn read(decoder: Decoder, buffers: &mpsc::Receiver<Vec<u8>>, jobs: &mpsc::Sender<Job>) -> Result<()> {
-    let mut blocks = Blocks::new(decoder, BLOCK);
+/// Reads until the run is interrupted, also in the middle of a line.
+struct Interruptible<'a> {
+    source: Decoder,
+    cancel: &'a Cancel,
+}
+
+impl Read for Interruptible<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.cancel.is_set() { Err(io::Error::other(Cancelled)) } else { self.source.read(buffer) }
+    }
+}
+
+fn read(source: Interruptible<'_>, buffers: &mpsc::Receiver<Vec<u8>>, jobs: &mpsc::Sender<Job>) -> Result<()> {
+    let mut blocks = Blocks::new(source, BLOCK);
     for number in 0.. {
         // No buffer comes any more when the writer gave up, and no job is taken when the encoders did.
         let Ok(mut buffer) = buffers.recv() else { break };
@@ -140,18 +168,22 @@ fn take(ctx: &Ctx<'_>, encoder: &Encoder<'_>, path: &Path, encoded: &Encoded, co
     Ok(())
 }
 
-/// Whether both encoders give the same ids for the first documents of a file: so many bytes of it.
+/// Whether both encoders give the same ids for the beginning of a file: for its documents within so many bytes, or, if
+/// its first line is longer than that, for the line as it stands there.
 ///
 /// # Errors
 /// The file cannot be read, or the reference cannot encode it.
 pub fn encoders_agree(encoder: &Encoder<'_>, path: &Path, bytes: usize) -> Result<bool> {
-    let mut block = Vec::new();
-    Blocks::new(Decoder::open(path)?, bytes).next_into(&mut block)?;
-    for line in Lines::new(&block) {
+    let mut head = Vec::with_capacity(bytes);
+    Decoder::open(path)?.take(bytes as u64).read_to_end(&mut head)?;
+    let agree = |text: &str| encoder.tokenizer.agrees(text, encoder.special);
+    let mut compared = false;
+    for line in Lines::new(&head) {
         let mut found = vec![Text::Missing; encoder.keys.len()];
         if texts(line, encoder.keys, &mut found).is_err() {
             continue;
         }
+        compared = true;
         for text in found {
             let texts = match text {
                 Text::One(text) => vec![text],
@@ -159,11 +191,11 @@ pub fn encoders_agree(encoder: &Encoder<'_>, path: &Path, bytes: usize) -> Resul
                 Text::Missing | Text::Other(_) => Vec::new(),
             };
             for text in texts {
-                if !encoder.tokenizer.agrees(&text, encoder.special)? {
+                if !agree(&text)? {
                     return Ok(false);
                 }
             }
         }
     }
-    Ok(true)
+    if compared { Ok(true) } else { agree(&String::from_utf8_lossy(&head)) }
 }

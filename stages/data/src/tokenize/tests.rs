@@ -323,3 +323,44 @@ fn an_interrupted_run_stops() {
     let error = stand.run(&stage::<Tokenize>(json!({"input": "raw", "tokenizer": "base"}))).unwrap_err();
     assert!(error.downcast_ref::<flow_core::Cancelled>().is_some(), "{error:#}");
 }
+
+/// A text that is long enough for a thread of its own, of real documents.
+fn long_text(bytes: usize) -> String {
+    let mut documents = Vec::new();
+    let mut decoder = Decoder::open(&example("train_0.jsonl.gz")).unwrap();
+    decoder.read_to_end(&mut documents).unwrap();
+    let documents = String::from_utf8(documents).unwrap();
+    documents.repeat(bytes.div_ceil(documents.len()))
+}
+
+#[test]
+fn a_long_line_is_one_document_among_others() {
+    let long = long_text(5 << 20);
+    let line = |text: &str| json!({ "text": text }).to_string() + "\n";
+    let mut stand = Stand::new();
+    // The first line is the one that both encoders are compared on.
+    let shard = stand.write("a.jsonl", [line(&long), line("短い"), line(&long)].concat());
+    stand.input("input", &shard).input("tokenizer", &example("tokenizer"));
+    stand.run(&stage::<Tokenize>(json!({"input": "raw", "tokenizer": "base"}))).unwrap();
+    let set = IndexedDataset::open(&stand.place("out/a_text_document")).unwrap();
+    let expected = tokenizer().encode_fast(&long, true).unwrap();
+    assert_eq!(set.documents(), 3);
+    for sequence in [0, 2] {
+        let ids = set.sequence(sequence).unwrap().to_vec();
+        assert!(ids.into_iter().eq(expected.iter().copied().map(i64::from)));
+    }
+}
+
+#[test]
+fn an_interrupt_does_not_wait_for_a_long_text() {
+    let tokenizer = Tokenizer::load(&Files::find(&example("tokenizer")).unwrap()).unwrap();
+    let tokenizer = std::sync::Arc::new(tokenizer);
+    let tokenize = stage::<Tokenize>(json!({"input": "raw", "tokenizer": "base"}));
+    let cancel = Cancel::default();
+    cancel.set();
+    let encoder = tokenize.encoder(&tokenizer, &cancel).unwrap();
+    let line = json!({ "text": long_text(32 << 20) }).to_string();
+    let error = encoder.encode(line.as_bytes()).unwrap_err();
+    assert!(error.downcast_ref::<flow_core::Cancelled>().is_some(), "{error:#}");
+    assert_eq!(std::sync::Arc::strong_count(&tokenizer), 3, "ours, the encoder's, and that of who is still at it");
+}

@@ -254,6 +254,14 @@ impl Tokenizer {
         }
     }
 
+    /// The ids of a text, from the faster encoder if it is wanted.
+    ///
+    /// # Errors
+    /// The tokenizer cannot encode it.
+    pub fn encode(&self, text: &str, special: bool, fast: bool) -> Result<Vec<u32>> {
+        if fast { self.encode_fast(text, special) } else { self.encode_reference(text, special) }
+    }
+
     /// Whether both encoders give the same ids for a text.
     ///
     /// # Errors

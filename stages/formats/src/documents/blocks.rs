@@ -32,17 +32,19 @@ impl<R: Read> Blocks<R> {
         block.clear();
         block.append(&mut self.rest);
         loop {
+            // So much at a time however long a line is: what lies behind its end stays little. What was looked at is not
+            // looked at again, but for its last byte, which may have been half of an end.
             let known = block.len();
-            let wanted = self.size.max(known / 2);
-            while !self.ended && block.len() < known + wanted {
+            while !self.ended && block.len() < known + self.size {
                 // Bounded by what is wanted, so that a block's room is not doubled for a few bytes.
-                let room = (known + wanted - block.len()) as u64;
+                let room = (known + self.size - block.len()) as u64;
                 self.ended = self.source.by_ref().take(room).read_to_end(block)? == 0;
             }
             if self.ended {
                 return Ok(!block.is_empty());
             }
-            if let Some(end) = last_end(block) {
+            let looked_at = known.saturating_sub(1);
+            if let Some(end) = last_end(&block[looked_at..]).map(|end| looked_at + end) {
                 self.rest.extend_from_slice(&block[end..]);
                 block.truncate(end);
                 return Ok(true);
