@@ -43,3 +43,29 @@ fn a_file_that_a_stage_does_not_read_is_not_its_input() {
     sandbox.write("example/tokenizer/tokenizer_config.json", &config.replacen('{', "{\"add_bos_token\": true,", 1));
     assert_eq!(sandbox.json(&other_seed).ran(), ["base", "plain", "tokens"]);
 }
+
+#[test]
+fn every_url_that_cannot_be_fetched_is_told_at_once_with_its_place() {
+    let sandbox = Sandbox::with(
+        "[stage.raw]\nkind = \"fetch\"\nurls = [\n  \"s3://bucket/{a,b}\",\n  \"https://h.example/x\",\n  \"hf://nobody\",\n]\n",
+    );
+    let output = sandbox.run(&["check", "p.toml"]);
+    assert_eq!(output.code, Some(2), "{output}");
+    for place in ["p.toml:6:3", "p.toml:8:3"] {
+        assert_eq!(output.stderr.matches(place).count(), 1, "{output}");
+    }
+    assert!(output.stderr.contains("`s3` is not a kind of URL") && output.stderr.contains("hf://ORG/NAME"), "{output}");
+}
+
+#[test]
+fn a_shard_that_is_no_jsonl_is_the_inputs_fault() {
+    let sandbox =
+        with_example("[stage.tokens]\nkind = \"tokenize\"\ninput = \"a.jsonl\"\ntokenizer = \"example/tokenizer\"\n");
+    sandbox.write("a.jsonl", "{\"text\": nul}\n");
+    let output = sandbox.run(&["check", "p.toml"]);
+    assert_eq!(output.code, Some(2), "{output}");
+    assert!(
+        output.stderr.contains("p.toml:5:") && output.stderr.contains("a.jsonl:1: a value is expected"),
+        "{output}"
+    );
+}

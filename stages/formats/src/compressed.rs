@@ -168,9 +168,17 @@ impl Decoder {
         let what = self.compression().name();
         let began = began.map_or(String::new(), |began| format!(", in the member that begins at byte {began}"));
         let text = if error.kind() == io::ErrorKind::UnexpectedEof || at >= self.size && is_incomplete(error) {
-            format!("{path}: truncated {what}: the file ends at byte {}{began}, before its data does", self.size)
+            format!(
+                "{path}: truncated {what}: the file ends at byte {}{began}, before its data does; it was copied or \
+                 downloaded in part: get it again (a fetched one with `flow run … --force STAGE`)",
+                self.size
+            )
         } else {
-            format!("{path}: corrupt {what} at or before byte {at} of {}{began}: {error}", self.size)
+            format!(
+                "{path}: corrupt {what} at or before byte {at} of {}{began}: {error}; get it again, and compare its \
+                 checksum with the publisher's",
+                self.size
+            )
         };
         io::Error::new(error.kind(), text)
     }

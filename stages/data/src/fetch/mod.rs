@@ -39,6 +39,9 @@ pub struct Fetch {
     /// What the file's BLAKE3 must be, in hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     blake3: Option<String>,
+    /// Which entry of the file's `urls` this node's is, for errors.
+    #[serde(skip)]
+    entry: usize,
 }
 
 /// What the key sees of the URLs: no secrets, and of local paths only the pattern.
@@ -81,14 +84,19 @@ impl Stage for Fetch {
             let refs =
                 if texts == [url.text()] { vec![url.clone()] } else { texts.into_iter().map(Ref::new).collect() };
             for url in refs {
-                Source::parse(url.text()).map_err(place)?;
+                // One that cannot be fetched is told by the node's check: all such at once.
+                let is_bad = Source::parse(url.text()).is_err();
                 nodes.push(Self {
                     urls: vec![url],
                     include: self.include.clone(),
                     exclude: self.exclude.clone(),
                     sha256: self.sha256.clone(),
                     blake3: self.blake3.clone(),
+                    entry: i,
                 });
+                if is_bad {
+                    break;
+                }
             }
         }
         // Keys and flow.lock know a URL by its redacted text: what differs in a secret alone would pass for the same.
@@ -135,6 +143,10 @@ impl Stage for Fetch {
     }
 
     fn check(&self, check: &mut Check<'_>) {
+        if let Err(error) = self.source() {
+            check.error(&format!("urls.{}", self.entry), error.at(self.urls[0].span().cloned()));
+            return;
+        }
         let Some(path) = check.input("urls").iter().find_map(|known| known.path.clone()) else { return };
         let filter = self.filter();
         if filter.takes_all() {

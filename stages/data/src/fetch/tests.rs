@@ -346,7 +346,6 @@ fn urls_become_nodes_and_keys_know_no_paths() {
     assert_eq!(nodes[4].ports()[0].refs[0].text(), "data/b");
     for (params, field) in [
         (json!({"urls": []}), "urls"),
-        (json!({"urls": ["a", "s3://b/k"]}), "urls.1"),
         (json!({"urls": ["a{0..1"]}), "urls.0"),
         (json!({"urls": ["https://h.example/a?token=x", "https://h.example/a?token=y"]}), "urls"),
         (json!({"urls": ["a", "b"], "sha256": "0".repeat(64)}), "sha256"),

@@ -74,8 +74,8 @@ impl Encoder<'_> {
                         self.append(block, text)?;
                     }
                 }
-                Err(why) => {
-                    encoded.bad.push((number, why));
+                Err(bad) => {
+                    encoded.bad.push((number, bad.why().to_owned()));
                     if !self.skip_bad {
                         break;
                     }
@@ -143,17 +143,35 @@ impl Encoder<'_> {
 }
 
 /// The texts under the keys; or why the line is no document.
-pub fn document<'l>(line: &'l [u8], keys: &[String]) -> Result<Vec<Text<'l>>, String> {
+pub fn document<'l>(line: &'l [u8], keys: &[String]) -> Result<Vec<Text<'l>>, Bad> {
     let mut found = vec![Text::Missing; keys.len()];
-    texts(line, keys, &mut found).map_err(|bad| bad.to_string())?;
+    texts(line, keys, &mut found).map_err(|bad| Bad::Line(bad.to_string()))?;
     for (key, text) in keys.iter().zip(&found) {
         match text {
             Text::One(_) | Text::Many(_) => {}
-            Text::Missing => return Err(missing(key, line)),
-            Text::Other(what) => return Err(format!("`{key}` {what}")),
+            Text::Missing => return Err(Bad::Key(missing(key, line))),
+            Text::Other(what) => return Err(Bad::Key(format!("`{key}` {what}"))),
         }
     }
     Ok(found)
+}
+
+/// Why a line is no document.
+#[derive(Debug)]
+pub enum Bad {
+    /// It is not a JSON object.
+    Line(String),
+    /// It is one, and has no text under a key.
+    Key(String),
+}
+
+impl Bad {
+    /// In words.
+    pub fn why(&self) -> &str {
+        match self {
+            Self::Line(why) | Self::Key(why) => why,
+        }
+    }
 }
 
 /// Says what keys there are instead.

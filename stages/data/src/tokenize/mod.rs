@@ -17,7 +17,7 @@ use flow_formats::{
 use serde::{Deserialize, Serialize};
 
 use crate::{diagnostic, facts};
-use encode::Encoder;
+use encode::{Bad, Encoder};
 use tokenizer::Files;
 
 pub use tokenizer::Tokenizer;
@@ -38,6 +38,9 @@ pub struct Tokenize {
     /// The key whose text is taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     json_key: Option<String>,
+    /// The key above is not the file's word.
+    #[serde(skip)]
+    default_key: bool,
     /// Several keys, each with files of its own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     json_keys: Vec<String>,
@@ -104,7 +107,7 @@ impl Stage for Tokenize {
                 let error = Diagnostic::new("`json_key` and `json_keys` are both there").field("json_keys");
                 return Err(error.hint("keep one of them"));
             }
-            (None, true) => self.json_key = Some("text".to_owned()),
+            (None, true) => (self.json_key, self.default_key) = (Some("text".to_owned()), true),
             _ => {}
         }
         let field = if self.json_key.is_some() { "json_key" } else { "json_keys" };
@@ -144,8 +147,8 @@ impl Stage for Tokenize {
         let shards: Vec<_> = check.input("input").iter().filter_map(|known| known.path.clone()).collect();
         for path in shards.iter().filter(|path| path.is_file()) {
             if let Err(error) = self.look_at_shard(path) {
-                let field = if self.json_key.is_some() { "json_key" } else { "json_keys" };
-                check.error(if error.field.is_some() { "input" } else { field }, error);
+                let field = error.field.clone().unwrap_or_else(|| "input".to_owned());
+                check.error(&field, error);
             }
         }
     }
@@ -258,14 +261,23 @@ impl Tokenize {
             let head = std::io::Read::take(decoder, LOOK as u64);
             Ok(Blocks::new(head, LOOK).next_into(&mut block)?)
         });
-        first.map_err(|error| diagnostic(&error).field("input"))?;
+        first.map_err(|error| diagnostic(&error))?;
         let Some(line) = Lines::new(&block).next().filter(|line| line.len() < block.len()) else { return Ok(()) };
         if self.on_bad_line == OnBadLine::Skip {
             return Ok(());
         }
-        encode::document(line, self.keys()).map(drop).map_err(|why| {
-            Diagnostic::new(format!("{}:1: {why}", path.display()))
-                .hint("to pass over lines that are no documents, set on_bad_line = \"skip\"")
+        encode::document(line, self.keys()).map(drop).map_err(|bad| {
+            let error = Diagnostic::new(format!("{}:1: {}", path.display(), bad.why()))
+                .hint("to pass over lines that are no documents, set on_bad_line = \"skip\"");
+            match (&bad, self.json_key.is_some()) {
+                (Bad::Line(_), _) => error,
+                // What the file does not write cannot be pointed at: then it is the input that is wrong.
+                (Bad::Key(_), true) if self.default_key => {
+                    error.hint("json_key = \"…\" names the key whose text is taken")
+                }
+                (Bad::Key(_), true) => error.field("json_key"),
+                (Bad::Key(_), false) => error.field("json_keys"),
+            }
         })
     }
 }

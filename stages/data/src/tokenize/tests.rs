@@ -298,6 +298,18 @@ fn what_cannot_work_is_said_before_the_run() {
     assert_eq!(errors[0].field.as_deref(), Some("json_key"));
     assert!(errors[0].message.contains("did you mean `text`?"), "{}", errors[0].message);
 
+    for (line, field, hint) in
+        [("{\"text\": tru}\n", "input", "on_bad_line"), ("{\"body\": \"\"}\n", "input", "json_key")]
+    {
+        let mut stand = Stand::new();
+        let shard = stand.write("a.jsonl", line);
+        stand.input("input", &shard).input("tokenizer", &example("tokenizer"));
+        let (errors, ..) = stand.check(&stage::<Tokenize>(params(json!({}))));
+        assert_eq!(errors[0].field.as_deref(), Some(field), "{line}");
+        assert!(errors[0].message.contains("a.jsonl:1: "), "{}", errors[0].message);
+        assert!(errors[0].hints.last().unwrap().contains(hint), "{:?}", errors[0].hints);
+    }
+
     let mut stand = Stand::new();
     let shard = stand.write("a.jsonl.gz", "<html>");
     stand.write("none/tokenizer.model", "");
