@@ -8,12 +8,11 @@ use flow_formats::{
     safetensors::{Index, Tensor},
     torch_dist::{self, Finish, RankWriter, Slot, TrainState},
 };
-use flow_plan::ModelConfig;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     facts,
-    models::{self, Copying, Family, Layout, ModelDir, Tile},
+    models::{self, Copying, Model, ModelDir, Tile},
 };
 
 /// `kind = "hf-to-megatron"`: writes
@@ -48,7 +47,7 @@ impl Stage for HfToMegatron {
             check.error("input", error);
         }
         let facts = facts::of_port(check, "input");
-        if let Some(Err(error)) = facts.get("model_config").map(models::layout) {
+        if let Some(Err(error)) = facts.get("model_config").map(Model::of) {
             check.error("input", crate::diagnostic(&error));
         }
         check.facts.extend(facts);
@@ -57,20 +56,16 @@ impl Stage for HfToMegatron {
     fn run(&self, ctx: &Ctx<'_>) -> Result<()> {
         let source = ModelDir::new(ctx.input("input"))?;
         let config = source.config()?;
-        let (family, geometry, layout) = models::layout(&config).context("the model cannot be converted")?;
+        let model = Model::of(&config).context("the model cannot be converted")?;
         let tensors = Index::read(&source.files)?.tensors;
-        check_tensors(&tensors, family, &geometry, &layout)?;
-        convert(ctx, &source, &geometry, &layout, &tensors)
+        check_tensors(&tensors, &model)?;
+        convert(ctx, &source, &model, &tensors)
     }
 }
 
 /// Every tensor of the layout is there in its shape, and there is no other; one Megatron tensor has one type.
-fn check_tensors(
-    tensors: &BTreeMap<String, Tensor>,
-    family: &Family,
-    geometry: &ModelConfig,
-    layout: &Layout,
-) -> Result<()> {
+fn check_tensors(tensors: &BTreeMap<String, Tensor>, model: &Model) -> Result<()> {
+    let layout = &model.layout;
     for wanted in &layout.hf {
         let tensor = tensors.get(&wanted.name).with_context(|| format!("the model has no tensor `{}`", wanted.name))?;
         ensure!(
@@ -84,7 +79,7 @@ fn check_tensors(
     let known: std::collections::HashSet<&str> = layout.hf.iter().map(|named| named.name.as_str()).collect();
     for name in tensors.keys() {
         ensure!(
-            known.contains(name.as_str()) || family.ignores(name, geometry),
+            known.contains(name.as_str()) || model.ignores(name),
             "tensor `{name}` is not known: a model of this type and config does not have it"
         );
     }
@@ -119,13 +114,8 @@ impl Tile for Move<'_> {
     }
 }
 
-fn convert(
-    ctx: &Ctx<'_>,
-    source: &ModelDir,
-    geometry: &ModelConfig,
-    layout: &Layout,
-    tensors: &BTreeMap<String, Tensor>,
-) -> Result<()> {
+fn convert(ctx: &Ctx<'_>, source: &ModelDir, model: &Model, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+    let layout = &model.layout;
     let root = ctx.out;
     let dir = torch_dist::begin(root, 0)?;
     let mut writer = RankWriter::create(&dir, 0)?;
@@ -152,7 +142,7 @@ fn convert(
         ensure!(at == slot.at + slot.len, "the table of `{}` leaves a part of it out", target.key);
         slots.push(slot);
     }
-    writer.extra_states(geometry.num_hidden_layers as u64)?;
+    writer.empty_states(model.states())?;
     models::room(root, writer.bytes())?;
 
     let mut files: BTreeMap<&PathBuf, Arc<File>> = BTreeMap::new();
@@ -184,7 +174,7 @@ fn convert(
     source.copy_companions(&root.join("hf"))?;
     source.copy_tokenizer(&dir.join("tokenizer"))?;
     let more = Finish {
-        run_config: geometry.run_config_yaml(dtype, geometry.max_position_embeddings),
+        run_config: model.geometry.run_config_with(dtype, model.geometry.max_position_embeddings, &model.run_config),
         train_state: TrainState::default(),
         files: &[],
     };

@@ -13,7 +13,7 @@ use serde_json::{Value as Json, json};
 
 use crate::{
     facts,
-    models::{self, Copying, ModelDir, Tile},
+    models::{self, Copying, Model, ModelDir, Tile},
 };
 use config::Config;
 use normal::Normal;
@@ -69,9 +69,9 @@ impl Stage for InitModel {
             Some(Ok(config)) => config,
             Some(Err(error)) => return check.error("config", crate::diagnostic(&error)),
         };
-        match models::layout(&config).and_then(|layout| self.dtype(&config).map(|_| layout)) {
+        match model(&config).and_then(|model| self.dtype(&config).map(|_| model)) {
             Err(error) => check.error("config", crate::diagnostic(&error)),
-            Ok((_, geometry, _)) => {
+            Ok(Model { geometry, .. }) => {
                 let count = |name| tokens.get(name).and_then(Json::as_u64);
                 // Ids count, not their number: an id of 8192 needs a row 8192.
                 let needed = count("max_token_id").map(|id| id + 1).max(count("tokenizer_vocab"));
@@ -102,7 +102,7 @@ impl Stage for InitModel {
                 facts::read_json(&path.with_context(|| format!("{} has no config.json", input.name))?)?
             }
         };
-        let (_, _, layout) = models::layout(&config).context("the model cannot be made")?;
+        let layout = model(&config).context("the model cannot be made")?.layout;
         let deviation = match &config["initializer_range"] {
             Json::Null => 0.02,
             value => value.as_f64().with_context(|| format!("`initializer_range` is {value}, not a number"))?,
@@ -157,6 +157,12 @@ impl Stage for InitModel {
         }
         Ok(())
     }
+}
+
+/// What is made is a Llama: of other families' tensors it is not known here which begin as ones and which as zeros.
+fn model(config: &Json) -> Result<Model> {
+    flow_plan::ModelConfig::from_json(config)?;
+    Model::of(config)
 }
 
 impl InitModel {

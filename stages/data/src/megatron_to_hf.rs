@@ -14,7 +14,7 @@ use serde_json::Value as Json;
 
 use crate::{
     facts,
-    models::{self, Copying, Layout, ModelDir, Tile},
+    models::{self, Copying, Layout, Model, ModelDir, Tile},
 };
 
 /// `kind = "megatron-to-hf"`: the newest iteration of a checkpoint, however it is cut, as
@@ -135,7 +135,7 @@ impl Stage for MegatronToHf {
             check.error("source", error);
         }
         let facts = facts::of_port(check, "source");
-        if let Some(Err(error)) = facts.get("model_config").map(models::layout) {
+        if let Some(Err(error)) = facts.get("model_config").map(Model::of) {
             check.error("source", crate::diagnostic(&error));
         }
         let trained = check.fact("input", "vocab_size").and_then(Json::as_u64);
@@ -158,7 +158,7 @@ impl Stage for MegatronToHf {
     fn run(&self, ctx: &Ctx<'_>) -> Result<()> {
         let source = ModelDir::new(ctx.input("source"))?;
         let config = source.config()?;
-        let (_, _, layout) = models::layout(&config).context("the source cannot be a model's description")?;
+        let layout = Model::of(&config).context("the source cannot be a model's description")?.layout;
         let (iteration, dir) = torch_dist::newest(&ctx.one("input")?.path)?;
         let reader = Reader::open(&dir)?;
         check_checkpoint(&reader, &layout)?;
@@ -259,7 +259,7 @@ fn export(ctx: &Ctx<'_>, reader: &Reader, layout: &Layout, types: &[DType], plan
     for rows in &layout.rows {
         let target = &layout.megatron[rows.target];
         let (offset, size) = &target.chunks[rows.chunk];
-        let axis = usize::from(target.layered);
+        let axis = target.axis;
         let from = reader.tensor(target.key).context("checked before")?.dtype;
         let to = types[rows.hf];
         let (file, at) = places[layout.hf[rows.hf].name.as_str()];

@@ -1,4 +1,4 @@
-//! [`ModelConfig`]: the geometry of a Llama, as Hugging Face's `config.json` says it.
+//! [`ModelConfig`]: the geometry of a decoder, as Hugging Face's `config.json` says it. What is trained here is a Llama.
 
 mod run_config;
 
@@ -91,6 +91,15 @@ impl ModelConfig {
             let same = *value == plain || value.as_f64().is_some_and(|number| plain.as_f64() == Some(number));
             ensure!(value.is_null() || same, "`{field}` is {value}; only {plain} is supported");
         }
+        Self::geometry(config)
+    }
+
+    /// Reads what any decoder's `config.json` says in the same words, whatever its `model_type`. What else the model
+    /// has is not looked at.
+    ///
+    /// # Errors
+    /// A field is missing, or makes no sense: with its name.
+    pub fn geometry(config: &Json) -> Result<Self> {
         let hidden_size = size(config, "hidden_size")?;
         let num_attention_heads = size(config, "num_attention_heads")?;
         ensure!(num_attention_heads > 0, "`num_attention_heads` is 0");

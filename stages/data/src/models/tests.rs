@@ -7,6 +7,7 @@ use std::{
     sync::Arc,
 };
 
+use anyhow::Result;
 use flow_core::{Cancel, Check, Ctx, Digest, Entry, Event, Facts, Input, Known, Stage, Tree};
 use flow_formats::{
     DType,
@@ -105,7 +106,7 @@ fn tensors(dir: &Path) -> BTreeMap<String, (DType, Vec<u64>, Vec<u8>)> {
 
 /// A model whose every element is different noise.
 fn write_model(dir: &Path, config: &Json, dtype: DType, max_shard_size: u64) {
-    let (_, _, layout) = layout(config).unwrap();
+    let layout = Model::of(config).unwrap().layout;
     let named: Vec<_> = layout.hf.iter().map(|named| (named.name.clone(), dtype, named.shape.clone())).collect();
     let plan = safetensors::plan(&named, max_shard_size).unwrap();
     for shard in &plan.shards {
@@ -128,7 +129,7 @@ fn write_model(dir: &Path, config: &Json, dtype: DType, max_shard_size: u64) {
 
 /// The same checkpoint, cut for `tp` tensor ranks and `pp` pipeline ranks, with `padding` more rows of vocabulary.
 fn recut(from: &Path, config: &Json, tp: u64, pp: u64, padding: u64) -> tempfile::TempDir {
-    let (_, geometry, layout) = layout(config).unwrap();
+    let Model { geometry, layout, .. } = Model::of(config).unwrap();
     let reader = Reader::open(&torch_dist::newest(from).unwrap().1).unwrap();
     let root = tempfile::tempdir().unwrap();
     let dir = torch_dist::begin(root.path(), 3).unwrap();
@@ -140,19 +141,24 @@ fn recut(from: &Path, config: &Json, tp: u64, pp: u64, padding: u64) -> tempfile
         if target.vocabulary {
             shape[0] += padding;
         }
-        let axis = usize::from(target.layered);
-        let norm = target.key.contains("norm");
-        let by_columns = target.key.contains("linear_proj") || target.key.contains("linear_fc2");
-        let halves = if target.key.contains("fc1.weight") { 2 } else { 1 };
-        for layer in 0..if target.layered { layers } else { 1 } {
-            for rank in 0..if norm { 1 } else { tp } {
+        let axis = target.axis;
+        let (stack, own) = shape.split_at(axis);
+        // Norms and the router are on every rank.
+        let whole = target.key.contains("norm") || target.key.contains("router");
+        let by_columns = target.key.ends_with("linear_proj.weight") || target.key.ends_with("linear_fc2.weight");
+        let halves = if target.key.ends_with("fc1.weight") { 2 } else { 1 };
+        for part in 0..stack.iter().product() {
+            for rank in 0..if whole { 1 } else { tp } {
                 for half in 0..halves {
-                    let (mut start, mut size) = (vec![0; shape.len()], shape.clone());
-                    if target.layered {
-                        (start[0], size[0]) = (layer, 1);
-                    }
+                    let place = match stack {
+                        [_, experts] => vec![part / experts, part % experts],
+                        stack => vec![part; stack.len()],
+                    };
+                    let layer = place.first().copied().unwrap_or(0);
+                    let mut start = [place, vec![0; own.len()]].concat();
+                    let mut size = [vec![1; axis], own.to_vec()].concat();
                     let cut = if by_columns { axis + 1 } else { axis };
-                    if !norm {
+                    if !whole {
                         size[cut] /= halves * tp;
                         start[cut] = half * shape[cut] / halves + rank * size[cut];
                     }
@@ -180,19 +186,44 @@ fn recut(from: &Path, config: &Json, tp: u64, pp: u64, padding: u64) -> tempfile
     root
 }
 
+/// What a family's config has beside the geometry.
+fn family_fields() -> impl Strategy<Value = Json> {
+    prop::sample::select(vec![
+        json!({ "model_type": "llama" }),
+        json!({ "model_type": "llama", "mlp_bias": false, "rope_scaling": { "type": "linear", "factor": 2.0 } }),
+        json!({ "model_type": "mistral", "sliding_window": null }),
+        json!({ "model_type": "qwen2", "use_sliding_window": false, "layer_types": ["full_attention"] }),
+        json!({ "model_type": "qwen3", "attention_bias": false }),
+        json!({ "model_type": "mixtral", "num_local_experts": 3, "num_experts_per_tok": 2 }),
+        json!({ "model_type": "qwen3_moe", "num_experts": 4, "moe_intermediate_size": 8, "norm_topk_prob": true,
+            "mlp_only_layers": [], "decoder_sparse_step": 1 }),
+    ])
+}
+
 fn any_config() -> impl Strategy<Value = Json> {
-    (1u64..4, 1u64..4, 1u64..3, 1u64..4, 1u64..4, 1u64..30, any::<bool>(), any::<bool>()).prop_map(
-        |(layers, groups, per_group, half_dim, ffn, vocab, tied, scaled)| {
+    let lengths = (1u64..4, 1u64..4, 1u64..3, 1u64..4, 1u64..4, 1u64..30);
+    (family_fields(), lengths, any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
+        |(mut config, (layers, groups, per_group, half_dim, ffn, vocab), tied, scaled, new_spelling)| {
             // Everything a multiple of 4 where Megatron would split it over up to 4 ranks.
             let (groups, heads) = (4 * groups, 4 * groups * per_group);
-            let scaling = json!({ "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 8192 });
-            json!({
-                "model_type": "llama", "vocab_size": 4 * vocab, "hidden_size": 12, "intermediate_size": 4 * ffn,
-                "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": groups,
-                "head_dim": 2 * half_dim, "tie_word_embeddings": tied,
-                "rope_scaling": if scaled { scaling } else { Json::Null }
-            })
+            for (field, value) in [
+                ("vocab_size", 4 * vocab),
+                ("hidden_size", 12),
+                ("intermediate_size", 4 * ffn),
+                ("num_hidden_layers", layers),
+                ("num_attention_heads", heads),
+                ("num_key_value_heads", groups),
+                ("head_dim", 2 * half_dim),
+            ] {
+                config[field] = json!(value);
+            }
+            config["tie_word_embeddings"] = json!(tied);
+            let rope = if new_spelling { "rope_parameters" } else { "rope_scaling" };
+            if scaled && config["rope_scaling"].is_null() {
+                config[rope] = json!({ "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0, "original_max_position_embeddings": 8192 });
+            }
+            config
         },
     )
 }
@@ -236,12 +267,12 @@ proptest! {
 
     #[test]
     fn a_layout_has_every_row_of_both_sides_once(config in any_config()) {
-        let (_, _, layout) = layout(&config).unwrap();
+        let layout = Model::of(&config).unwrap().layout;
         let mut hf: Vec<_> = layout.hf.iter().map(|named| vec![0u8; named.shape[0] as usize]).collect();
         let mut chunks: BTreeMap<_, Vec<u8>> = BTreeMap::new();
         for rows in &layout.rows {
             let size = &layout.megatron[rows.target].chunks[rows.chunk].1;
-            let axis = usize::from(layout.megatron[rows.target].layered);
+            let axis = layout.megatron[rows.target].axis;
             let chunk = chunks.entry((rows.target, rows.chunk)).or_insert_with(|| vec![0; size[axis] as usize]);
             hf[rows.hf][rows.hf_row as usize..][..rows.rows as usize].iter_mut().for_each(|seen| *seen += 1);
             chunk[rows.row as usize..][..rows.rows as usize].iter_mut().for_each(|seen| *seen += 1);
@@ -306,6 +337,7 @@ fn what_is_not_known_is_refused_by_name() {
     let config: Json = serde_json::from_slice(&fs::read(golden("hf/config.json")).unwrap()).unwrap();
     for (field, value, word) in [
         ("sliding_window", json!(4096), "sliding_window"),
+        ("attention_bias", json!(true), "attention_bias"),
         ("model_type", json!("mamba"), "mamba"),
         ("vocab_size", json!(500), "model.embed_tokens.weight"),
         ("num_hidden_layers", json!(3), "model.layers.3."),

@@ -60,7 +60,26 @@ pub(super) fn canonical(raw: BTreeMap<String, RawTensor>) -> Result<BTreeMap<Str
         let tensor = assemble(group).with_context(|| format!("the parts of `{key}`"))?;
         tensors.insert(key, tensor);
     }
+    name_norms(&mut tensors);
     Ok(tensors)
+}
+
+/// Transformer Engine's layers keep a norm with the linear layer behind it, except in front of experts; Megatron's own
+/// layers keep it apart, and their checkpoints say either. Here it is as in Transformer Engine's.
+fn name_norms<T>(tensors: &mut BTreeMap<String, T>) {
+    let experts = tensors.contains_key("decoder.layers.mlp.router.weight");
+    let apart = "decoder.layers.pre_mlp_layernorm.weight";
+    let inside = "decoder.layers.mlp.linear_fc1.layer_norm_weight";
+    let mlp = if experts { (inside, apart) } else { (apart, inside) };
+    for (from, to) in
+        [mlp, ("decoder.layers.input_layernorm.weight", "decoder.layers.self_attention.linear_qkv.layer_norm_weight")]
+    {
+        if !tensors.contains_key(to)
+            && let Some(tensor) = tensors.remove(from)
+        {
+            tensors.insert(to.to_owned(), tensor);
+        }
+    }
 }
 
 fn assemble(mut group: Vec<(String, Spelling, RawTensor)>) -> Result<RawTensor> {
@@ -120,6 +139,21 @@ fn assemble(mut group: Vec<(String, Spelling, RawTensor)>) -> Result<RawTensor> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_norm_has_one_name_in_a_dense_model_and_one_before_experts() {
+        let named = |keys: &[&str]| {
+            let mut tensors = keys.iter().map(|key| (format!("decoder.layers.{key}"), ())).collect();
+            name_norms(&mut tensors);
+            tensors.into_keys().map(|key| key["decoder.layers.".len()..].to_owned()).collect::<Vec<_>>()
+        };
+        let dense = ["mlp.linear_fc1.layer_norm_weight", "self_attention.linear_qkv.layer_norm_weight"];
+        assert_eq!(named(&["input_layernorm.weight", "pre_mlp_layernorm.weight"]), dense);
+        assert_eq!(named(&dense), dense);
+        let experts = ["mlp.router.weight", "pre_mlp_layernorm.weight"];
+        assert_eq!(named(&["mlp.router.weight", "mlp.linear_fc1.layer_norm_weight"]), experts);
+        assert_eq!(named(&experts), experts);
+    }
 
     #[test]
     fn every_spelling_of_a_key() {

@@ -177,12 +177,18 @@ impl RankWriter {
     /// # Errors
     /// The file cannot be written.
     pub fn extra_states(&mut self, num_layers: u64) -> Result<()> {
-        for layer in 0..num_layers {
-            for part in ["self_attention.linear_proj", "self_attention.linear_qkv", "mlp.linear_fc1", "mlp.linear_fc2"]
-            {
-                let key = format!("decoder.layers.{part}._extra_state/shard_{layer}_{num_layers}");
-                self.object(&key, &Value::List(vec![Value::None]))?;
-            }
+        let parts = ["self_attention.linear_proj", "self_attention.linear_qkv", "mlp.linear_fc1", "mlp.linear_fc2"];
+        let keys = |layer| parts.map(|part| format!("decoder.layers.{part}._extra_state/shard_{layer}_{num_layers}"));
+        self.empty_states((0..num_layers).flat_map(keys))
+    }
+
+    /// The same under these keys, for models with other modules.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn empty_states(&mut self, keys: impl Iterator<Item = String>) -> Result<()> {
+        for key in keys {
+            self.object(&key, &Value::List(vec![Value::None]))?;
         }
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! `run_config.yaml`: how Megatron-Bridge describes a model inside of its checkpoint.
 
-use std::fmt::Write;
+use std::{collections::BTreeMap, fmt::Write};
 
 use flow_formats::DType;
 
@@ -11,37 +11,46 @@ impl ModelConfig {
     /// Everything that is left out has its default there. `seq_length` is the longest sequence of the training.
     #[must_use]
     pub fn run_config_yaml(&self, dtype: DType, seq_length: usize) -> String {
+        self.run_config_with(dtype, seq_length, &[])
+    }
+
+    /// The same with the fields that make a model of another family than Llama's.
+    #[must_use]
+    pub fn run_config_with(&self, dtype: DType, seq_length: usize, more: &[(&str, String)]) -> String {
+        let mut fields: BTreeMap<&str, String> = BTreeMap::from([
+            ("_target_", "megatron.bridge.models.gpt_provider.GPTModelProvider".into()),
+            ("add_bias_linear", "false".into()),
+            ("add_qkv_bias", "false".into()),
+            ("attention_dropout", "0.0".into()),
+            ("bf16", (dtype == DType::Bf16).to_string()),
+            ("ffn_hidden_size", self.intermediate_size.to_string()),
+            ("fp16", (dtype == DType::F16).to_string()),
+            ("gated_linear_unit", "true".into()),
+            ("hidden_dropout", "0.0".into()),
+            ("hidden_size", self.hidden_size.to_string()),
+            ("kv_channels", self.head_dim.to_string()),
+            ("layernorm_epsilon", float(self.rms_norm_eps)),
+            ("make_vocab_size_divisible_by", "128".into()),
+            ("normalization", "RMSNorm".into()),
+            ("num_attention_heads", self.num_attention_heads.to_string()),
+            ("num_layers", self.num_hidden_layers.to_string()),
+            ("num_query_groups", self.num_key_value_heads.to_string()),
+            ("position_embedding_type", "rope".into()),
+            ("rope_scaling", self.rope_scaling.is_some().to_string()),
+            ("rope_scaling_factor", float(self.rope_scaling.as_ref().map_or(8.0, |scaling| scaling.factor))),
+            ("rotary_base", float(self.rope_theta)),
+            ("rotary_percent", "1.0".into()),
+            ("seq_length", seq_length.to_string()),
+            ("share_embeddings_and_output_weights", self.tie_word_embeddings.to_string()),
+            ("should_pad_vocab", "false".into()),
+            ("vocab_size", self.vocab_size.to_string()),
+        ]);
+        fields.extend(more.iter().map(|(field, value)| (*field, value.clone())));
         let mut model = String::new();
-        let mut put = |field: &str, value: &dyn std::fmt::Display| {
+        for (field, value) in fields {
             // Writing into a String cannot fail.
             let _ = writeln!(model, "  {field}: {value}");
-        };
-        put("_target_", &"megatron.bridge.models.gpt_provider.GPTModelProvider");
-        put("add_bias_linear", &false);
-        put("add_qkv_bias", &false);
-        put("attention_dropout", &"0.0");
-        put("bf16", &(dtype == DType::Bf16));
-        put("ffn_hidden_size", &self.intermediate_size);
-        put("fp16", &(dtype == DType::F16));
-        put("gated_linear_unit", &true);
-        put("hidden_dropout", &"0.0");
-        put("hidden_size", &self.hidden_size);
-        put("kv_channels", &self.head_dim);
-        put("layernorm_epsilon", &float(self.rms_norm_eps));
-        put("make_vocab_size_divisible_by", &128);
-        put("normalization", &"RMSNorm");
-        put("num_attention_heads", &self.num_attention_heads);
-        put("num_layers", &self.num_hidden_layers);
-        put("num_query_groups", &self.num_key_value_heads);
-        put("position_embedding_type", &"rope");
-        put("rope_scaling", &self.rope_scaling.is_some());
-        put("rope_scaling_factor", &float(self.rope_scaling.as_ref().map_or(8.0, |scaling| scaling.factor)));
-        put("rotary_base", &float(self.rope_theta));
-        put("rotary_percent", &"1.0");
-        put("seq_length", &seq_length);
-        put("share_embeddings_and_output_weights", &self.tie_word_embeddings);
-        put("should_pad_vocab", &false);
-        put("vocab_size", &self.vocab_size);
+        }
         let torch = dtype.torch();
         format!(
             "_target_: megatron.bridge.training.config.ConfigContainer\nmodel:\n{model}  \
@@ -67,7 +76,7 @@ fn float(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, fs, path::Path};
+    use std::{fs, path::Path};
 
     use super::*;
 

@@ -1,0 +1,315 @@
+//! [`Family`]: a table of names, shapes and fields; [`Model`]: what it makes of one `config.json`.
+
+use anyhow::{Context, Result, bail, ensure};
+use flow_plan::ModelConfig;
+use serde_json::{Map, Value as Json};
+
+use super::{families::FAMILIES, layout::Layout};
+
+/// A family of models.
+#[derive(Debug)]
+pub struct Family {
+    /// `model_type` in `config.json`.
+    pub(super) model_type: &'static str,
+    /// What transformers takes where `config.json` is silent: a JSON object.
+    pub(super) defaults: &'static str,
+    /// Fields that may only be absent, null or this, as Megatron has nothing else: a JSON object. A list may hold
+    /// this value any number of times.
+    pub(super) only: &'static str,
+    /// More fields that are understood, or do not touch the weights' meaning, besides [`COMMON`].
+    pub(super) fields: &'static [&'static str],
+    /// Tensors that older files have and that carry nothing: buffers that are computed.
+    pub(super) ignored: &'static [&'static str],
+    /// The fields that hold the number of experts, and the width of one.
+    pub(super) experts: Option<(&'static str, &'static str)>,
+    /// Megatron's tensors.
+    pub(super) rules: &'static [Rule],
+    /// The modules of a layer whose (empty) states Megatron wants to see in a checkpoint.
+    pub(super) states: &'static [State],
+    /// What `run_config.yaml` says of the family.
+    pub(super) run_config: &'static [(&'static str, Said)],
+}
+
+/// Fields of every family.
+const COMMON: &[&str] = &[
+    // The geometry, which is checked where it is read.
+    "head_dim",
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "model_type",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "tie_word_embeddings",
+    "vocab_size",
+    // Of training, generation and the file itself.
+    "_attn_implementation_autoset",
+    "_commit_hash",
+    "_name_or_path",
+    "architectures",
+    "attention_dropout",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "initializer_range",
+    "max_length",
+    "max_sequence_length",
+    "pad_token_id",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+];
+
+/// A Megatron tensor.
+#[derive(Debug)]
+pub(super) struct Rule {
+    pub key: &'static str,
+    pub per: Per,
+    /// It is not there in a model whose output layer is its embedding.
+    pub untied_only: bool,
+    pub join: Join,
+}
+
+/// What a tensor stacks on its first axes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Per {
+    /// Nothing: there is one in the model.
+    Model,
+    /// The layers on axis 0; `{}` in the sources' names is the layer.
+    Layer,
+    /// The layers on axis 0, the experts on axis 1; `{e}` in the sources' names is the expert.
+    Expert,
+}
+
+/// A module whose state is an object of its own for each layer, or for each expert of each layer.
+#[derive(Debug)]
+pub(super) struct State(pub &'static str, pub Per);
+
+/// A Hugging Face tensor: name and shape.
+#[derive(Debug)]
+pub(super) struct Source(pub &'static str, pub &'static [Dim]);
+
+/// How Hugging Face's tensors make a Megatron tensor, by rows.
+#[derive(Debug)]
+pub(super) enum Join {
+    /// It is one.
+    One(Source),
+    /// One below the other, each a chunk of its own as Megatron cuts it: gate and up.
+    Stack([Source; 2]),
+    /// Query, key and value, interleaved by group: the query heads of a key-value head, its key, its value.
+    Qkv([Source; 3]),
+}
+
+impl Join {
+    pub fn sources(&self) -> &[Source] {
+        match self {
+            Self::One(source) => std::slice::from_ref(source),
+            Self::Stack(sources) => sources,
+            Self::Qkv(sources) => sources,
+        }
+    }
+}
+
+/// A length that a model's config gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Dim {
+    Vocab,
+    Hidden,
+    Ffn,
+    /// Rows of all query heads.
+    Query,
+    /// Rows of all key (or value) heads.
+    KeyValue,
+    /// Width of a head.
+    Head,
+    Experts,
+    ExpertFfn,
+}
+
+/// A value in `run_config.yaml`.
+#[derive(Debug)]
+pub(super) enum Said {
+    /// Always this.
+    Is(&'static str),
+    /// What `config.json` has under this name.
+    Field(&'static str),
+    /// Of this field, the window that looks back so far; nothing if it is null.
+    Window(&'static str),
+}
+
+/// One model of a family.
+#[derive(Debug)]
+pub struct Model {
+    /// Its family.
+    pub family: &'static Family,
+    /// Its lengths.
+    pub geometry: ModelConfig,
+    /// Experts of a layer, and rows of each; 0 in a dense model.
+    pub(super) experts: (u64, u64),
+    /// What `run_config.yaml` says besides the geometry.
+    pub run_config: Vec<(&'static str, String)>,
+    /// Its tensors, here and there.
+    pub layout: Layout,
+}
+
+impl Model {
+    /// The model that a `config.json` describes.
+    ///
+    /// # Errors
+    /// The family, or a field, is not known: with its name. Or Megatron cannot express the model: with the reason.
+    pub fn of(config: &Json) -> Result<Self> {
+        let model_type = config["model_type"].as_str().context("config.json has no `model_type`")?;
+        let family = FAMILIES.iter().find(|family| family.model_type == model_type).with_context(|| {
+            let known: Vec<_> = FAMILIES.iter().map(|family| family.model_type).collect();
+            format!("`model_type` is `{model_type}`, which has no table here; there is one for {}", known.join(", "))
+        })?;
+        let fields = config.as_object().context("config.json is not an object")?;
+        let only = object(family.only);
+        let known = |field: &str| COMMON.contains(&field) || family.fields.contains(&field) || only.contains_key(field);
+        if let Some(field) = fields.keys().find(|field| !known(field)) {
+            bail!(
+                "`{field}` in config.json is not known for `{model_type}`: what it means for the weights is not known \
+                 either"
+            );
+        }
+        let mut whole = object(family.defaults);
+        whole.extend(fields.clone());
+        for (field, wanted) in &only {
+            let found = whole.get(field).unwrap_or(&Json::Null);
+            ensure!(
+                allowed(found, wanted),
+                "`{field}` in config.json is {found}; of `{model_type}` models, Megatron can express {wanted} alone"
+            );
+        }
+        let stretched = linear_rope(&mut whole);
+        let whole = Json::Object(whole);
+        let geometry = ModelConfig::geometry(&whole)?;
+        rope_expressible(&geometry)?;
+        let count = |field: &str| {
+            let found = whole[field].as_u64().filter(|count| (1..=u64::from(u32::MAX)).contains(count));
+            found.with_context(|| format!("`{field}` in config.json is {}, not a count", whole[field]))
+        };
+        let experts = match family.experts {
+            Some((number, width)) => (count(number)?, count(width)?),
+            None => (0, 0),
+        };
+        let said = family.run_config.iter().filter_map(|(field, said)| Some((*field, said.of(&whole)?)));
+        let run_config = said.chain(stretched.map(|factor| ("seq_len_interpolation_factor", factor))).collect();
+        let mut model = Self { family, geometry, experts, run_config, layout: Layout::default() };
+        model.layout = Layout::of(&model);
+        Ok(model)
+    }
+
+    pub(super) fn len(&self, dim: Dim) -> u64 {
+        let config = &self.geometry;
+        let len = match dim {
+            Dim::Vocab => config.vocab_size,
+            Dim::Hidden => config.hidden_size,
+            Dim::Ffn => config.intermediate_size,
+            Dim::Query => config.num_attention_heads * config.head_dim,
+            Dim::KeyValue => config.num_key_value_heads * config.head_dim,
+            Dim::Head => config.head_dim,
+            Dim::Experts => return self.experts.0,
+            Dim::ExpertFfn => return self.experts.1,
+        };
+        len as u64
+    }
+
+    /// How often a tensor's part stands on the axes before its own: layers, experts.
+    pub(super) fn stack(&self, per: Per) -> Vec<u64> {
+        let layers = self.geometry.num_hidden_layers as u64;
+        match per {
+            Per::Model => vec![],
+            Per::Layer => vec![layers],
+            Per::Expert => vec![layers, self.experts.0],
+        }
+    }
+
+    /// The keys of the (empty) states that Megatron wants to see.
+    pub fn states(&self) -> impl Iterator<Item = String> {
+        self.family.states.iter().flat_map(|State(module, per)| {
+            let stack = self.stack(*per);
+            let shape = stack.iter().map(u64::to_string).collect::<Vec<_>>().join(".");
+            let count: u64 = stack.iter().product();
+            (0..count).map(move |i| {
+                let place = match stack[..] {
+                    [_, experts] => format!("{}.{}", i / experts, i % experts),
+                    _ => i.to_string(),
+                };
+                format!("decoder.layers.{module}._extra_state/shard_{place}_{shape}")
+            })
+        })
+    }
+
+    /// Whether a tensor of a Hugging Face model carries nothing.
+    #[must_use]
+    pub fn ignores(&self, name: &str) -> bool {
+        let spelt = |pattern: &str| match pattern.split_once("{}") {
+            Some((before, after)) => name
+                .strip_prefix(before)
+                .and_then(|rest| rest.strip_suffix(after))
+                .is_some_and(|layer| !layer.is_empty() && layer.bytes().all(|b| b.is_ascii_digit())),
+            None => name == pattern,
+        };
+        self.family.ignored.iter().any(|pattern| spelt(pattern))
+            // A second copy of a tied embedding: loaders take the embedding, whatever it holds.
+            || self.geometry.tie_word_embeddings
+                && self.family.rules.iter().any(|rule| {
+                    rule.untied_only && matches!(&rule.join, Join::One(source) if source.0 == name)
+                })
+    }
+}
+
+impl Said {
+    fn of(&self, config: &Json) -> Option<String> {
+        match self {
+            Self::Is(value) => Some((*value).to_owned()),
+            Self::Field(field) => Some(config[*field].to_string()),
+            Self::Window(field) => config[*field].as_u64().map(|back| format!("[{back}, 0]")),
+        }
+    }
+}
+
+/// A table's JSON.
+fn object(text: &str) -> Map<String, Json> {
+    serde_json::from_str(text).expect("the tables hold objects; a test reads each")
+}
+
+fn allowed(found: &Json, wanted: &Json) -> bool {
+    let same = |value: &Json| value == wanted || wanted.as_f64().is_some_and(|number| value.as_f64() == Some(number));
+    found.is_null() || same(found) || found.as_array().is_some_and(|list| list.iter().all(same))
+}
+
+/// Positions divided by a factor (`"rope_type": "linear"`): Megatron has a field of its own for it. Takes it out of the
+/// config, for whoever reads the rest of RoPE, and gives the factor as YAML.
+fn linear_rope(config: &mut Map<String, Json>) -> Option<String> {
+    for place in ["rope_parameters", "rope_scaling"] {
+        let Some(scaling) = config.get_mut(place).and_then(Json::as_object_mut) else { continue };
+        let linear = ["rope_type", "type"].iter().any(|field| scaling.get(*field).is_some_and(|kind| kind == "linear"));
+        let factor = scaling.get("factor").and_then(Json::as_f64).filter(|&factor| linear && factor > 0.0)?;
+        scaling.retain(|field, _| field == "rope_theta");
+        return Some(format!("{factor:?}"));
+    }
+    None
+}
+
+/// Megatron's code has Llama 3's RoPE scaling with its constants written in; only the factor can be told to it.
+fn rope_expressible(config: &ModelConfig) -> Result<()> {
+    if let Some(scaling) = &config.rope_scaling {
+        let found = (scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_position_embeddings);
+        ensure!(
+            found == (1.0, 4.0, 8192),
+            "RoPE scaling with low_freq_factor {}, high_freq_factor {}, original_max_position_embeddings {} cannot be \
+             expressed: Megatron has 1, 4 and 8192 written into its code, and keeps the factor alone",
+            found.0,
+            found.1,
+            found.2
+        );
+    }
+    Ok(())
+}
