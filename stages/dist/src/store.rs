@@ -1,7 +1,7 @@
 //! [`Store`]: a small key-value store that all ranks reach; rank 0 serves it.
 
 use std::{
-    ffi::{c_char, c_int},
+    ffi::c_char,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener},
     os::fd::IntoRawFd,
     ptr::{self, NonNull},

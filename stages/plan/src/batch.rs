@@ -127,10 +127,16 @@ impl Training {
             error("global_batch_size", wrong);
         }
         let (context, tensor) = (self.parallel.context, self.parallel.tensor);
-        let split = if self.parallel.sequence { context * tensor } else { context };
+        // Each of n context ranks has two of 2 n chunks.
+        let chunks = if context > 1 { 2 * context } else { 1 };
+        let split = if self.parallel.sequence { chunks * tensor } else { chunks };
         if !self.seq_length.is_multiple_of(split) {
             let above = (self.seq_length / split + 1) * split;
-            let by = if self.parallel.sequence { "context × tensor (sequence parallel)" } else { "context" };
+            let by = match (context > 1, self.parallel.sequence) {
+                (true, true) => "2 × context × tensor (sequence parallel)",
+                (true, false) => "2 × context",
+                (false, _) => "tensor (sequence parallel)",
+            };
             error(
                 "seq_length",
                 Diagnostic::new(format!("seq_length {} is not a multiple of {by} = {split}", self.seq_length))

@@ -10,11 +10,17 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use flow_formats::torch_dist::{self, ChunkEntry, Finish, RankWriter, Reader, TrainState};
-use flow_plan::{Axis, Mesh, TrainJob};
+use flow_plan::TrainJob;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::{model::params::Layout, optim::AdamW, ranks::Ranks, weights};
+use crate::{
+    metrics::Metrics,
+    model::params::Layout,
+    optim::{AdamW, Stretch},
+    ranks::Ranks,
+    weights,
+};
 
 const STATE: &str = "flow_state.json";
 const MASTER: &str = "optimizer.state.param.";
@@ -39,27 +45,42 @@ pub struct State {
 
 /// What is saved: the model, and for a checkpoint the optimizer.
 pub struct Saved<'a> {
-    pub job: &'a TrainJob,
-    pub ranks: &'a Ranks,
-    pub layout: &'a Layout,
+    job: &'a TrainJob,
+    ranks: &'a Ranks,
+    layout: &'a Layout,
     /// The model's weights.
-    pub weights: &'a Tensor,
+    weights: &'a Tensor,
     /// Megatron-Bridge's description of the model.
-    pub run_config: &'a str,
+    run_config: &'a str,
+    /// The step whose checkpoint is on the disk already.
+    saved: u64,
 }
 
-impl Saved<'_> {
-    /// Writes a checkpoint with everything that a run needs to go on, and removes those that are not to be kept.
-    pub fn checkpoint(&self, state: &State, optimizer: &AdamW) -> Result<()> {
+impl<'a> Saved<'a> {
+    /// For a run that goes on from `step`, whose checkpoint is there (or which is the beginning).
+    pub fn new(
+        job: &'a TrainJob,
+        ranks: &'a Ranks,
+        layout: &'a Layout,
+        weights: &'a Tensor,
+        run_config: &'a str,
+        step: u64,
+    ) -> Self {
+        Self { job, ranks, layout, weights, run_config, saved: step }
+    }
+
+    /// Writes a checkpoint with everything that a run needs to go on, if it is not there yet, and removes those that are not
+    /// to be kept. `metrics` is on the disk before.
+    pub fn checkpoint(&mut self, state: &State, optimizer: &AdamW, metrics: Option<&Metrics>) -> Result<()> {
+        if state.step == self.saved {
+            return Ok(());
+        }
+        if let Some(metrics) = metrics {
+            metrics.sync()?;
+        }
         let bytes = serde_json::to_vec(state)?;
-        self.save(&self.job.scratch, state, &[(STATE, &bytes)], |writer| {
-            weights::write(writer, EXP_AVG, self.layout, &optimizer.exp_avg)?;
-            weights::write(writer, EXP_AVG_SQ, self.layout, &optimizer.exp_avg_sq)?;
-            if self.weights.kind() != Kind::Float {
-                weights::write(writer, MASTER, self.layout, &optimizer.master)?;
-            }
-            Ok(())
-        })?;
+        self.save(&self.job.scratch, state, &[(STATE, &bytes)], Some(optimizer))?;
+        self.saved = state.step;
         if self.ranks.rank == 0 {
             let keep = &self.job.training.checkpoint;
             thin_out(&self.job.scratch, keep.keep.max(1), keep.keep_best)?;
@@ -73,7 +94,7 @@ impl Saved<'_> {
         let mut files = Vec::new();
         collect(&iteration.join("tokenizer"), "tokenizer", &mut files)?;
         let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
-        self.save(&self.job.out, state, &files, |_| Ok(()))?;
+        self.save(&self.job.out, state, &files, None)?;
         if self.ranks.rank == 0 && self.job.model != iteration {
             let mut beside = Vec::new();
             collect(&self.job.model.join("hf"), "hf", &mut beside)?;
@@ -87,32 +108,38 @@ impl Saved<'_> {
     }
 
     /// All ranks together: each its share, rank 0 the rest.
-    fn save(
-        &self,
-        root: &Path,
-        state: &State,
-        files: &[(&str, &[u8])],
-        more: impl FnOnce(&mut RankWriter) -> Result<()>,
-    ) -> Result<()> {
+    fn save(&self, root: &Path, state: &State, files: &[(&str, &[u8])], optimizer: Option<&AdamW>) -> Result<()> {
         let (ranks, step) = (self.ranks, state.step);
         if ranks.rank == 0 {
             torch_dist::begin(root, step)?;
         }
-        ranks.world.barrier()?;
-        // Ranks that share the batch hold the same; the first of them writes.
+        // Files take as long as they take: the ranks wait for each other at the store, where no collective's time runs out.
+        let name = |what: &str| format!("saved/{}/{step}/{what}", root.display());
+        ranks.share_bytes(&name("begun"), Vec::new())?;
+        // Those that share the batch hold the same, but for an optimizer's state that is shared out among them.
+        let (first, distributed) = (ranks.data.rank() == 0, self.job.training.optim.distributed);
         let mut entries = Vec::new();
-        if ranks.coords.data == 0 {
+        if first || (distributed && optimizer.is_some()) {
             let mut writer = RankWriter::create(&torch_dist::staging(root, step), ranks.rank)?;
-            weights::write(&mut writer, "", self.layout, self.weights)?;
-            more(&mut writer)?;
+            if first {
+                let all = Stretch { at: 0, values: self.weights.shallow_clone() };
+                weights::write(&mut writer, "", self.layout, &[all])?;
+            }
+            if let Some(optimizer) = optimizer {
+                let [exp_avg, exp_avg_sq] = optimizer.moments();
+                weights::write(&mut writer, EXP_AVG, self.layout, &exp_avg)?;
+                weights::write(&mut writer, EXP_AVG_SQ, self.layout, &exp_avg_sq)?;
+                if self.weights.kind() != Kind::Float {
+                    weights::write(&mut writer, MASTER, self.layout, &optimizer.masters())?;
+                }
+            }
             if ranks.rank == 0 {
                 writer.extra_states(self.layout.layers as u64)?;
             }
             entries = writer.finish()?;
         }
-        let writers = Mesh::new(&self.job.training.parallel).group_of(&[Axis::Tensor], 0);
-        let name = format!("saved/{}/{step}", root.display());
-        let parts = ranks.gather_bytes(&name, &writers, &serde_json::to_vec(&entries)?)?;
+        let everyone: Vec<usize> = (0..ranks.world.size()).collect();
+        let parts = ranks.gather_bytes(&name("written"), &everyone, &serde_json::to_vec(&entries)?)?;
         if ranks.rank == 0 {
             let mut entries: Vec<ChunkEntry> = Vec::new();
             for part in parts {
@@ -131,7 +158,7 @@ impl Saved<'_> {
             let run_config = self.run_config.to_owned();
             torch_dist::finish(root, step, entries, &Finish { run_config, train_state, files })?;
         }
-        ranks.world.barrier()
+        ranks.share_bytes(&name("named"), Vec::new()).map(drop)
     }
 }
 
@@ -172,14 +199,14 @@ pub fn read_state(checkpoint: &Path) -> Result<State> {
     serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))
 }
 
-/// Puts a run back to where a checkpoint left it.
+/// Puts a run back to where a checkpoint left it, as far as this rank goes: all call [`AdamW::publish`] then.
 pub fn load(checkpoint: &Path, state: &State, layout: &Layout, flat: &Tensor, optimizer: &mut AdamW) -> Result<()> {
     let reader = Reader::open(checkpoint)?;
-    weights::read(&reader, if flat.kind() == Kind::Float { "" } else { MASTER }, layout, &optimizer.master)?;
-    weights::read(&reader, EXP_AVG, layout, &optimizer.exp_avg)?;
-    weights::read(&reader, EXP_AVG_SQ, layout, &optimizer.exp_avg_sq)?;
+    let [exp_avg, exp_avg_sq] = optimizer.moments();
+    weights::read(&reader, if flat.kind() == Kind::Float { "" } else { MASTER }, layout, &optimizer.masters())?;
+    weights::read(&reader, EXP_AVG, layout, &exp_avg)?;
+    weights::read(&reader, EXP_AVG_SQ, layout, &exp_avg_sq)?;
     optimizer.updates = state.updates;
-    optimizer.publish();
     Ok(())
 }
 

@@ -6,8 +6,9 @@ use anyhow::{Result, bail};
 use flow_dist::runtime;
 use flow_plan::{Device, Rank};
 
-/// Chooses the device of a rank and sets libtorch up for it. On the CPU everything is deterministic.
-pub fn set_up(wanted: Device, rank: &Rank, threads: usize) -> Result<tch::Device> {
+/// Chooses the device of a rank and sets libtorch up for it. On the CPU everything is deterministic, on a GPU what is asked
+/// to be.
+pub fn set_up(wanted: Device, rank: &Rank, threads: usize, deterministic: bool) -> Result<tch::Device> {
     tch::set_num_threads(i32::try_from(threads.max(1))?);
     let here = env::var("LOCAL_WORLD_SIZE").ok().and_then(|n| n.parse().ok()).unwrap_or(rank.world_size);
     let why_not = match wanted {
@@ -17,7 +18,12 @@ pub fn set_up(wanted: Device, rank: &Rank, threads: usize) -> Result<tch::Device
             Ok(()) => match usize::try_from(tch::Cuda::device_count())? {
                 0 => Some("libtorch sees none".to_owned()),
                 n if n < here => Some(format!("{n} GPUs for {here} ranks on this machine")),
-                _ => return Ok(tch::Device::Cuda(rank.local_rank)),
+                _ => {
+                    if deterministic {
+                        runtime::be_deterministic()?;
+                    }
+                    return Ok(tch::Device::Cuda(rank.local_rank));
+                }
             },
         },
     };

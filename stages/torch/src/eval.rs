@@ -12,14 +12,17 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use flow_core::Unit;
-use flow_plan::{EvalJob, EvalResults, ModelConfig, Rank};
+use flow_plan::{EvalJob, EvalResults, ModelConfig, Rank, Recompute};
 use serde::Deserialize;
 use tch::{Device, Kind, Tensor};
 
 use crate::{
     Ended, device,
     events::Voice,
-    model::{Llama, TensorParallel, params::Layout},
+    model::{
+        Input, Llama, Spread,
+        params::{Layout, Share},
+    },
     signals, weights,
 };
 
@@ -46,7 +49,7 @@ struct Window {
 pub fn eval(job: &EvalJob, me: &Rank) -> Result<Ended> {
     ensure!(me.world_size == 1, "an evaluation is done by one process, and WORLD_SIZE is {}", me.world_size);
     ensure!(job.seq_length > 0 && job.batch_size > 0, "seq_length and batch_size must be at least 1");
-    let device = device::set_up(job.device, me, job.threads)?;
+    let device = device::set_up(job.device, me, job.threads, true)?;
     let voice = Voice::new(&job.node, 0);
     let (config, model) = open(&job.model, weights::kind(job.precision), device, job.seq_length)?;
     let mut scorer = Scorer { job, model: &model, vocab: config.vocab_size as i64, device };
@@ -97,10 +100,10 @@ pub fn eval(job: &EvalJob, me: &Rank) -> Result<Ended> {
 /// Opens a Hugging Face directory as a model of one rank, for sequences up to `positions`.
 pub fn open(dir: &Path, kind: Kind, device: Device, positions: usize) -> Result<(ModelConfig, Llama)> {
     let config = ModelConfig::read(dir)?;
-    let layout = Layout::new(&config, (0, 1));
+    let layout = Layout::new(&config, Share::WHOLE);
     let flat = Tensor::zeros([layout.total as i64], (kind, device));
     weights::read_hf(dir, &config, &layout, &flat)?;
-    let model = Llama::new(&config, &layout, &flat, positions, TensorParallel::none())?;
+    let model = Llama::new(&config, &layout, &flat, positions, Spread::none(), Recompute::None)?;
     Ok((config, model))
 }
 
@@ -143,7 +146,8 @@ impl Scorer<'_> {
         }
         let (b, s) = (windows.len() as i64, longest as i64 - 1);
         let rows_bs = Tensor::from_slice(&rows).view([b, s + 1]).to_device(self.device);
-        let nll_bs = self.model.nll(&rows_bs.narrow(1, 0, s), &rows_bs.narrow(1, 1, s))?;
+        let hidden_bsh = self.model.hidden(Input::Tokens(&rows_bs.narrow(1, 0, s)))?;
+        let nll_bs = self.model.nll(&hidden_bsh, &rows_bs.narrow(1, 1, s))?;
         Ok(windows
             .iter()
             .zip(0..)

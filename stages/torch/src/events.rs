@@ -20,6 +20,11 @@ impl Voice {
         Self { node: node.to_owned(), speaks: rank == 0 }
     }
 
+    /// Whether this rank is the one that speaks.
+    pub fn speaks(&self) -> bool {
+        self.speaks
+    }
+
     /// So many steps or items are done.
     pub fn progress(&self, done: u64, total: Option<u64>, unit: Unit) {
         self.emit(&Event::Progress { node: self.node.clone(), done, total, unit, note: None });

@@ -4,6 +4,8 @@
 //! MASTER_ADDR and MASTER_PORT say. Standard output: events. Standard error: words, the reason of a failure last.
 //! Exit: 0 done, 1 failed, 75 interrupted with a checkpoint to go on from.
 
+mod batches;
+mod buckets;
 mod checkpoint;
 mod device;
 mod eval;
@@ -12,7 +14,10 @@ mod logits;
 mod metrics;
 mod model;
 mod optim;
+mod pipeline;
 mod ranks;
+mod report;
+mod resume;
 mod signals;
 mod train;
 mod weights;

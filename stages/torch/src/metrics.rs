@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use flow_plan::Training;
 use serde::{Deserialize, Serialize};
 
 /// The name of the file.
@@ -38,6 +39,24 @@ pub struct Line {
     /// The gradient was not finite, and nothing was learned.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub skipped: bool,
+}
+
+impl Line {
+    /// The line of a step. Numbers that are none are left out.
+    pub fn new(training: &Training, step: u64, loss: f64, lr: f64, norm: f64, val_loss: Option<f64>) -> Self {
+        let finite = |x: f64| x.is_finite().then_some(x);
+        let consumed_samples = step * training.global_batch_size as u64;
+        Self {
+            step,
+            loss: finite(loss),
+            lr,
+            grad_norm: finite(norm),
+            consumed_samples,
+            consumed_tokens: training.consumed_tokens(consumed_samples),
+            val_loss: val_loss.and_then(finite),
+            skipped: !norm.is_finite(),
+        }
+    }
 }
 
 /// The file, open at its end.

@@ -7,9 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail, ensure};
-use flow_dist::{Group, Store};
+use anyhow::{Context, Result, ensure};
+use flow_dist::{Group, Nccl, Reduce, Store};
 use flow_plan::{Axis, Coords, Mesh, Parallel, Rank};
+use tch::{Device, Tensor};
+
+use crate::{model::params::Share, signals};
 
 /// Reads who this process is, under torchrun's names. Without RANK it is alone.
 pub fn from_environment() -> Result<Rank> {
@@ -38,26 +41,36 @@ fn collective_timeout() -> Duration {
 
 /// How long a rank may give no sign of life: FLOW_PEER_TIMEOUT, in seconds.
 fn peer_timeout() -> Duration {
-    seconds("FLOW_PEER_TIMEOUT", 60)
+    seconds("FLOW_PEER_TIMEOUT", 20)
 }
 
 fn seconds(name: &str, default: u64) -> Duration {
     Duration::from_secs(env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default))
 }
 
-/// All ranks of a run, from the place of one of them.
+/// All ranks of a run, from the place of one of them. Groups of one rank cost nothing.
 #[derive(Debug)]
 pub struct Ranks {
     /// From 0.
     pub rank: usize,
     /// Where it sits in the mesh.
     pub coords: Coords,
-    /// Everyone.
+    /// Everyone; for small tensors of the host.
     pub world: Group,
-    /// Those that share the batch: gradients are averaged over them.
+    /// Those that share the batch and each sequence: gradients are summed over them.
     pub data: Group,
+    /// Those that share each sequence.
+    pub context: Group,
     /// Those that share each layer.
     pub tensor: Group,
+    /// Those that share the layers, once for each direction: what goes forward must not wait for what comes back.
+    pub forward: Group,
+    /// As `forward`.
+    pub backward: Group,
+    /// The first and the last of a pipeline.
+    pub ends: Group,
+    /// What moves the tensors of GPUs; `None` is through the host's memory.
+    pub nccl: Option<Nccl>,
     meeting: Option<Meeting>,
 }
 
@@ -69,8 +82,9 @@ struct Meeting {
 }
 
 impl Ranks {
-    /// Meets the others of a mesh. From then on a lost rank is noticed: see [`Ranks::explain`].
-    pub fn meet(me: &Rank, parallel: &Parallel) -> Result<Self> {
+    /// Meets the others of a mesh, whose tensors are on `device`. From then on a lost rank is noticed: see
+    /// [`Ranks::explain`].
+    pub fn meet(me: &Rank, parallel: &Parallel, device: Device) -> Result<Self> {
         let mesh = Mesh::new(parallel);
         ensure!(
             mesh.world_size() == me.world_size,
@@ -82,23 +96,62 @@ impl Ranks {
             parallel.context,
             parallel.data
         );
-        let coords = mesh.coords(me.rank);
-        if me.world_size == 1 {
-            let [world, data, tensor] = [Group::solo(), Group::solo(), Group::solo()];
-            return Ok(Self { rank: 0, coords, world, data, tensor, meeting: None });
-        }
         let timeout = collective_timeout();
-        let store = Store::open(&me.master_addr, me.master_port, me.rank == 0, me.world_size, timeout)?;
-        let group = |name: &str, ranks: &[usize]| {
-            let place = ranks.iter().position(|rank| *rank == me.rank).context("a rank is in its own group")?;
-            Group::open(&store, &me.master_addr, &format!("{name}/{}", ranks[0]), place, ranks.len(), timeout)
+        let meeting = if me.world_size > 1 {
+            let store = Store::open(&me.master_addr, me.master_port, me.rank == 0, me.world_size, timeout)?;
+            let meeting = Meeting { store: Arc::new(store), me: me.clone() };
+            meeting.watch()?;
+            Some(meeting)
+        } else {
+            None
         };
-        let world = group("world", &(0..me.world_size).collect::<Vec<_>>())?;
-        let data = group("data", &mesh.group_of(&[Axis::Data, Axis::Context], me.rank))?;
-        let tensor = group("tensor", &mesh.group_of(&[Axis::Tensor], me.rank))?;
-        let meeting = Meeting { store: Arc::new(store), me: me.clone() };
-        meeting.watch()?;
-        Ok(Self { rank: me.rank, coords, world, data, tensor, meeting: Some(meeting) })
+        let nccl = (me.world_size > 1 && device.is_cuda()).then(Nccl::load).and_then(|nccl| match nccl {
+            Ok(nccl) => Some(nccl),
+            Err(why) => {
+                eprintln!("ranks on GPUs talk through the host's memory (Gloo), which is right and slow: {why:#}");
+                None
+            }
+        });
+        let open = |name: &str, ranks: &[usize], nccl: Option<&Nccl>| {
+            let Some(Meeting { store, .. }) = &meeting else { return Ok(Group::solo()) };
+            let place = ranks.iter().position(|rank| *rank == me.rank).context("a rank is in its own group")?;
+            let name = format!("{name}/{}", ranks[0]);
+            match nccl {
+                Some(nccl) => Group::open_nccl(store, nccl, &name, place, ranks.len(), timeout),
+                None => Group::open(store, &me.master_addr, &name, place, ranks.len(), timeout),
+            }
+        };
+        let group = |name: &str, axes: &[Axis]| open(name, &mesh.group_of(axes, me.rank), nccl.as_ref());
+        let ends = mesh.embedding_groups().into_iter().find(|group| group.contains(&me.rank));
+        Ok(Self {
+            rank: me.rank,
+            coords: mesh.coords(me.rank),
+            world: open("world", &(0..me.world_size).collect::<Vec<_>>(), None)?,
+            data: group("data", &[Axis::Data, Axis::Context])?,
+            context: group("context", &[Axis::Context])?,
+            tensor: group("tensor", &[Axis::Tensor])?,
+            forward: group("forward", &[Axis::Pipeline])?,
+            backward: group("backward", &[Axis::Pipeline])?,
+            ends: ends.map_or_else(|| Ok(Group::solo()), |ranks| open("ends", &ranks, nccl.as_ref()))?,
+            nccl,
+            meeting,
+        })
+    }
+
+    /// The share of the model that this rank holds.
+    pub fn share(&self) -> Share {
+        Share {
+            tensor: (self.tensor.rank(), self.tensor.size()),
+            pipeline: (self.forward.rank(), self.forward.size()),
+            align: self.data.size(),
+        }
+    }
+
+    /// Whether any rank was asked to stop. All ask together.
+    pub fn anyone_asked_to_stop(&self) -> Result<bool> {
+        let stop = Tensor::from(if signals::asked_to_stop() { 1.0 } else { 0.0f64 });
+        self.world.all_reduce(&stop, Reduce::Max)?;
+        Ok(stop.double_value(&[]) > 0.0)
     }
 
     /// Hands `bytes` of every rank in `from` to rank 0, in that order; an empty list on the others. `name` is used once.
@@ -110,7 +163,18 @@ impl Ranks {
         if self.rank != 0 {
             return Ok(Vec::new());
         }
-        from.iter().map(|rank| store.get(&format!("{name}/{rank}"), collective_timeout())).collect()
+        from.iter().map(|rank| self.get_patiently(store, &format!("{name}/{rank}"))).collect()
+    }
+
+    /// Waits for a value however long it takes, as files are written at the disk's pace: a rank that is lost meanwhile ends
+    /// this one by its silence.
+    fn get_patiently(&self, store: &Store, key: &str) -> Result<Vec<u8>> {
+        let mut pause = Duration::from_millis(1);
+        while !store.has(key)? {
+            thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(100));
+        }
+        store.get(key, collective_timeout())
     }
 
     /// Gives every rank what rank 0 has. `name` is used once.
@@ -120,7 +184,7 @@ impl Ranks {
             store.set(name, &bytes)?;
             return Ok(bytes);
         }
-        store.get(name, collective_timeout())
+        self.get_patiently(store, name)
     }
 
     /// Parts in peace: rank 0, who serves the store, waits a little for the others. By then the result is there, so that
@@ -187,7 +251,8 @@ fn look(store: &Store, me: &Rank, seen: &mut [(i64, Instant)]) -> Result<()> {
     store.add(&beat(me.rank), 1)?;
     for (rank, (count, last)) in seen.iter_mut().enumerate() {
         let now = store.add(&beat(rank), 0)?;
-        if now != *count || store.has(&format!("left/{rank}"))? {
+        // Before its first beat a rank is loading libraries.
+        if now != *count || now == 0 || store.has(&format!("left/{rank}"))? {
             (*count, *last) = (now, Instant::now());
         }
     }
@@ -209,14 +274,4 @@ fn silent(store: &Store, me: &Rank) -> Option<String> {
         1 => Some(format!("rank {} gives no sign of life: it was killed, or its machine is lost", silent[0])),
         _ => Some(format!("ranks {} give no sign of life", silent.join(", "))),
     }
-}
-
-/// Refuses what this trainer does not do, before anything is read.
-pub fn supported(parallel: &Parallel) -> Result<()> {
-    for (name, size) in [("pipeline", parallel.pipeline), ("context", parallel.context)] {
-        if size > 1 {
-            bail!("{name} parallelism ({name} = {size}) is not supported by this trainer yet: set it to 1");
-        }
-    }
-    Ok(())
 }

@@ -16,7 +16,10 @@ use flow_formats::{
 use flow_plan::{ModelConfig, Precision};
 use tch::{Kind, Tensor, no_grad};
 
-use crate::model::params::{EMBEDDING, FINAL_NORM, LAYER, Layout, OUTPUT, Split};
+use crate::{
+    model::params::{EMBEDDING, FINAL_NORM, LAYER, Layout, OUTPUT, Param, Share, Split},
+    optim::Stretch,
+};
 
 /// The element type of a precision.
 pub fn kind(precision: Precision) -> Kind {
@@ -53,8 +56,8 @@ fn dtype_of(kind: Kind) -> Result<DType> {
     })
 }
 
-/// Reads every parameter (under `prefix` + its key) into `flat`, converting to its type.
-pub fn read(reader: &Reader, prefix: &str, layout: &Layout, flat: &Tensor) -> Result<()> {
+/// Reads the parameters (under `prefix` + their keys) as far as they lie in `stretches`, converting to their type.
+pub fn read(reader: &Reader, prefix: &str, layout: &Layout, stretches: &[Stretch]) -> Result<()> {
     let mut bytes = Vec::new();
     for param in &layout.params {
         let key = format!("{prefix}{}", param.key);
@@ -71,26 +74,27 @@ pub fn read(reader: &Reader, prefix: &str, layout: &Layout, flat: &Tensor) -> Re
                 .all(|(axis, (has, want))| has == want || (axis == 0 && rows_may_exceed && has > want));
         ensure!(fits, "`{key}` has shape {:?}, and the model's configuration says {want:?}", info.shape);
         let kind = kind_of(info.dtype)?;
-        for piece in layout.pieces(param) {
+        for (piece, stretch) in layout.pieces_in(param, stretches) {
             bytes.resize(piece.range.len() * info.dtype.size() as usize, 0);
             reader.read(&key, &piece.start, &piece.size, &mut bytes)?;
             let read = Tensor::f_from_data_size(&bytes, &[piece.range.len() as i64], kind)?;
-            put(flat, param.range.start + piece.range.start, &read);
+            put(&stretch.values, param.range.start + piece.range.start - stretch.at, &read);
         }
     }
     Ok(())
 }
 
-/// Writes this rank's share of every parameter under `prefix` + its key. What all ranks of the tensor axis hold is
-/// written by its first.
-pub fn write(writer: &mut RankWriter, prefix: &str, layout: &Layout, flat: &Tensor) -> Result<()> {
-    let dtype = dtype_of(flat.kind())?;
+/// Writes what lies in `stretches` of every parameter under `prefix` + its key. What several ranks of the tensor axis or
+/// of the pipeline hold is written by the first of them.
+pub fn write(writer: &mut RankWriter, prefix: &str, layout: &Layout, stretches: &[Stretch]) -> Result<()> {
     let mut bytes = Vec::new();
-    for param in layout.params.iter().filter(|param| param.split != Split::Whole || layout.tensor.0 == 0) {
-        for piece in layout.pieces(param) {
-            let start = param.range.start + piece.range.start;
-            let elements = piece.range.len();
-            let part = flat.narrow(0, start as i64, elements as i64).to_device(tch::Device::Cpu).contiguous();
+    let answers =
+        |param: &&Param| !layout.is_copy(param) && (param.split != Split::Whole || layout.share.tensor.0 == 0);
+    for param in layout.params.iter().filter(answers) {
+        for (piece, stretch) in layout.pieces_in(param, stretches) {
+            let dtype = dtype_of(stretch.values.kind())?;
+            let (at, elements) = (param.range.start + piece.range.start - stretch.at, piece.range.len());
+            let part = stretch.values.narrow(0, at as i64, elements as i64).to_device(tch::Device::Cpu).contiguous();
             bytes.resize(elements * dtype.size() as usize, 0);
             part.f_copy_data_u8(&mut bytes, elements)?;
             let key = format!("{prefix}{}", param.key);
@@ -103,7 +107,7 @@ pub fn write(writer: &mut RankWriter, prefix: &str, layout: &Layout, flat: &Tens
 
 /// Reads a Hugging Face directory's safetensors into `flat`, for a model that is not spread.
 pub fn read_hf(dir: &Path, config: &ModelConfig, layout: &Layout, flat: &Tensor) -> Result<()> {
-    ensure!(layout.tensor.1 == 1, "a Hugging Face directory is read by one rank");
+    ensure!(layout.share == Share::WHOLE, "a Hugging Face directory is read by one rank");
     let mut files = BTreeMap::new();
     for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
         let path = entry?.path();

@@ -67,16 +67,7 @@ impl Stage for Train {
             tokenizer_vocab: tokens("tokenizer_vocab"),
             max_token_id: tokens("max_token_id"),
         };
-        let mut errors = self.training.check(&known);
-        let parallel = &self.training.parallel;
-        for (axis, size) in [("pipeline", parallel.pipeline), ("context", parallel.context)] {
-            if size > 1 {
-                let wrong = Diagnostic::new(format!("the workers cannot share a model over {size} {axis} ranks yet"));
-                errors.push(
-                    wrong.field(format!("parallel.{axis}")).hint(format!("{axis} = 1, and more tensor ranks instead")),
-                );
-            }
-        }
+        let errors = self.training.check(&known);
         if errors.is_empty() {
             check.provide("plan_notes", self.training.plan_lines(model.as_ref()));
         }

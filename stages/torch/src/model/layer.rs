@@ -4,6 +4,7 @@ use anyhow::Result;
 use tch::Tensor;
 
 use super::{
+    context::ContextParallel,
     parallel::{Column, Row, TensorParallel},
     rope::Rope,
 };
@@ -30,6 +31,7 @@ pub struct Layer {
 #[derive(Debug)]
 pub struct Shared {
     pub tp: TensorParallel,
+    pub cp: ContextParallel,
     pub rope: Rope,
     pub eps: f64,
     /// Query heads for each key-value head.
@@ -37,16 +39,42 @@ pub struct Shared {
     pub head_dim: i64,
 }
 
+/// What of a layer is done in one go: the unit of recomputation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// All of it.
+    Whole,
+    /// The first half.
+    Attention,
+    /// The second half.
+    FeedForward,
+}
+
 impl Layer {
-    /// The weights in the order of [`super::params::LAYER`].
-    pub fn weights(&self) -> [&Tensor; 6] {
-        [&self.qkv.weight, &self.proj.weight, &self.fc1.weight, &self.fc2.weight, &self.input_norm, &self.post_norm]
+    /// The weights of a part, and which of [`super::params::LAYER`] they are.
+    pub fn weights(&self, part: Part) -> Vec<(usize, &Tensor)> {
+        let attention = [(0, &self.qkv.weight), (1, &self.proj.weight), (4, &self.input_norm)];
+        let feed_forward = [(2, &self.fc1.weight), (3, &self.fc2.weight), (5, &self.post_norm)];
+        match part {
+            Part::Whole => [attention, feed_forward].concat(),
+            Part::Attention => attention.to_vec(),
+            Part::FeedForward => feed_forward.to_vec(),
+        }
     }
 
     /// `x_bsh` → `y_bsh`; with sequence parallelism, s is this rank's part.
-    pub fn forward(&self, shared: &Shared, x_bsh: &Tensor) -> Result<Tensor> {
-        let x_bsh = x_bsh + self.attention(shared, &norm(x_bsh, &self.input_norm, shared.eps))?;
-        Ok(&x_bsh + self.feed_forward(shared, &norm(&x_bsh, &self.post_norm, shared.eps))?)
+    pub fn forward(&self, shared: &Shared, part: Part, x_bsh: &Tensor) -> Result<Tensor> {
+        let attended = |x_bsh: &Tensor| -> Result<Tensor> {
+            Ok(x_bsh + self.attention(shared, &norm(x_bsh, &self.input_norm, shared.eps))?)
+        };
+        let fed = |x_bsh: &Tensor| -> Result<Tensor> {
+            Ok(x_bsh + self.feed_forward(shared, &norm(x_bsh, &self.post_norm, shared.eps))?)
+        };
+        match part {
+            Part::Whole => fed(&attended(x_bsh)?),
+            Part::Attention => attended(x_bsh),
+            Part::FeedForward => fed(x_bsh),
+        }
     }
 
     fn attention(&self, shared: &Shared, x_bsh: &Tensor) -> Result<Tensor> {
@@ -60,16 +88,7 @@ impl Layer {
         let q_bnsd = heads(qk_bsgnd.narrow(3, 0, queries));
         let k_bgsd = heads(qk_bsgnd.narrow(3, queries, 1));
         let v_bgsd = heads(qkv_bsgnd.narrow(3, queries + 1, 1));
-        let o_bnsd = Tensor::scaled_dot_product_attention(
-            &q_bnsd,
-            &k_bgsd,
-            &v_bgsd,
-            None::<&Tensor>,
-            0.0,
-            true,
-            None,
-            queries > 1,
-        );
+        let o_bnsd = shared.cp.attention(&q_bnsd, &k_bgsd, &v_bgsd)?;
         self.proj.forward(&shared.tp, &o_bnsd.transpose(1, 2).reshape([b, s, -1]))
     }
 

@@ -1,8 +1,9 @@
-//! A Llama: embedding, layers, norm, head; forward, and backward layer by layer.
+//! A Llama: embedding, layers, norm, head; forward, and backward layer by layer. A rank of a pipeline has some of them.
 //!
-//! Written as for one device; what the tensor axis does to it is in [`parallel`]. The suffixes of tensors name their
-//! dimensions: b sequences, s positions, h hidden, v vocabulary, n tokens or heads, d head width.
+//! Written as for one device; what the tensor axis does to it is in [`parallel`], the context axis in [`context`]. The
+//! suffixes of tensors name their dimensions: b sequences, s positions, h hidden, v vocabulary, n tokens or heads, d head width.
 
+mod context;
 mod layer;
 mod loss;
 mod parallel;
@@ -13,36 +14,72 @@ mod tests;
 
 use anyhow::{Context, Result};
 use flow_dist::autograd;
-use flow_plan::ModelConfig;
+use flow_plan::{ModelConfig, Recompute};
 use tch::{Device, Kind, Tensor, no_grad};
 
-use layer::{Layer, Shared, norm};
+use layer::{Layer, Part, Shared, norm};
 use loss::Head;
 use parallel::{Column, Embedding, Row};
 use params::{EMBEDDING, FINAL_NORM, LAYER, Layout, OUTPUT};
 use rope::Rope;
 
+pub use context::ContextParallel;
 pub use parallel::TensorParallel;
 
-/// A Llama with its weights on a device.
+/// A Llama with its weights on a device, or the layers of it that a rank of a pipeline has.
 #[derive(Debug)]
 pub struct Llama {
-    embedding: Embedding,
-    layers: Vec<Layer>,
-    final_norm: Tensor,
-    /// The embedding itself, where the two are tied: [v / tensor, h]
-    output: Tensor,
+    /// The first rank's.
+    embedding: Option<(Embedding, usize)>,
+    layers: Vec<(Layer, [usize; LAYER.len()])>,
+    /// The last rank's.
+    end: Option<End>,
     shared: Shared,
-    places: Places,
+    recompute: Recompute,
 }
 
-/// Where gradients go: places in [`Layout::params`].
+/// What comes after the layers. Numbers are places in [`Layout::params`], where gradients go.
 #[derive(Debug)]
-struct Places {
-    embedding: usize,
-    layers: Vec<[usize; LAYER.len()]>,
-    final_norm: usize,
-    output: usize,
+struct End {
+    norm: (Tensor, usize),
+    /// The embedding itself, where the two are tied: [v / tensor, h]
+    output: (Tensor, usize),
+}
+
+/// How a model is spread: the axes that its layers know.
+#[derive(Clone, Debug)]
+pub struct Spread {
+    /// Ranks that share each layer.
+    pub tensor: TensorParallel,
+    /// Ranks that share each sequence.
+    pub context: ContextParallel,
+}
+
+impl Spread {
+    /// One rank has all.
+    pub fn none() -> Self {
+        Self { tensor: TensorParallel::none(), context: ContextParallel::none() }
+    }
+}
+
+/// What goes into a rank's layers.
+#[derive(Clone, Copy, Debug)]
+pub enum Input<'a> {
+    /// Into the first: [b, s]
+    Tokens(&'a Tensor),
+    /// Into a later one: `x_bsh` of the rank before.
+    Hidden(&'a Tensor),
+}
+
+/// What the forward pass of a micro batch keeps for its backward pass.
+#[derive(Debug)]
+pub struct Tape {
+    /// The embedding's output with its graph, on the first rank.
+    embedded: Option<Tensor>,
+    /// Part by part: its input, a leaf, and its output with its graph, if that is not made again.
+    parts: Vec<(Part, Tensor, Option<Tensor>)>,
+    /// The last layer's output, a leaf.
+    output: Tensor,
 }
 
 /// The gradients of a step, summed in fp32 whatever the type of the weights.
@@ -52,14 +89,27 @@ pub struct Gradients {
     pub flat: Tensor,
     /// The same memory by parameter.
     views: Vec<Tensor>,
+    /// Where each parameter begins.
+    begins: Vec<usize>,
 }
+
+const NO_WAY_BACK: &str = "the graph does not lead back to the layer's input";
 
 impl Gradients {
     /// Zeros.
     pub fn new(layout: &Layout, device: Device) -> Self {
         let flat = Tensor::zeros([layout.total as i64], (Kind::Float, device));
         let views = views(&flat, layout);
-        Self { flat, views }
+        Self { flat, views, begins: layout.params.iter().map(|param| param.range.start).collect() }
+    }
+
+    fn begins(&self, place: usize) -> usize {
+        self.begins[place]
+    }
+
+    /// The gradient of the embedding or of its copy, which a tied model's first and last rank share.
+    pub fn embedding(&self, layout: &Layout) -> Option<&Tensor> {
+        Some(&self.views[layout.index(EMBEDDING, None)?])
     }
 
     fn add(&mut self, place: usize, gradient: Option<Tensor>) {
@@ -76,110 +126,174 @@ pub fn views(flat: &Tensor, layout: &Layout) -> Vec<Tensor> {
     layout.params.iter().map(|param| window(&param.range).view(shape(&param.shape).as_slice())).collect()
 }
 
+impl Tape {
+    /// Room for the gradient by the last layer's output.
+    pub fn like_output(&self) -> Tensor {
+        self.output.detach().empty_like()
+    }
+}
+
 impl Llama {
-    /// A model on the weights in `flat` (fp32 or bf16), for sequences up to `positions`. Whoever writes to `flat`
-    /// changes the model.
+    /// The model, or what `layout` says of it, on the weights in `flat` (fp32 or bf16), for sequences up to `positions`.
+    /// Whoever writes to `flat` changes the model.
     pub fn new(
         config: &ModelConfig,
         layout: &Layout,
         flat: &Tensor,
         positions: usize,
-        tp: TensorParallel,
+        spread: Spread,
+        recompute: Recompute,
     ) -> Result<Self> {
         let weights: Vec<Tensor> = views(flat, layout).iter().map(|view| view.set_requires_grad(true)).collect();
         let place = |key: &str, layer| layout.index(key, layer).with_context(|| format!("the model has no {key}"));
-        let places = Places {
-            embedding: place(EMBEDDING, None)?,
-            layers: (0..layout.layers)
-                .map(|layer| {
-                    let mut places = [0; LAYER.len()];
-                    for (at, key) in places.iter_mut().zip(LAYER) {
-                        *at = place(key, Some(layer))?;
-                    }
-                    Ok(places)
-                })
-                .collect::<Result<_>>()?,
-            final_norm: place(FINAL_NORM, None)?,
-            output: place(if config.tie_word_embeddings { EMBEDDING } else { OUTPUT }, None)?,
-        };
         let weight = |place: usize| weights[place].shallow_clone();
-        let layer = |at: &[usize; 6]| Layer {
-            qkv: Column { weight: weight(at[0]) },
-            proj: Row { weight: weight(at[1]) },
-            fc1: Column { weight: weight(at[2]) },
-            fc2: Row { weight: weight(at[3]) },
-            input_norm: weight(at[4]),
-            post_norm: weight(at[5]),
+        let layer = |layer: usize| -> Result<_> {
+            let mut at = [0; LAYER.len()];
+            for (at, key) in at.iter_mut().zip(LAYER) {
+                *at = place(key, Some(layer))?;
+            }
+            let weights = Layer {
+                qkv: Column { weight: weight(at[0]) },
+                proj: Row { weight: weight(at[1]) },
+                fc1: Column { weight: weight(at[2]) },
+                fc2: Row { weight: weight(at[3]) },
+                input_norm: weight(at[4]),
+                post_norm: weight(at[5]),
+            };
+            Ok((weights, at))
         };
+        let (stage, stages) = layout.share.pipeline;
+        let embedding = || -> Result<_> {
+            let at = place(EMBEDDING, None)?;
+            Ok((Embedding { weight: weight(at) }, at))
+        };
+        let end = || -> Result<_> {
+            let (norm, output) =
+                (place(FINAL_NORM, None)?, place(if config.tie_word_embeddings { EMBEDDING } else { OUTPUT }, None)?);
+            Ok(End { norm: (weight(norm), norm), output: (weight(output).detach(), output) })
+        };
+        let all = Tensor::arange(positions as i64, (Kind::Int64, Device::Cpu));
+        let rope = Rope::new(config, &spread.context.part(&all, 0), flat.device());
         Ok(Self {
-            embedding: Embedding { weight: weight(places.embedding) },
-            layers: places.layers.iter().map(layer).collect(),
-            final_norm: weight(places.final_norm),
-            output: weight(places.output).detach(),
+            embedding: (stage == 0).then(embedding).transpose()?,
+            layers: layout.held.clone().map(layer).collect::<Result<_>>()?,
+            end: (stage + 1 == stages).then(end).transpose()?,
             shared: Shared {
-                tp,
-                rope: Rope::new(config, positions, flat.device()),
+                tp: spread.tensor,
+                cp: spread.context,
+                rope,
                 eps: config.rms_norm_eps,
                 queries: (config.num_attention_heads / config.num_key_value_heads) as i64,
                 head_dim: config.head_dim as i64,
             },
-            places,
+            recompute,
         })
     }
 
-    /// Forward and backward of one micro batch. Returns the sum of −ln p(target) over its tokens (fp64, on the device)
-    /// and adds the gradient of `scale` × that sum to `gradients`.
-    ///
-    /// The graph is cut at every layer: what a layer's backward found is added and freed before the next one begins. With
-    /// `recompute`, a layer's graph is not even kept until then, but made again.
-    pub fn forward_backward(
+    /// Which parts a layer is done in, and whether the graph of each is kept until its backward pass or made again then.
+    fn parts(&self) -> &'static [(Part, bool)] {
+        match self.recompute {
+            Recompute::None => &[(Part::Whole, true)],
+            Recompute::Selective => &[(Part::Attention, true), (Part::FeedForward, false)],
+            Recompute::Full => &[(Part::Whole, false)],
+        }
+    }
+
+    /// Through this rank's layers. The hidden states come out of the graph: it is cut at every part, so that what
+    /// [`Llama::backward`] finds of one is added and freed before the next one begins.
+    pub fn forward(&self, input: Input<'_>) -> Result<(Tape, Tensor)> {
+        let shared = &self.shared;
+        let leaf = |x: &Tensor| x.detach().set_requires_grad(true);
+        let embedded = self.embed(input)?;
+        let mut x_bsh = match input {
+            Input::Hidden(x_bsh) => leaf(x_bsh),
+            Input::Tokens(_) => leaf(embedded.as_ref().context("only the first rank has the embedding")?),
+        };
+        let mut parts = Vec::with_capacity(self.layers.len() * self.parts().len());
+        for (layer, _) in &self.layers {
+            for (part, kept) in self.parts() {
+                let run = || layer.forward(shared, *part, &x_bsh);
+                let y_bsh = if *kept { run()? } else { no_grad(run)? };
+                let next_bsh = leaf(&y_bsh);
+                parts.push((*part, std::mem::replace(&mut x_bsh, next_bsh), kept.then_some(y_bsh)));
+            }
+        }
+        let hidden_bsh = x_bsh.detach();
+        Ok((Tape { embedded, parts, output: x_bsh }, hidden_bsh))
+    }
+
+    fn embed(&self, input: Input<'_>) -> Result<Option<Tensor>> {
+        match (input, &self.embedding) {
+            (Input::Tokens(ids_bs), Some((embedding, _))) => Ok(Some(embedding.forward(&self.shared.tp, ids_bs)?)),
+            _ => Ok(None),
+        }
+    }
+
+    /// On the last rank: the sum of −ln p(target) over a micro batch (fp64, on the device), and the gradient of `scale` ×
+    /// that sum by the hidden states that [`Llama::forward`] gave. That by the norm and the output layer is added.
+    pub fn loss(
         &self,
-        ids_bs: &Tensor,
+        tape: &Tape,
         target_bs: &Tensor,
         scale: f64,
-        recompute: bool,
         gradients: &mut Gradients,
-    ) -> Result<Tensor> {
-        let shared = &self.shared;
-        let embedded_bsh = self.embedding.forward(&shared.tp, ids_bs)?;
-        let mut tape = Vec::with_capacity(self.layers.len());
-        let mut x_bsh = embedded_bsh.detach().set_requires_grad(true);
-        for layer in &self.layers {
-            let run = || layer.forward(shared, &x_bsh);
-            let y_bsh = if recompute { no_grad(run)? } else { run()? };
-            let next_bsh = y_bsh.detach().set_requires_grad(true);
-            tape.push((std::mem::replace(&mut x_bsh, next_bsh), (!recompute).then_some(y_bsh)));
-        }
-        let normed_bsh = norm(&x_bsh, &self.final_norm, shared.eps);
+    ) -> Result<(Tensor, Tensor)> {
+        let end = self.end()?;
+        let (norm_h, place) = &end.norm;
+        let normed_bsh = norm(&tape.output, norm_h, self.shared.eps);
+        let (loss, d_normed_bsh) = no_grad(|| self.head(end, &normed_bsh, target_bs, scale, gradients))?;
+        let wanted = [tape.output.shallow_clone(), norm_h.shallow_clone()];
+        let mut found = autograd::gradients(&normed_bsh, &d_normed_bsh, &wanted)?.into_iter();
+        let d_bsh = found.next().flatten().context(NO_WAY_BACK)?;
+        no_grad(|| gradients.add(*place, found.next().flatten()));
+        Ok((loss, d_bsh))
+    }
 
-        let (loss, d_normed_bsh) = no_grad(|| self.head(&normed_bsh, target_bs, scale, gradients))?;
-        let mut found =
-            autograd::gradients(&normed_bsh, &d_normed_bsh, &[x_bsh, self.final_norm.shallow_clone()])?.into_iter();
-        drop(normed_bsh);
-        let missing = "the graph does not lead back to the layer's input";
-        let mut d_bsh = found.next().flatten().context(missing)?;
-        no_grad(|| gradients.add(self.places.final_norm, found.next().flatten()));
-
-        for (layer, places) in self.layers.iter().zip(&self.places.layers).rev() {
-            let (x_bsh, y_bsh) = tape.pop().context("a layer without a tape")?;
-            let y_bsh = match y_bsh {
-                Some(y_bsh) => y_bsh,
-                None => layer.forward(shared, &x_bsh)?,
-            };
-            let mut wanted = vec![x_bsh];
-            wanted.extend(layer.weights().map(Tensor::shallow_clone));
-            let mut found = autograd::gradients(&y_bsh, &d_bsh, &wanted)?.into_iter();
-            d_bsh = found.next().flatten().context(missing)?;
-            no_grad(|| places.iter().zip(found).for_each(|(place, gradient)| gradients.add(*place, gradient)));
+    /// Back through this rank's layers with the gradient by what [`Llama::forward`] gave: adds the gradients of the
+    /// weights, and returns that by the hidden states that went in, where there were some. `done` hears of the first
+    /// element from which on all matrices' gradients have this micro batch in them.
+    pub fn backward(
+        &self,
+        tape: Tape,
+        mut d_bsh: Tensor,
+        gradients: &mut Gradients,
+        done: &mut dyn FnMut(&Gradients, usize) -> Result<()>,
+    ) -> Result<Option<Tensor>> {
+        let mut parts = tape.parts;
+        drop(tape.output);
+        for (layer, places) in self.layers.iter().rev() {
+            for _ in self.parts() {
+                let (part, x_bsh, y_bsh) = parts.pop().context("a layer without a tape")?;
+                let y_bsh = match y_bsh {
+                    Some(y_bsh) => y_bsh,
+                    None => layer.forward(&self.shared, part, &x_bsh)?,
+                };
+                let weights = layer.weights(part);
+                let mut wanted = vec![x_bsh];
+                wanted.extend(weights.iter().map(|(_, weight)| weight.shallow_clone()));
+                let mut found = autograd::gradients(&y_bsh, &d_bsh, &wanted)?.into_iter();
+                d_bsh = found.next().flatten().context(NO_WAY_BACK)?;
+                no_grad(|| weights.iter().zip(found).for_each(|((at, _), found)| gradients.add(places[*at], found)));
+            }
+            done(gradients, gradients.begins(places[0]))?;
         }
-        let found = autograd::gradients(&embedded_bsh, &d_bsh, &[self.embedding.weight.shallow_clone()])?;
-        no_grad(|| gradients.add(self.places.embedding, found.into_iter().next().flatten()));
-        Ok(loss)
+        let (Some(embedded_bsh), Some((embedding, place))) = (tape.embedded, &self.embedding) else {
+            return Ok(Some(d_bsh));
+        };
+        let found = autograd::gradients(&embedded_bsh, &d_bsh, &[embedding.weight.shallow_clone()])?;
+        no_grad(|| gradients.add(*place, found.into_iter().next().flatten()));
+        done(gradients, 0)?;
+        Ok(None)
+    }
+
+    fn end(&self) -> Result<&End> {
+        self.end.as_ref().context("only the last rank has the output layer")
     }
 
     /// The head's loss, and its gradient by the hidden states as the layers before it hold them.
     fn head(
         &self,
+        end: &End,
         normed_bsh: &Tensor,
         target_bs: &Tensor,
         scale: f64,
@@ -188,36 +302,45 @@ impl Llama {
         let tp = &self.shared.tp;
         let hidden_bsh = tp.whole_sequence(&normed_bsh.detach())?;
         let (b, s, h) = hidden_bsh.size3()?;
-        let head = Head { weight_vh: &self.output, tp };
-        let gradient_vh = &mut gradients.views[self.places.output];
+        let head = Head { weight_vh: &end.output.0, tp };
+        let gradient_vh = &mut gradients.views[end.output.1];
         let (loss, d_hidden_nh) =
             head.loss_and_gradient(&hidden_bsh.view([b * s, h]), &target_bs.reshape([b * s]), scale, gradient_vh)?;
         Ok((loss, tp.sum_gradient(d_hidden_nh.view([b, s, h]))?))
     }
 
-    /// Hidden states after the last norm, of the whole sequence, without a graph.
-    fn hidden(&self, ids_bs: &Tensor) -> Result<Tensor> {
+    /// Through this rank's layers without a graph.
+    pub fn hidden(&self, input: Input<'_>) -> Result<Tensor> {
         no_grad(|| {
-            let shared = &self.shared;
-            let mut x_bsh = self.embedding.forward(&shared.tp, ids_bs)?;
-            for layer in &self.layers {
-                x_bsh = layer.forward(shared, &x_bsh)?;
+            let mut x_bsh = match input {
+                Input::Hidden(x_bsh) => x_bsh.shallow_clone(),
+                Input::Tokens(_) => self.embed(input)?.context("only the first rank has the embedding")?,
+            };
+            for (layer, _) in &self.layers {
+                x_bsh = layer.forward(&self.shared, Part::Whole, &x_bsh)?;
             }
-            shared.tp.whole_sequence(&norm(&x_bsh, &self.final_norm, shared.eps))
+            Ok(x_bsh)
         })
     }
 
-    /// −ln p(target) of every token, fp32: [b, s].
-    pub fn nll(&self, ids_bs: &Tensor, target_bs: &Tensor) -> Result<Tensor> {
-        let hidden_bsh = self.hidden(ids_bs)?;
-        let (b, s, h) = hidden_bsh.size3()?;
-        let head = Head { weight_vh: &self.output, tp: &self.shared.tp };
-        no_grad(|| Ok(head.nll(&hidden_bsh.view([b * s, h]), &target_bs.reshape([b * s]))?.view([b, s])))
+    /// On the last rank: −ln p(target) of every token after [`Llama::hidden`], fp32: [b, s].
+    pub fn nll(&self, hidden_bsh: &Tensor, target_bs: &Tensor) -> Result<Tensor> {
+        let end = self.end()?;
+        no_grad(|| {
+            let normed_bsh = self.shared.tp.whole_sequence(&norm(hidden_bsh, &end.norm.0, self.shared.eps))?;
+            let (b, s, h) = normed_bsh.size3()?;
+            let head = Head { weight_vh: &end.output.0, tp: &self.shared.tp };
+            Ok(head.nll(&normed_bsh.view([b * s, h]), &target_bs.reshape([b * s]))?.view([b, s]))
+        })
     }
 
     /// Logits of every position, fp32: [b, s, v]. For a model that is not spread.
     pub fn logits(&self, ids_bs: &Tensor) -> Result<Tensor> {
-        let hidden_bsh = self.hidden(ids_bs)?;
-        Ok(no_grad(|| hidden_bsh.linear(&self.output, None::<&Tensor>).to_kind(Kind::Float)))
+        let end = self.end()?;
+        let hidden_bsh = self.hidden(Input::Tokens(ids_bs))?;
+        no_grad(|| {
+            let normed_bsh = norm(&hidden_bsh, &end.norm.0, self.shared.eps);
+            Ok(normed_bsh.linear(&end.output.0, None::<&Tensor>).to_kind(Kind::Float))
+        })
     }
 }

@@ -6,6 +6,8 @@ use std::ops::Range;
 
 use flow_plan::ModelConfig;
 
+use crate::optim::Stretch;
+
 /// Megatron's keys of what every layer has, stacked there on a first axis. The order of [`super::layer::Layer::weights`].
 pub const LAYER: [&str; 6] = [
     "decoder.layers.self_attention.linear_qkv.weight",
@@ -60,65 +62,88 @@ pub struct Piece {
     pub range: Range<usize>,
 }
 
-/// All parameters: matrices first, norms after them.
+/// Which share of the model a rank holds: its place on an axis, and the axis's size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// On the tensor axis.
+    pub tensor: (usize, usize),
+    /// On the pipeline axis.
+    pub pipeline: (usize, usize),
+    /// Matrices and norms are each padded to a multiple of so many elements, so that ranks can share them out evenly.
+    pub align: usize,
+}
+
+impl Share {
+    /// All of it.
+    pub const WHOLE: Self = Self { tensor: (0, 1), pipeline: (0, 1), align: 1 };
+}
+
+/// The parameters of a rank: matrices first, norms after them.
 #[derive(Clone, Debug)]
 pub struct Layout {
-    /// In the order of the flat buffer.
+    /// In the order of the flat buffer: the embedding, matrices layer by layer, the output layer; then norms.
     pub params: Vec<Param>,
-    /// Elements.
+    /// Elements, with padding.
     pub total: usize,
-    /// Elements of the matrices: they are split over the tensor axis and decay; the norms after them do neither.
+    /// Elements of the matrices, with padding: they are split over the tensor axis and decay; the norms after them do
+    /// neither.
     pub matrices: usize,
-    /// How many layers.
+    /// How many layers the whole model has.
     pub layers: usize,
-    /// This rank's place on the tensor axis, and its size.
-    pub tensor: (usize, usize),
+    /// Those that this rank has.
+    pub held: Range<usize>,
+    /// The tied embedding of a pipeline's last rank, last of the matrices: the first rank's is the one that counts.
+    pub copy: Option<Range<usize>>,
+    /// What of the model this is.
+    pub share: Share,
 }
 
 impl Layout {
-    /// The layout of `config` on rank `tensor.0` of a tensor axis of `tensor.1`, which divides the vocabulary, the
-    /// key-value heads and the feed-forward width.
-    pub fn new(config: &ModelConfig, tensor: (usize, usize)) -> Self {
+    /// The layout of `config` on one rank. The tensor axis divides the vocabulary, the key-value heads and the
+    /// feed-forward width, the pipeline axis the layers.
+    pub fn new(config: &ModelConfig, share: Share) -> Self {
         let (h, f, d) = (config.hidden_size, config.intermediate_size, config.head_dim);
         let (heads, kv) = (config.num_attention_heads, config.num_key_value_heads);
-        let mut wanted: Vec<(&'static str, Option<usize>, Vec<usize>, Split)> = Vec::new();
-        wanted.push((EMBEDDING, None, vec![config.vocab_size, h], Split::Rows));
-        for layer in 0..config.num_hidden_layers {
-            wanted.push((LAYER[0], Some(layer), vec![(heads + 2 * kv) * d, h], Split::Rows));
-            wanted.push((LAYER[1], Some(layer), vec![h, heads * d], Split::Columns));
-            wanted.push((LAYER[2], Some(layer), vec![2 * f, h], Split::Halves));
-            wanted.push((LAYER[3], Some(layer), vec![h, f], Split::Columns));
-        }
-        if !config.tie_word_embeddings {
-            wanted.push((OUTPUT, None, vec![config.vocab_size, h], Split::Rows));
-        }
-        let matrices = wanted.len();
-        for layer in 0..config.num_hidden_layers {
-            wanted.push((LAYER[4], Some(layer), vec![h], Split::Whole));
-            wanted.push((LAYER[5], Some(layer), vec![h], Split::Whole));
-        }
-        wanted.push((FINAL_NORM, None, vec![h], Split::Whole));
+        let (stage, stages) = share.pipeline;
+        let (first, last, tied) = (stage == 0, stage + 1 == stages, config.tie_word_embeddings);
+        let each = config.num_hidden_layers / stages;
+        let held = stage * each..(stage + 1) * each;
+        let embedding = vec![config.vocab_size, h];
 
-        let mut params: Vec<Param> = Vec::with_capacity(wanted.len());
-        for (key, layer, whole, split) in wanted {
-            let mut shape = whole.clone();
-            match split {
-                Split::Whole => {}
-                Split::Rows | Split::Halves => shape[0] /= tensor.1,
-                Split::Columns => shape[1] /= tensor.1,
-            }
-            let start = params.last().map_or(0, |param| param.range.end);
-            let range = start..start + shape.iter().product::<usize>();
-            params.push(Param { key, layer, whole, split, shape, range });
+        let mut matrices: Vec<Wanted> = Vec::new();
+        matrices.extend(first.then(|| (EMBEDDING, None, embedding.clone(), Split::Rows)));
+        for layer in held.clone() {
+            matrices.push((LAYER[0], Some(layer), vec![(heads + 2 * kv) * d, h], Split::Rows));
+            matrices.push((LAYER[1], Some(layer), vec![h, heads * d], Split::Columns));
+            matrices.push((LAYER[2], Some(layer), vec![2 * f, h], Split::Halves));
+            matrices.push((LAYER[3], Some(layer), vec![h, f], Split::Columns));
         }
-        let end = |n: usize| params[..n].last().map_or(0, |param| param.range.end);
-        let (total, matrices) = (end(params.len()), end(matrices));
-        Self { params, total, matrices, layers: config.num_hidden_layers, tensor }
+        matrices.extend((last && !tied).then(|| (OUTPUT, None, embedding.clone(), Split::Rows)));
+        let copied = last && tied && !first;
+        matrices.extend(copied.then_some((EMBEDDING, None, embedding, Split::Rows)));
+        let mut norms: Vec<Wanted> = Vec::new();
+        for layer in held.clone() {
+            norms.push((LAYER[4], Some(layer), vec![h], Split::Whole));
+            norms.push((LAYER[5], Some(layer), vec![h], Split::Whole));
+        }
+        norms.extend(last.then(|| (FINAL_NORM, None, vec![h], Split::Whole)));
+
+        let mut params = Vec::with_capacity(matrices.len() + norms.len());
+        let end = place(matrices, 0, share.tensor.1, &mut params);
+        let copy = copied.then(|| params.last().map(|param: &Param| param.range.clone())).flatten();
+        let matrices = end.next_multiple_of(share.align);
+        let total = place(norms, matrices, share.tensor.1, &mut params).next_multiple_of(share.align);
+        Self { params, total, matrices, layers: config.num_hidden_layers, held, copy, share }
     }
 
     /// The place of a parameter in [`Layout::params`].
     pub fn index(&self, key: &str, layer: Option<usize>) -> Option<usize> {
         self.params.iter().position(|param| param.key == key && param.layer == layer)
+    }
+
+    /// Whether another rank of the pipeline answers for this parameter.
+    pub fn is_copy(&self, param: &Param) -> bool {
+        self.copy.as_ref() == Some(&param.range)
     }
 
     /// Shape of the whole parameter as it is stored, with the layers' axis.
@@ -129,7 +154,7 @@ impl Layout {
 
     /// The boxes of the stored tensor that this rank's part consists of.
     pub fn pieces(&self, param: &Param) -> Vec<Piece> {
-        let (rank, size) = self.tensor;
+        let (rank, size) = self.share.tensor;
         let elements = param.range.len();
         let boxed = |start: Vec<usize>, size: Vec<usize>, range: Range<usize>| Piece {
             start: param.layer.iter().chain(&start).map(|&n| n as u64).collect(),
@@ -150,6 +175,86 @@ impl Layout {
             }
         }
     }
+}
+
+impl Layout {
+    /// The boxes of a parameter's stored tensor that lie in `stretches` of the flat buffer, each with its stretch.
+    pub fn pieces_in<'a>(&self, param: &Param, stretches: &'a [Stretch]) -> Vec<(Piece, &'a Stretch)> {
+        let mut found = Vec::new();
+        for piece in self.pieces(param) {
+            let begin = param.range.start + piece.range.start;
+            for stretch in stretches {
+                let end = stretch.at + stretch.values.size()[0] as usize;
+                let (from, to) = (stretch.at.max(begin), end.min(begin + piece.range.len()));
+                if from < to {
+                    let cut = boxes(&piece.size, from - begin..to - begin);
+                    found.extend(cut.into_iter().map(|inner| (inner.within(&piece), stretch)));
+                }
+            }
+        }
+        found
+    }
+}
+
+impl Piece {
+    /// A box that was cut from `outer` in its own coordinates, in those of the stored tensor.
+    fn within(self, outer: &Piece) -> Piece {
+        let start = self.start.iter().zip(&outer.start).map(|(inner, outer)| inner + outer).collect();
+        let range = outer.range.start + self.range.start..outer.range.start + self.range.end;
+        Piece { start, size: self.size, range }
+    }
+}
+
+/// Cuts a range of the elements of a box of `size`, row after row, into boxes: at most two ends and a middle an axis.
+fn boxes(size: &[u64], range: Range<usize>) -> Vec<Piece> {
+    let Some((_, rest)) = size.split_first() else { return Vec::new() };
+    let inner = rest.iter().product::<u64>() as usize;
+    let mut found = Vec::new();
+    // A part of one row.
+    let mut row = |part: Range<usize>| {
+        let at = part.start / inner;
+        for piece in boxes(rest, part.start - at * inner..part.end - at * inner) {
+            let start = [&[at as u64], &piece.start[..]].concat();
+            let size = [&[1], &piece.size[..]].concat();
+            found.push(Piece { start, size, range: at * inner + piece.range.start..at * inner + piece.range.end });
+        }
+    };
+    let (first, last) = (range.start.next_multiple_of(inner), range.end / inner * inner);
+    if first > last {
+        row(range);
+        return found;
+    }
+    if range.start < first {
+        row(range.start..first);
+    }
+    if last < range.end {
+        row(last..range.end);
+    }
+    if first < last {
+        let start = [&[(first / inner) as u64], &vec![0; rest.len()][..]].concat();
+        let size = [&[((last - first) / inner) as u64], rest].concat();
+        found.push(Piece { start, size, range: first..last });
+    }
+    found
+}
+
+/// Key, layer, whole shape, split.
+type Wanted = (&'static str, Option<usize>, Vec<usize>, Split);
+
+/// Lays parameters out one after the other from `at` on; returns the end.
+fn place(wanted: Vec<Wanted>, mut at: usize, tensor: usize, params: &mut Vec<Param>) -> usize {
+    for (key, layer, whole, split) in wanted {
+        let mut shape = whole.clone();
+        match split {
+            Split::Whole => {}
+            Split::Rows | Split::Halves => shape[0] /= tensor,
+            Split::Columns => shape[1] /= tensor,
+        }
+        let range = at..at + shape.iter().product::<usize>();
+        at = range.end;
+        params.push(Param { key, layer, whole, split, shape, range });
+    }
+    at
 }
 
 #[cfg(test)]
@@ -176,11 +281,15 @@ mod tests {
 
     #[test]
     fn the_ranks_parts_tile_every_parameter() {
-        for (size, tied) in [(1, false), (2, false), (2, true)] {
+        for (tensor, stages, tied) in
+            [(1, 1, false), (2, 1, false), (2, 1, true), (1, 2, true), (2, 2, true), (2, 2, false)]
+        {
             let mut seen: BTreeMap<&str, Vec<bool>> = BTreeMap::new();
-            for rank in 0..size {
-                let layout = Layout::new(&config(tied), (rank, size));
-                for param in &layout.params {
+            for (rank, stage) in (0..tensor * stages).map(|i| (i % tensor, i / tensor)) {
+                let share = Share { tensor: (rank, tensor), pipeline: (stage, stages), align: 7 };
+                let layout = Layout::new(&config(tied), share);
+                assert!(layout.total.is_multiple_of(7) && layout.matrices.is_multiple_of(7));
+                for param in layout.params.iter().filter(|param| !layout.is_copy(param)) {
                     let shape = layout.stored_shape(param);
                     let cells =
                         seen.entry(param.key).or_insert_with(|| vec![false; shape.iter().product::<u64>() as usize]);
@@ -207,9 +316,30 @@ mod tests {
         }
     }
 
+    /// Every range of a small box, element by element.
+    #[test]
+    fn a_range_is_cut_into_boxes_that_tile_it() {
+        let size = [2u64, 3, 4];
+        for from in 0..24 {
+            for to in from + 1..=24 {
+                let mut seen = [false; 24];
+                for piece in boxes(&size, from..to) {
+                    let cells = (0..piece.range.len() as u64).map(|i| {
+                        let [a, b, c] =
+                            [i / (piece.size[1] * piece.size[2]), i / piece.size[2] % piece.size[1], i % piece.size[2]];
+                        ((piece.start[0] + a) * 3 + piece.start[1] + b) * 4 + piece.start[2] + c
+                    });
+                    assert!(cells.clone().map(|cell| cell as usize).eq(piece.range.clone()), "{piece:?}");
+                    cells.for_each(|cell| assert!(!std::mem::replace(&mut seen[cell as usize], true)));
+                }
+                assert!((0..24).all(|i| seen[i] == (from..to).contains(&i)));
+            }
+        }
+    }
+
     #[test]
     fn matrices_come_first() {
-        let layout = Layout::new(&config(false), (0, 1));
+        let layout = Layout::new(&config(false), Share::WHOLE);
         assert!(layout.params.iter().all(|param| (param.shape.len() == 2) == (param.range.start < layout.matrices)));
         assert_eq!(layout.total - layout.matrices, 5 * 8);
         assert_eq!(layout.params[layout.index(LAYER[2], Some(1)).unwrap()].shape, [24, 8]);

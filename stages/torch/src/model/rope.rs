@@ -5,7 +5,7 @@ use std::f64::consts::TAU;
 use flow_plan::ModelConfig;
 use tch::{Device, Kind, Tensor};
 
-/// The rotations of positions 0 to s.
+/// The rotations of some positions.
 #[derive(Debug)]
 pub struct Rope {
     /// [1, s, 1, 1, d / 2], fp32
@@ -16,14 +16,13 @@ pub struct Rope {
 
 impl Rope {
     /// Angles in fp32, by the same operations as transformers', so that far positions agree to the last bit.
-    pub fn new(config: &ModelConfig, positions: usize, device: Device) -> Self {
-        let options = (Kind::Float, Device::Cpu);
-        let angles = Tensor::arange(positions as i64, options).outer(&inverse_frequencies(config));
-        let shape = [1, positions as i64, 1, 1, config.head_dim as i64 / 2];
+    pub fn new(config: &ModelConfig, positions: &Tensor, device: Device) -> Self {
+        let angles = positions.to_kind(Kind::Float).outer(&inverse_frequencies(config));
+        let shape = [1, positions.size()[0], 1, 1, config.head_dim as i64 / 2];
         Self { cos: angles.cos().view(shape).to(device), sin: angles.sin().view(shape).to(device) }
     }
 
-    /// Turns [b, s, …, …, d]; the halves of the last dimension are the two coordinates, as in Hugging Face's Llama.
+    /// Turns [b, s, …, …, d], the first s of the positions; the halves of the last dimension are the two coordinates, as in Hugging Face's Llama.
     pub fn rotate(&self, x: &Tensor) -> Tensor {
         let s = x.size()[1];
         let (cos, sin) = (self.cos.narrow(1, 0, s), self.sin.narrow(1, 0, s));

@@ -2,11 +2,14 @@
 
 use std::{fs, path::Path};
 
-use flow_plan::ModelConfig;
+use flow_plan::{ModelConfig, Recompute};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
-use super::{Gradients, Llama, TensorParallel, params::Layout};
+use super::{
+    Gradients, Input, Llama, Spread,
+    params::{Layout, Share},
+};
 use crate::weights;
 
 /// The loss of transformers' LlamaForCausalLM in fp32 and its gradient by every parameter.
@@ -16,7 +19,7 @@ fn loss_and_gradients_are_those_of_transformers() {
     let reference: Value = serde_json::from_slice(&fs::read(golden.join("reference.json")).unwrap()).unwrap();
     for name in ["untied", "tied"] {
         let config = ModelConfig::read(&golden.join(name)).unwrap();
-        let layout = Layout::new(&config, (0, 1));
+        let layout = Layout::new(&config, Share::WHOLE);
         let read = |dir: &Path| {
             let flat = Tensor::zeros([layout.total as i64], (Kind::Float, Device::Cpu));
             weights::read_hf(dir, &config, &layout, &flat).unwrap();
@@ -34,18 +37,23 @@ fn loss_and_gradients_are_those_of_transformers() {
         let tokens = (rows.len() as i64 * length) as f64;
 
         let flat = read(&golden.join(name));
-        let model = Llama::new(&config, &layout, &flat, length as usize, TensorParallel::none()).unwrap();
-        let mut ours = Gradients::new(&layout, Device::Cpu);
-        let nll = model.forward_backward(&ids_bs, &target_bs, 1.0 / tokens, false, &mut ours).unwrap();
-        let (loss, expected) = (nll.double_value(&[]) / tokens, reference["gradients"][name]["loss"].as_f64().unwrap());
-        assert!((loss - expected).abs() < 1e-5 * expected, "{name}: loss {loss} {expected}");
-        for param in &layout.params {
-            let part = |flat: &Tensor| flat.narrow(0, param.range.start as i64, param.range.len() as i64);
-            let (ours, theirs) = (part(&ours.flat), part(&theirs));
-            let largest = theirs.abs().max().double_value(&[]);
-            assert!(largest > 0.0, "{} has a gradient", param.key);
-            let worst = (ours - theirs).abs().max().double_value(&[]) / largest;
-            assert!(worst < 1e-5, "{name} {} {:?}: {worst:.1e}", param.key, param.layer);
+        for recompute in [Recompute::None, Recompute::Selective, Recompute::Full] {
+            let model = Llama::new(&config, &layout, &flat, length as usize, Spread::none(), recompute).unwrap();
+            let mut ours = Gradients::new(&layout, Device::Cpu);
+            let (tape, _) = model.forward(Input::Tokens(&ids_bs)).unwrap();
+            let (nll, d_bsh) = model.loss(&tape, &target_bs, 1.0 / tokens, &mut ours).unwrap();
+            assert!(model.backward(tape, d_bsh, &mut ours, &mut |_, _| Ok(())).unwrap().is_none());
+            let loss = nll.double_value(&[]) / tokens;
+            let expected = reference["gradients"][name]["loss"].as_f64().unwrap();
+            assert!((loss - expected).abs() < 1e-5 * expected, "{name}: loss {loss} {expected}");
+            for param in &layout.params {
+                let part = |flat: &Tensor| flat.narrow(0, param.range.start as i64, param.range.len() as i64);
+                let (ours, theirs) = (part(&ours.flat), part(&theirs));
+                let largest = theirs.abs().max().double_value(&[]);
+                assert!(largest > 0.0, "{} has a gradient", param.key);
+                let worst = (ours - theirs).abs().max().double_value(&[]) / largest;
+                assert!(worst < 1e-5, "{name} {} {:?}: {worst:.1e}", param.key, param.layer);
+            }
         }
     }
 }

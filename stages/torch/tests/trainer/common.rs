@@ -89,6 +89,8 @@ pub fn to_megatron(hf: &Path, root: &Path) {
 /// A training in a directory of its own.
 pub struct Training {
     pub dir: TempDir,
+    /// The model it begins from.
+    hf: PathBuf,
     /// As the job's `training`.
     pub numbers: Value,
     /// More environment for the ranks.
@@ -104,15 +106,32 @@ impl Training {
         to_megatron(&golden().join(name), &dir.path().join("model"));
         let mut numbers = reference()["training"].clone();
         numbers["device"] = json!("cpu");
-        Self { dir, numbers, env: Vec::new(), misled: None }
+        Self { dir, hf: golden().join(name), numbers, env: Vec::new(), misled: None }
     }
 
     /// With these fields changed: `("parallel", json!({"data": 2}))`.
     pub fn with(mut self, changes: &[(&str, Value)]) -> Self {
         for (field, value) in changes {
-            self.numbers[*field] = value.clone();
+            if *field == "layers" {
+                self.keep_layers(value);
+            } else {
+                self.numbers[*field] = value.clone();
+            }
         }
         self
+    }
+
+    /// Makes a model of the first so many layers of the reference's.
+    fn keep_layers(&self, layers: &Value) {
+        let (hf, root) = (self.path("shorter"), self.path("model"));
+        let config = root.join("hf/config.json");
+        let mut content: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+        content["num_hidden_layers"] = layers.clone();
+        fs::create_dir(&hf).unwrap();
+        fs::write(hf.join("config.json"), content.to_string()).unwrap();
+        fs::copy(self.hf.join(safetensors::SINGLE), hf.join(safetensors::SINGLE)).unwrap();
+        fs::remove_dir_all(&root).unwrap();
+        to_megatron(&hf, &root);
     }
 
     pub fn path(&self, name: &str) -> PathBuf {

@@ -22,15 +22,9 @@ fn refused(changes: &[(&str, Value)]) -> Vec<String> {
 #[test]
 fn what_this_trainer_cannot_do_is_said() {
     for (changes, words) in [
-        (
-            vec![("parallel", json!({"pipeline": 2}))],
-            "pipeline parallelism (pipeline = 2) is not supported by this trainer yet",
-        ),
-        (
-            vec![("parallel", json!({"context": 2}))],
-            "context parallelism (context = 2) is not supported by this trainer yet",
-        ),
-        (vec![("parallel", json!({"tensor": 3}))], "tensor = 3 does not divide the model's vocabulary, 256"),
+        (vec![("parallel", json!({"pipeline": 2}))], "3 layers do not divide by 2"),
+        (vec![("parallel", json!({"context": 3}))], "seq_length 64 is not a multiple of 2 × context = 6"),
+        (vec![("parallel", json!({"tensor": 3}))], "do not divide by 3"),
         (vec![("global_batch_size", json!(7))], "global_batch_size 7 is not a multiple"),
         (vec![("device", json!("cuda"))], "there is no GPU to be had"),
     ] {

@@ -21,23 +21,59 @@ fn twenty_steps_are_those_of_transformers() {
 
 #[test]
 fn every_mesh_gives_the_trace_of_one_rank() {
-    for model in ["untied", "tied"] {
-        let one = Training::of(model).run();
-        let mut meshes = vec![json!({"data": 2}), json!({"tensor": 2})];
-        if model == "untied" {
-            meshes.extend([
-                json!({"data": 4}),
-                json!({"tensor": 2, "sequence": true}),
-                json!({"tensor": 2, "data": 2}),
-            ]);
+    let untied = [
+        json!({"data": 2}),
+        json!({"tensor": 2}),
+        json!({"tensor": 2, "sequence": true}),
+        json!({"context": 2}),
+        json!({"pipeline": 3}),
+        json!({"data": 4}),
+        json!({"tensor": 2, "data": 2}),
+        json!({"tensor": 2, "context": 2, "sequence": true}),
+        json!({"context": 2, "data": 2}),
+        json!({"context": 4}),
+    ];
+    let tied = [json!({"tensor": 2}), json!({"pipeline": 3}), json!({"context": 2})];
+    check("untied", &untied, &[]);
+    check("tied", &tied, &[]);
+}
+
+/// The golden models have three layers: two of them make pipelines of two ranks.
+#[test]
+fn pipelines_of_two_go_with_every_other_axis() {
+    let meshes = [
+        json!({"pipeline": 2}),
+        json!({"pipeline": 2, "data": 2}),
+        json!({"pipeline": 2, "tensor": 2, "sequence": true}),
+        json!({"pipeline": 2, "context": 2}),
+    ];
+    check("untied", &meshes, &[("layers", json!(2))]);
+    check("tied", &meshes[1..3], &[("layers", json!(2))]);
+}
+
+/// Shared out or not, the optimizer's state gives the same bits.
+#[test]
+fn the_distributed_optimizer_changes_nothing() {
+    for precision in ["fp32", "bf16"] {
+        for parallel in [json!({"data": 4}), json!({"data": 2, "context": 2}), json!({"tensor": 2, "data": 2})] {
+            let mut optim = reference()["training"]["optim"].clone();
+            let changes = [("parallel", parallel.clone()), ("precision", json!(precision))];
+            let plain = Training::of("untied").with(&changes).run();
+            optim["distributed"] = json!(true);
+            let shared = Training::of("untied").with(&changes).with(&[("optim", optim)]).run();
+            assert_eq!(shared, plain, "{precision} {parallel}");
         }
-        for parallel in meshes {
-            let many = Training::of(model).with(&[("parallel", parallel.clone())]).run();
-            for field in ["loss", "val_loss", "grad_norm"] {
-                let worst = difference(&many, &one, field);
-                eprintln!("{model} {parallel} {field}: {worst:.1e}");
-                assert!(worst < 1e-5, "{model} on {parallel}: {field} differs by {worst:.1e}");
-            }
+    }
+}
+
+fn check(model: &str, meshes: &[Value], changes: &[(&str, Value)]) {
+    let one = Training::of(model).with(changes).run();
+    for parallel in meshes {
+        let many = Training::of(model).with(changes).with(&[("parallel", parallel.clone())]).run();
+        for field in ["loss", "val_loss", "grad_norm"] {
+            let worst = difference(&many, &one, field);
+            eprintln!("{model} {parallel} {field}: {worst:.1e}");
+            assert!(worst < 1e-5, "{model} on {parallel}: {field} differs by {worst:.1e}");
         }
     }
 }
@@ -46,8 +82,10 @@ fn every_mesh_gives_the_trace_of_one_rank() {
 #[test]
 fn accumulation_and_recomputation_change_nothing() {
     let one = Training::of("untied").run();
-    let recomputed = Training::of("untied").with(&[("memory", json!({"recompute": "full"}))]);
-    assert_eq!(recomputed.run(), one);
+    for recompute in ["selective", "full"] {
+        let again = Training::of("untied").with(&[("memory", json!({"recompute": recompute}))]);
+        assert_eq!(again.run(), one, "{recompute}");
+    }
     let whole = Training::of("untied").with(&[("micro_batch_size", json!(8))]).run();
     assert!(difference(&whole, &one, "loss") < 1e-5);
 }
