@@ -30,7 +30,8 @@ pub(crate) struct Inner {
     warnings: Mutex<Vec<String>>,
 }
 
-const DIRS: [&str; 9] = ["objects", "results", "scratch", "locks", "trees", "runs", "state/memo", "tmp", "quarantine"];
+const DIRS: [&str; 10] =
+    ["objects", "results", "scratch", "locks", "trees", "runs", "state/memo", "tmp", "quarantine", "pins"];
 
 /// Backup programs leave directories alone that hold this file (<https://bford.info/cachedir/>).
 const TAG: &str =

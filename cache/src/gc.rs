@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use flow_core::{Digest, Key};
+use rayon::prelude::*;
 
 use crate::{
     cache::Cache,
@@ -18,7 +19,7 @@ use crate::{
     lock::KeyLock,
     paths::{parse_object, parse_scratch},
     proof::{Meta, now},
-    record::Bad,
+    record::{Bad, ResultRecord},
 };
 
 /// How long gc waits for flows that are just looking results up.
@@ -60,8 +61,12 @@ pub struct GcReport {
     pub freed: u64,
     /// Results that stay.
     pub kept: usize,
-    /// How many of them stay only because a running flow uses them.
+    /// How many of them stay because a running flow uses them.
     pub in_use: usize,
+    /// How many of them stay because they are pinned.
+    pub pinned: usize,
+    /// How many of them stay because [`GcPolicy::keep`] says so.
+    pub wanted: usize,
     /// Bytes of objects that stay.
     pub size: u64,
 }
@@ -107,6 +112,12 @@ struct Candidate {
     objects: Vec<(Digest, bool, u64)>,
     /// Somebody uses it or wants it.
     fixed: bool,
+}
+
+/// What is known of a file among the objects.
+enum Found {
+    Named(u64),
+    Unnamed(PathBuf, u64),
 }
 
 impl Cache {
@@ -177,32 +188,17 @@ struct Gc<'a> {
 
 impl Gc<'_> {
     fn candidates(&mut self, closed: &Closed) -> Result<Vec<Candidate>> {
-        let mut candidates = Vec::new();
-        for found in self.cache.records()? {
-            let (key, path, record) = found?;
-            let Ok(meta) = Meta::of(&path, false) else { continue };
-            let (kind, view, objects) = match record {
-                Ok(record) => {
-                    let entries = record.tree.entries().iter();
-                    let objects = entries.map(|entry| (entry.digest, entry.executable, entry.size)).collect();
-                    (record.parts.kind, record.tree.digest(), objects)
-                }
-                // Another flow's format may name any object: nothing can be said, so nothing goes.
-                Err(Bad::Format(format)) => {
-                    bail!("{} has format {format}: collect with the newer flow that wrote it", path.display())
-                }
-                // What it names must not go only because it could not be read just now.
-                Err(Bad::Unreadable(error)) => {
-                    return Err(error).with_context(|| format!("cannot read the record {}", path.display()));
-                }
-                // Look-ups put it in quarantine.
-                Err(Bad::Wrong(_)) => continue,
-            };
-            let in_use = closed.held.contains(&key.0) || closed.held.contains(&view.0);
+        let pins = self.cache.pins()?;
+        let pins: HashSet<Key> = pins.into_iter().map(|(key, _)| key).collect();
+        let mut candidates = self.cache.each_record(candidate)?;
+        for candidate in &mut candidates {
+            let in_use = closed.held.contains(&candidate.key.0) || closed.held.contains(&candidate.view.0);
+            let pinned = pins.contains(&candidate.key);
+            let wanted = (self.policy.keep)(&candidate.key);
             self.report.in_use += usize::from(in_use);
-            let fixed = in_use || (self.policy.keep)(&key);
-            let (used, bytes) = (meta.stat.mtime, meta.stat.size);
-            candidates.push(Candidate { key, path, kind, used, bytes, view, objects, fixed });
+            self.report.pinned += usize::from(pinned);
+            self.report.wanted += usize::from(wanted);
+            candidate.fixed = in_use || pinned || wanted;
         }
         Ok(candidates)
     }
@@ -251,14 +247,19 @@ impl Gc<'_> {
     /// Objects that no record names any more: of what just went, and of commits that were killed.
     fn objects(&mut self, kept: &[Candidate]) -> Result<()> {
         let named: HashSet<_> = kept.iter().flat_map(|c| &c.objects).map(|(digest, x, _)| (*digest, *x)).collect();
-        for shard in shards(&self.cache.root().join("objects"))? {
-            for path in shard? {
-                let bytes = Meta::of(&path, false).map_or(0, |meta| meta.stat.size);
-                if parse_object(&path).is_some_and(|object| named.contains(&object)) {
-                    self.report.size += bytes;
-                } else {
-                    self.remove(item("object", path, "no result has it", bytes))?;
-                }
+        let look = |path: PathBuf| {
+            let bytes = Meta::of(&path, false).map_or(0, |meta| meta.stat.size);
+            match parse_object(&path) {
+                Some(object) if named.contains(&object) => Found::Named(bytes),
+                _ => Found::Unnamed(path, bytes),
+            }
+        };
+        let dirs: Vec<_> = shards(&self.cache.root().join("objects"))?.collect::<Result<_>>()?;
+        let found: Vec<Found> = dirs.into_par_iter().flatten_iter().map(look).collect();
+        for found in found {
+            match found {
+                Found::Named(bytes) => self.report.size += bytes,
+                Found::Unnamed(path, bytes) => self.remove(item("object", path, "no result has it", bytes))?,
             }
         }
         Ok(())
@@ -343,6 +344,27 @@ impl Gc<'_> {
         self.report.items.push(item);
         Ok(())
     }
+}
+
+/// A record as gc sees it; `None`: look-ups put it in quarantine.
+fn candidate(key: Key, path: PathBuf, record: Result<ResultRecord, Bad>) -> Result<Option<Candidate>> {
+    let record = match record {
+        Ok(record) => record,
+        // Another flow's format may name any object: nothing can be said, so nothing goes.
+        Err(Bad::Format(format)) => {
+            bail!("{} has format {format}: collect with the newer flow that wrote it", path.display())
+        }
+        // What it names must not go only because it could not be read just now.
+        Err(Bad::Unreadable(error)) => {
+            return Err(error).with_context(|| format!("cannot read the record {}", path.display()));
+        }
+        Err(Bad::Wrong(_)) => return Ok(None),
+    };
+    let Ok(meta) = Meta::of(&path, false) else { return Ok(None) };
+    let entries = record.tree.entries().iter();
+    let objects = entries.map(|entry| (entry.digest, entry.executable, entry.size)).collect();
+    let (used, bytes, view, kind) = (meta.stat.mtime, meta.stat.size, record.tree.digest(), record.parts.kind);
+    Ok(Some(Candidate { key, path, kind, used, bytes, view, objects, fixed: false }))
 }
 
 fn item(kind: &str, path: PathBuf, why: &str, bytes: u64) -> GcItem {

@@ -12,6 +12,7 @@
 //! locks/                    kernel locks: <key>, the gate (see `holds`), what running flows use
 //! state/                    memos: index/ (sled) and one file a pipeline
 //! quarantine/               what was found damaged
+//! pins/                     what gc leaves alone, by key
 //! runs/                     the engine's
 //! tmp/                      files on their way
 //! ```
@@ -31,6 +32,7 @@ mod lock;
 mod lookup;
 mod memo;
 mod paths;
+mod pin;
 mod place;
 mod proof;
 mod record;

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use flow_core::{Key, Tree};
+use rayon::prelude::*;
 use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, utimensat};
 
 use crate::{
@@ -120,27 +121,39 @@ impl Cache {
         self.records().into_iter().flatten().filter_map(|found| found.ok()?.2.ok())
     }
 
+    /// Asks for each record's key, file, and what it says, on all cores; in order of key.
+    pub(crate) fn each_record<T: Send>(
+        &self,
+        ask: impl Fn(Key, PathBuf, Result<ResultRecord, Bad>) -> Result<Option<T>> + Sync,
+    ) -> Result<Vec<T>> {
+        let dirs: Vec<_> = shards(&self.0.root.join("results"))?.collect::<Result<_>>()?;
+        let read = |path: PathBuf| {
+            let (key, path, record) = listed(path)?;
+            ask(key, path, record).transpose()
+        };
+        dirs.into_par_iter().flatten_iter().filter_map(read).collect()
+    }
+
     /// Every record's key and file, and what it says or why it says nothing. `Err` when there may be others.
     pub(crate) fn records(&self) -> Result<impl Iterator<Item = Result<Listed>> + use<>> {
         let files = shards(&self.0.root.join("results"))?.flat_map(|shard| match shard {
             Ok(files) => files.into_iter().map(Ok).collect(),
             Err(e) => vec![Err(e)],
         });
-        Ok(files.filter_map(|path| {
-            let path = match path {
-                Ok(path) => path,
-                Err(e) => return Some(Err(e)),
-            };
-            let key = parse_record(&path)?;
-            let record = match fs::read(&path) {
-                Ok(bytes) => ResultRecord::parse(&bytes, &key),
-                // Removed since it was listed.
-                Err(e) if e.kind() == ErrorKind::NotFound => return None,
-                Err(e) => Err(Bad::Unreadable(e)),
-            };
-            Some(Ok((key, path, record)))
-        }))
+        Ok(files.filter_map(|path| path.map(listed).transpose()))
     }
+}
+
+/// Reads the record in a file of `results/`, if it is one and still there.
+fn listed(path: PathBuf) -> Option<Listed> {
+    let key = parse_record(&path)?;
+    let record = match fs::read(&path) {
+        Ok(bytes) => ResultRecord::parse(&bytes, &key),
+        // Removed since it was listed.
+        Err(e) if e.kind() == ErrorKind::NotFound => return None,
+        Err(e) => Err(Bad::Unreadable(e)),
+    };
+    Some((key, path, record))
 }
 
 /// Notes that a record was used today. Returns its new stat if that was written.

@@ -15,7 +15,8 @@ use rayon::prelude::*;
 
 use crate::{
     cache::Cache,
-    files::{TEMP, shards},
+    files::{Explain as _, TEMP, shards},
+    lock::KeyLock,
     paths::parse_object,
     proof::{Id, Meta},
     record::Bad,
@@ -105,18 +106,35 @@ impl Cache {
         })?;
         let bad = bad.into_inner().unwrap_or_else(PoisonError::into_inner);
 
+        // What gc takes meanwhile would look as if it were missing.
+        let inside = self.0.holds.enter();
         let mut spoiled: HashMap<PathBuf, Vec<Key>> = HashMap::new();
         let mut missing: BTreeMap<PathBuf, Vec<Key>> = BTreeMap::new();
-        for found in self.records()? {
-            let (key, path, record) = found?;
-            match record {
-                Ok(record) => {
+        let checked = self.each_record(|key, path, record| {
+            let lacks = record.map(|record| -> Result<_> {
+                let mut lacks = Vec::new();
+                for entry in record.tree.entries() {
+                    let object = self.entry_path(entry);
+                    if bad.contains_key(&object) || Meta::find(&object, false)?.is_none() {
+                        lacks.push(object);
+                    }
+                }
+                Ok(lacks)
+            });
+            Ok(Some((key, path, lacks)))
+        })?;
+        for (key, path, lacks) in checked {
+            match lacks {
+                Ok(lacks) => {
                     report.results += 1;
-                    for entry in record.tree.entries() {
-                        let object = self.entry_path(entry);
+                    let lacks = lacks?;
+                    if !lacks.is_empty() {
+                        self.put_aside(&key, &path)?;
+                    }
+                    for object in lacks {
                         if bad.contains_key(&object) {
                             spoiled.entry(object).or_default().push(key);
-                        } else if Meta::find(&object, false)?.is_none() {
+                        } else {
                             missing.entry(object).or_default().push(key);
                         }
                     }
@@ -130,15 +148,27 @@ impl Cache {
                 }
             }
         }
+        drop(inside);
         report.damaged = bad
             .into_iter()
             .map(|(path, why)| Damaged { results: spoiled.remove(&path).unwrap_or_default(), path, why })
             .collect();
         report.missing = missing
             .into_iter()
-            .map(|(path, results)| Damaged { path, why: "it is not there".into(), results })
+            .map(|(path, results)| Damaged { path, why: "it is not there: what has it is made again".into(), results })
             .collect();
         Ok(report)
+    }
+
+    /// Puts a record aside that names what is not there: it is no result any more, and need not be said again. Not while
+    /// somebody makes it anew.
+    fn put_aside(&self, key: &Key, path: &std::path::Path) -> Result<()> {
+        let lock = self.lock_path(key);
+        if let Some(_lock) = KeyLock::try_take(&lock).explain(self.root(), || format!("lock {}", lock.display()))? {
+            self.quarantine(path);
+            self.memo().forget_result(key);
+        }
+        Ok(())
     }
 
     /// What is wrong with an object, if anything is.

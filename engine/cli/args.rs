@@ -227,18 +227,40 @@ pub enum Cache {
     },
     /// Remove old results and what no result names
     Gc {
-        /// Remove results older than this: 30d, 12h, 90m
-        #[arg(long, value_name = "AGE", value_parser = age)]
+        /// Remove results that were not used for this long: 30d, 12h, 90m
+        #[arg(long, alias = "older", value_name = "AGE", value_parser = age)]
         max_age: Option<std::time::Duration>,
-        /// Then remove the oldest until the cache is at most this big: 500G, 1.5T
-        #[arg(long, value_name = "SIZE", value_parser = size)]
+        /// Then remove the least recently used until the cache is at most this big: 500G, 1.5T
+        #[arg(long, alias = "max", value_name = "SIZE", value_parser = size)]
         max_size: Option<u64>,
+        /// Keep what the last runs of each pipeline used, if they began within this time; 0d keeps nothing for them
+        #[arg(long, value_name = "AGE", value_parser = age, default_value = "30d")]
+        keep_runs: std::time::Duration,
         /// Say what would be removed, and remove nothing
         #[arg(long)]
         dry_run: bool,
     },
     /// Read everything again, and put aside what is damaged
     Verify,
+    /// Keep results of a pipeline whatever gc is asked for; without a pipeline, list what is kept
+    Pin {
+        /// The pipeline file
+        #[arg(value_hint = clap::ValueHint::FilePath)]
+        file: Option<std::path::PathBuf>,
+        /// A stage, or one node as `tokens[2]` [default: all]
+        stage: Option<String>,
+        /// The profile to lay over the file
+        #[arg(long, short)]
+        profile: Option<String>,
+    },
+    /// Let go of what was pinned, also of results that the pipeline no longer has
+    Unpin {
+        /// The pipeline file
+        #[arg(value_hint = clap::ValueHint::FilePath)]
+        file: std::path::PathBuf,
+        /// A stage, or one node as `tokens[2]` [default: all]
+        stage: Option<String>,
+    },
 }
 
 /// `flow lock`

@@ -6,6 +6,7 @@ mod crash;
 mod data;
 mod errors;
 mod history;
+mod load;
 mod main_job;
 mod minimal;
 mod outs;

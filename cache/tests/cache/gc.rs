@@ -97,6 +97,23 @@ fn what_is_wanted_stays() {
 }
 
 #[test]
+fn what_is_pinned_stays_until_it_is_let_go() {
+    let (_dir, cache) = aged();
+    let pinned = parts(3).key();
+    cache.pin(&pinned, "for the paper").unwrap();
+    assert_eq!(again(&cache).pins().unwrap(), [(pinned, "for the paper".to_owned())]);
+    let report = gc(&cache, Some(DAY), Some(0), false);
+    assert_eq!((report.kept, report.pinned, report.in_use), (1, 1, 0));
+    assert_eq!(there(&cache), [3]);
+    assert!(cache.unpin(&pinned).unwrap() && !cache.unpin(&pinned).unwrap());
+    gc(&again(&cache), None, Some(0), false);
+    assert!(there(&cache).is_empty());
+    // A pin that cannot be read may be one of anything.
+    fs::create_dir(cache.root().join("pins").join(pinned.to_string())).unwrap();
+    assert!(cache.gc(&GcPolicy { max_age: None, max_size: None, dry_run: true, keep: &|_| false }).is_err());
+}
+
+#[test]
 fn what_a_running_flow_uses_stays() {
     let (_dir, cache) = aged();
     let running = again(&cache);

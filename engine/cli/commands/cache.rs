@@ -1,11 +1,15 @@
 //! `flow cache`
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::HashSet,
+    time::{Duration, Instant},
+};
 
 use flow_cache::{GcPolicy, ResultRecord};
+use flow_engine::History;
 use serde_json::json;
 
-use super::{Done, open_here};
+use super::{Done, open_here, pin};
 use crate::{
     args,
     failure::Failure,
@@ -18,8 +22,11 @@ pub fn cache(args: &args::Cache) -> Done {
     match args {
         args::Cache::Stats => stats(),
         args::Cache::Ls { json } => ls(*json),
-        args::Cache::Gc { max_age, max_size, dry_run } => gc(*max_age, *max_size, *dry_run),
+        args::Cache::Gc { max_age, max_size, keep_runs, dry_run } => gc(*max_age, *max_size, *keep_runs, *dry_run),
         args::Cache::Verify => verify(),
+        args::Cache::Pin { file: None, .. } => pin::list(),
+        args::Cache::Pin { file: Some(file), stage, profile } => pin::pin(file, stage.as_deref(), profile.as_deref()),
+        args::Cache::Unpin { file, stage } => pin::unpin(file, stage.as_deref()),
     }
 }
 
@@ -90,9 +97,10 @@ fn files(result: &ResultRecord) -> String {
     if more > 0 { format!("{} and {more} more", names.join(", ")) } else { names.join(", ") }
 }
 
-fn gc(max_age: Option<Duration>, max_size: Option<u64>, dry_run: bool) -> Done {
+fn gc(max_age: Option<Duration>, max_size: Option<u64>, keep_runs: Duration, dry_run: bool) -> Done {
     let (_, cache) = open_here()?;
-    let report = cache.gc(&GcPolicy { max_age, max_size, dry_run, keep: &|_| false })?;
+    let recent = if keep_runs.is_zero() { HashSet::new() } else { History::open(&cache).used_within(keep_runs)? };
+    let report = cache.gc(&GcPolicy { max_age, max_size, dry_run, keep: &|key| recent.contains(key) })?;
     let rows: Vec<Vec<String>> = report
         .items
         .iter()
@@ -103,8 +111,20 @@ fn gc(max_age: Option<Duration>, max_size: Option<u64>, dry_run: bool) -> Done {
         .collect();
     out::write(&out::table(&rows, &[2]))?;
     let verb = if dry_run { "would free" } else { "freed" };
-    let in_use = if report.in_use > 0 { format!(" ({} in use)", report.in_use) } else { String::new() };
-    eprintln!("{verb} {}; {}{in_use} stay, {}", bytes(report.freed), plural(report.kept, "result"), bytes(report.size));
+    let stay: Vec<String> = [
+        (report.in_use, "in use".to_owned()),
+        (report.pinned, "pinned".to_owned()),
+        (report.wanted, format!("used by the last runs of {}", duration(keep_runs.as_secs_f64()))),
+    ]
+    .into_iter()
+    .filter(|(count, _)| *count > 0)
+    .map(|(number, why)| format!("{} {why}", count(number as u64)))
+    .collect();
+    let stay = if stay.is_empty() { String::new() } else { format!(" ({})", stay.join(", ")) };
+    eprintln!("{verb} {}; {}{stay} stay, {}", bytes(report.freed), plural(report.kept, "result"), bytes(report.size));
+    if max_size.is_some_and(|max| report.size > max) {
+        eprintln!("what stays is more than was asked for: `--keep-runs` and `flow cache unpin` let go of it");
+    }
     Ok(())
 }
 

@@ -10,6 +10,7 @@ pub mod lock;
 pub mod log;
 mod nodes;
 pub mod path;
+mod pin;
 pub mod plan;
 pub mod run;
 pub mod runs;

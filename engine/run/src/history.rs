@@ -1,7 +1,7 @@
 //! Runs that were, and runs that go on: reads what [`crate::record`] writes, also from another process.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     fs::{self, File, TryLockError},
     path::{Path, PathBuf},
     time::Duration,
@@ -12,7 +12,7 @@ use flow_cache::Cache;
 use flow_core::{Diagnostic, Digest, Event, How, Key, Record, did_you_mean};
 use serde::{Deserialize, Serialize};
 
-use crate::record::{ALIVE, EVENTS, HEARTBEAT, RUN, RunHead, host, log_path};
+use crate::record::{ALIVE, EVENTS, HEARTBEAT, RUN, RunHead, host, log_path, now};
 
 /// A run on another machine that did not show itself for so long is dead.
 const HEART_STOPS: Duration = HEARTBEAT.saturating_mul(6);
@@ -113,6 +113,30 @@ impl History {
     /// The runs of a pipeline file (absolute), the newest first, read as they are asked for.
     pub(crate) fn of(&self, pipeline: &Path) -> Result<impl Iterator<Item = RunInfo>> {
         Ok(self.list()?.filter(move |run| run.head.file == pipeline))
+    }
+
+    /// The keys of the results that the last runs used: of each pipeline with its profile and what was set, the newest
+    /// run and the newest that was whole, if they began within `age`.
+    ///
+    /// # Errors
+    /// The directory of runs cannot be read.
+    pub fn used_within(&self, age: Duration) -> Result<HashSet<Key>> {
+        let since = now() - age.as_secs_f64();
+        let (mut seen, mut keys) = (HashSet::new(), HashSet::new());
+        for id in self.ids()? {
+            let Ok(run) = self.read(&id) else { continue };
+            if run.head.started < since {
+                continue;
+            }
+            let RunHead { file, profile, set, ok, .. } = &run.head;
+            let newest = seen.insert((file.clone(), profile.clone(), set.clone(), false));
+            let newest_whole = *ok == Some(true) && seen.insert((file.clone(), profile.clone(), set.clone(), true));
+            if newest || newest_whole {
+                // What cannot be read any more keeps nothing.
+                keys.extend(run.nodes().unwrap_or_default().into_values().map(|node| node.key));
+            }
+        }
+        Ok(keys)
     }
 
     fn ids(&self) -> Result<Vec<String>> {
