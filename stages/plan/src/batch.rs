@@ -62,6 +62,10 @@ impl Training {
                 self.check_model(model, known, &mut error);
             }
         }
+        if sizes && errors.is_empty() {
+            let wrong = self.check_memory(known.model.as_ref());
+            errors.extend(wrong.map(|wrong| wrong.field("memory_limit")));
+        }
         errors
     }
 
@@ -280,6 +284,8 @@ mod tests {
         only(|t| t.sched.constant_steps = 20, "sched.constant_steps", &[]);
         only(|t| (t.sched.constant_steps, t.sched.decay_steps) = (2, Some(10)), "sched.decay_steps", &[]);
         only(|t| t.splits = Some("0,0".into()), "splits", &["98,1,1"]);
+        only(|t| t.memory_limit = Some("48".into()), "memory_limit", &["48GB"]);
+        only(|t| t.memory_limit = Some("1MB".into()), "memory_limit", &["a rank needs", "would do"]);
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! [`MemoryEstimate`]: how much memory a rank needs, before anything is started.
 //!
-//! Weights, gradients and optimizer are exact. Activations are what the backward pass of one layer keeps with fused
-//! attention: the inputs of its matrix products and of its element-wise functions. What an allocator adds is not known.
+//! Weights, gradients and optimizer are exact. Activations are what the trainer's forward pass keeps for its backward pass
+//! with fused attention: the inputs of matrix products and of element-wise functions. What an allocator and CUDA's own
+//! context add is not known.
 
 use std::fmt;
 
@@ -19,14 +20,17 @@ pub struct MemoryEstimate {
     pub parameters: u64,
     /// Weights.
     pub weights: u64,
-    /// Gradients: fp32 sums, and with bf16 those of one backward pass.
+    /// Gradients, summed in fp32.
     pub gradients: u64,
-    /// Moments, and with bf16 the fp32 weights.
+    /// Moments, and with bf16 the fp32 weights: this rank's part of them with the distributed optimizer.
     pub optimizer: u64,
     /// What forward keeps for backward.
     pub activations: u64,
-    /// A chunk of logits in fp32, its softmax and its gradient.
+    /// A chunk of logits in fp32, and in bf16 as they come and as their gradient goes.
     pub logits: u64,
+    /// What is there for a moment: the gradients of one layer or of the output layer in the weights' type, those of
+    /// a layer's activations, a piece of a norm in fp64.
+    pub buffers: u64,
 }
 
 impl MemoryEstimate {
@@ -41,7 +45,7 @@ impl MemoryEstimate {
     /// All of it, in bytes.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.buffers
     }
 
     fn of_stage(training: &Training, model: &ModelConfig, stage: usize) -> Self {
@@ -53,56 +57,105 @@ impl MemoryEstimate {
             Precision::Fp32 => 4,
             Precision::Bf16 => 2,
         };
-        let (gradient, state) = match training.precision {
-            Precision::Fp32 => (4, 8),
-            Precision::Bf16 => (4 + 2, 12),
+        let state = match training.precision {
+            Precision::Fp32 => 8,
+            Precision::Bf16 => 12,
         };
+        let sharing = if training.optim.distributed { parallel.data * parallel.context } else { 1 } as u64;
         let tokens = (training.micro_batch_size * training.seq_length / parallel.context) as u64;
         // In a 1F1B pipeline the first stage is ahead of the last by as many micro batches as there are stages.
         let in_flight = (parallel.pipeline - stage).min(training.accumulation()) as u64;
-        let chunk = tokens.min(LOSS_CHUNK_TOKENS as u64) * model.vocab_size as u64 / parallel.tensor as u64;
+        let tensor = parallel.tensor as u64;
+        let vocab = model.vocab_size as u64 / tensor;
+        let chunk = tokens.min(LOSS_CHUNK_TOKENS as u64) * vocab;
+        let logits = match training.precision {
+            Precision::Fp32 => 4,
+            Precision::Bf16 => 4 + 2 + 2,
+        };
+        let kept = Kept::of(training, model);
+        let largest = matrices(model).max(model.vocab_size as u64 * model.hidden_size as u64) / tensor;
         Self {
             model_parameters: parameters_of(model),
             parameters,
             weights: parameters * element,
-            gradients: parameters * gradient,
-            // All of it on every rank: the trainer does not shard it over the data axis.
-            optimizer: parameters * state,
-            activations: in_flight * kept(training, model, layers) * tokens * element,
-            logits: if last { 3 * 4 * chunk } else { 0 },
+            gradients: parameters * 4,
+            optimizer: (parameters * state).div_ceil(sharing),
+            activations: (in_flight * kept.by_layers(training.memory.recompute, layers)
+                + kept.again(training.memory.recompute))
+                * tokens
+                * element,
+            logits: if last { logits * chunk } else { 0 },
+            buffers: largest * element + kept.feed_forward * tokens * element + 16 * parameters.min(NORM_CHUNK),
         }
     }
 }
+
+/// Elements that the trainer's norm looks at in one go, twice in fp64.
+const NORM_CHUNK: u64 = 1 << 24;
 
 fn parameters_of(model: &ModelConfig) -> u64 {
     parameters(model, model.num_hidden_layers as u64, true, true, 1)
 }
 
+/// Elements of a layer's matrices.
+fn matrices(model: &ModelConfig) -> u64 {
+    let heads = (model.num_attention_heads + model.num_key_value_heads) as u64 * model.head_dim as u64;
+    model.hidden_size as u64 * (2 * heads + 3 * model.intermediate_size as u64)
+}
+
 /// Parameters of a rank with so many layers, one of `tensor` that share each matrix.
 fn parameters(model: &ModelConfig, layers: u64, first: bool, last: bool, tensor: u64) -> u64 {
     let (hidden, vocab) = (model.hidden_size as u64, model.vocab_size as u64);
-    let heads = (model.num_attention_heads + model.num_key_value_heads) as u64 * model.head_dim as u64;
-    let matrices = 2 * hidden * heads + 3 * hidden * model.intermediate_size as u64;
     let embedding = vocab * hidden / tensor;
     // A tied embedding is on both ends of a pipeline, and once where the ends are one.
     let ends = u64::from(first) + u64::from(last && !(first && model.tie_word_embeddings));
-    layers * (matrices / tensor + 2 * hidden) + ends * embedding + if last { hidden } else { 0 }
+    layers * (matrices(model) / tensor + 2 * hidden) + ends * embedding + if last { hidden } else { 0 }
 }
 
-/// Elements a token that forward keeps for backward, over so many layers.
-fn kept(training: &Training, model: &ModelConfig, layers: u64) -> u64 {
-    let tensor = training.parallel.tensor as u64;
-    let hidden = model.hidden_size as u64 / if training.parallel.sequence { tensor } else { 1 };
-    let head = model.head_dim as u64;
-    let (heads, groups) = (model.num_attention_heads as u64, model.num_key_value_heads as u64);
-    // Two norms: input and output of each. Attention: q, k, v and its output. Feed-forward: gate, up, SiLU, product.
-    let norms = 4 * hidden;
-    let attention = (2 * heads + 2 * groups) * head / tensor;
-    let feed_forward = 4 * model.intermediate_size as u64 / tensor;
-    match training.memory.recompute {
-        // The trainer's attention keeps no scores, so that there is nothing for `selective` to leave out.
-        Recompute::None | Recompute::Selective => layers * (norms + attention + feed_forward),
-        Recompute::Full => layers * hidden + norms + attention + feed_forward,
+/// Elements a token that the forward pass of a layer keeps for its backward pass.
+struct Kept {
+    /// The residual stream: a layer's input.
+    residual: u64,
+    /// Its normed self, then q, k, v and attention's output.
+    attention: u64,
+    /// The normed residual, then gate, up, SiLU, product.
+    feed_forward: u64,
+}
+
+impl Kept {
+    fn of(training: &Training, model: &ModelConfig) -> Self {
+        let parallel = &training.parallel;
+        let tensor = parallel.tensor as u64;
+        let residual = model.hidden_size as u64 / if parallel.sequence { tensor } else { 1 };
+        // What enters a matrix product is the whole sequence again.
+        let entering = model.hidden_size as u64;
+        let (heads, groups) = (model.num_attention_heads as u64, model.num_key_value_heads as u64);
+        // Keys and values are those of all context ranks.
+        let all = groups * parallel.context as u64;
+        Self {
+            residual,
+            attention: entering + (2 * heads + 2 * all) * model.head_dim as u64 / tensor,
+            feed_forward: entering + 4 * model.intermediate_size as u64 / tensor,
+        }
+    }
+
+    /// What so many layers keep.
+    fn by_layers(&self, recompute: Recompute, layers: u64) -> u64 {
+        layers
+            * match recompute {
+                Recompute::None => 2 * self.residual + self.attention + self.feed_forward,
+                Recompute::Selective => 2 * self.residual + self.attention,
+                Recompute::Full => self.residual,
+            }
+    }
+
+    /// What is made again, one layer at a time.
+    fn again(&self, recompute: Recompute) -> u64 {
+        match recompute {
+            Recompute::None => 0,
+            Recompute::Selective => self.feed_forward,
+            Recompute::Full => self.residual + self.attention + self.feed_forward,
+        }
     }
 }
 
@@ -111,13 +164,14 @@ impl fmt::Display for MemoryEstimate {
         let gib = |bytes: u64| format!("{:.2}", bytes as f64 / f64::from(1 << 30));
         write!(
             f,
-            "{} GiB a rank = weights {} + gradients {} + optimizer {} + activations {} + logits {}",
+            "{} GiB a rank = weights {} + gradients {} + optimizer {} + activations {} + logits {} + buffers {}",
             gib(self.total()),
             gib(self.weights),
             gib(self.gradients),
             gib(self.optimizer),
             gib(self.activations),
-            gib(self.logits)
+            gib(self.logits),
+            gib(self.buffers)
         )
     }
 }
@@ -149,7 +203,8 @@ impl Training {
         if let Some(model) = model {
             let estimate = MemoryEstimate::of(self, model);
             lines.push(format!("parameters: {}, {} a rank", estimate.model_parameters, estimate.parameters));
-            lines.push(format!("memory: {estimate}"));
+            let limit = self.memory_limit.as_ref().map(|limit| format!(", of {limit}")).unwrap_or_default();
+            lines.push(format!("memory: {estimate}{limit}"));
         }
         lines
     }
@@ -193,7 +248,10 @@ mod tests {
             change(&mut training);
             MemoryEstimate::of(&training, &model)
         };
-        assert!(with(|t| t.memory.recompute = Recompute::Full).activations < plain.activations);
+        let selective = with(|t| t.memory.recompute = Recompute::Selective).activations;
+        assert!(selective < plain.activations / 2);
+        assert!(with(|t| t.memory.recompute = Recompute::Full).activations < selective / 2);
+        assert_eq!(with(|t| t.optim.distributed = true).optimizer, plain.optimizer / 2);
         let tensor = with(|t| t.parallel.tensor = 4);
         assert!(tensor.weights < plain.weights / 3 && tensor.activations < plain.activations);
         assert!(with(|t| (t.parallel.tensor, t.parallel.sequence) = (4, true)).activations < tensor.activations);

@@ -68,7 +68,8 @@ fn what_cannot_work_is_said_at_its_field() {
     only("global_batch_size", "8 or 12", |t| t["global_batch_size"] = json!(10));
     only("seq_length", "256", |t| t["seq_length"] = json!(512));
     only("parallel.tensor", "tensor = 2", |t| t["parallel"] = json!({"data": 2, "tensor": 4}));
-    only("parallel.context", "context = 1", |t| t["parallel"] = json!({"data": 2, "context": 2}));
+    only("parallel.pipeline", "layers", |t| t["parallel"] = json!({"data": 2, "pipeline": 64}));
+    only("memory_limit", "a rank needs", |t| t["memory_limit"] = json!("0.01MB"));
     only("splits", "keep one", |t| t["splits"] = json!("98,1,1"));
     only("val_interval", "splits", |t| t["validation"] = json!([]));
     only("splits", "nothing to validate on", |t| (t["validation"], t["splits"]) = (json!([]), json!("100")));
