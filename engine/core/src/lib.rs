@@ -8,6 +8,7 @@ mod diag;
 mod digest;
 mod event;
 mod key;
+mod pin;
 mod stage;
 mod tree;
 mod value;
@@ -17,8 +18,7 @@ pub use diag::{Diagnostic, Source, Span, did_you_mean};
 pub use digest::Digest;
 pub use event::{Event, How, Level, Record, Sink, Unit};
 pub use key::{KEY_FORMAT, Key, KeyParts, canonical_json};
-pub use stage::{
-    Cancel, Cancelled, Check, Ctx, DynStage, Facts, Input, Kind, Known, Mode, Pin, Port, Ref, Refs, Stage,
-};
+pub use pin::{Pin, Pinned, Remarks, Unchanged};
+pub use stage::{Cancel, Cancelled, Check, Ctx, DynStage, Facts, Input, Kind, Known, Mode, Port, Ref, Refs, Stage};
 pub use tree::{Entry, Tree, is_safe_name};
 pub use value::{Table, Value, ValueKind, from_value};

@@ -5,7 +5,7 @@ use std::{
     fmt,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwn
 use serde_json::Value as Json;
 
 use crate::{
-    Diagnostic, Digest, Event, Level, Sink, Span, Tree, Unit, Value, from_value,
+    Diagnostic, Event, Level, Pin, Pinned, Remarks, Sink, Span, Tree, Unit, Value, from_value,
     value::{REF_TOKEN, take_ref_span},
 };
 
@@ -71,13 +71,6 @@ pub trait Stage: Serialize + DeserializeOwned + fmt::Debug + Send + Sync + 'stat
     /// # Errors
     /// The work failed; nothing in `out` is used. [`Cancelled`] when the run was interrupted.
     fn run(&self, ctx: &Ctx<'_>) -> anyhow::Result<()>;
-}
-
-/// Something named by a URL, whose content `flow.lock` pins.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pin {
-    /// The URL as the lock file spells it, without secrets.
-    pub url: String,
 }
 
 /// A named input of a stage.
@@ -362,12 +355,17 @@ pub struct Ctx<'a> {
     pub scratch: &'a Path,
     /// The project's folder.
     pub project: &'a Path,
-    /// The digest that `flow.lock` pins, if this node has a [`Pin`] and the lock knows it: of the result's tree.
-    pub pinned: Option<Digest>,
+    /// What the result must be, if this node has a [`Pin`] and `flow.lock` knows it.
+    pub pinned: Option<&'a Pinned>,
+    /// What the URL gave earlier, if the run is to look whether it still does and the result of then is there: a stage
+    /// that finds nothing changed may end with [`Unchanged`].
+    pub before: Option<&'a Pinned>,
     /// How many threads the stage may keep busy.
     pub threads: usize,
     /// Where events go.
     pub sink: &'a dyn Sink,
+    /// What the stage says of its run.
+    pub remarks: &'a Mutex<Remarks>,
     /// Look often.
     pub cancel: &'a Cancel,
 }
@@ -398,6 +396,11 @@ impl Ctx<'_> {
     /// Writes a line to the node's log.
     pub fn log(&self, level: Level, text: impl Into<String>) {
         self.sink.emit(Event::Log { node: self.node.to_owned(), level, text: text.into() });
+    }
+
+    /// Says something of the run.
+    pub fn remark(&self, remark: impl FnOnce(&mut Remarks)) {
+        remark(&mut self.remarks.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Stops a stage that was asked to stop.

@@ -10,12 +10,12 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use flow_cache::{Cache, Outcome};
-use flow_core::{Diagnostic, Digest, Entry, Input, KEY_FORMAT, Key, KeyParts, Tree};
+use flow_core::{Diagnostic, Digest, Entry, Input, KEY_FORMAT, Key, KeyParts, Pinned, Tree};
 use rayon::prelude::*;
 
 use crate::{
     graph::{NodeId, PortInputs, Source},
-    lockfile::{LockFile, Pinned},
+    lockfile::LockFile,
     place::below,
     project::Project,
     select::Selection,
@@ -44,6 +44,8 @@ pub struct Work {
     pub parts: KeyParts,
     /// What its result must be, if `flow.lock` says so.
     pub pinned: Option<Pinned>,
+    /// What `flow.lock` says and is to be looked at again, if its result is there.
+    pub before: Option<(Pinned, Outcome)>,
     /// The URL that its result is to be pinned under, whether it is yet or not.
     pub pin_url: Option<String>,
     /// Why, if not just because there is no result.
@@ -170,8 +172,8 @@ impl<'a> Decider<'a> {
         }
         let mut parts = self.parts(id)?;
         let pin_url = self.project.graph().nodes[id].action.pin().map(|pin| pin.url);
-        let pinned =
-            pin_url.as_ref().filter(|_| !self.selection.update_pins[id]).and_then(|url| self.lock.pins.get(url));
+        let known = pin_url.as_ref().and_then(|url| self.lock.pins.get(url));
+        let pinned = known.filter(|_| !self.selection.update_pins[id]);
         if let Some(pinned) = pinned {
             parts.inputs.insert(PIN.into(), vec![pinned.digest]);
         }
@@ -184,7 +186,15 @@ impl<'a> Decider<'a> {
                 _ => Reason::NoResult,
             };
         let found = if reason == Reason::NoResult { self.cache.lookup(&key)? } else { None };
-        let work = || Box::new(Work { key, parts, pinned: pinned.cloned(), pin_url, reason });
+        let before = match known.filter(|_| pinned.is_none() && !self.selection.forced[id]) {
+            Some(known) => {
+                let mut parts = parts.clone();
+                parts.inputs.insert(PIN.into(), vec![known.digest]);
+                self.cache.lookup(&parts.key())?.map(|outcome| (known.clone(), outcome))
+            }
+            None => None,
+        };
+        let work = || Box::new(Work { key, parts, pinned: pinned.cloned(), before, pin_url, reason });
         Ok(match found {
             Some(outcome) => Decision::Hit(outcome, unpinned.then(work)),
             None => Decision::Run(work()),

@@ -5,18 +5,19 @@ use std::{
     collections::BTreeMap,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
     time::Instant,
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use flow_cache::{Cache, Claim, ClaimOptions, Outcome, Slot};
-use flow_core::{Cancel, Ctx, Event, How, Input, Level, Sink};
+use flow_core::{Cancel, Ctx, Event, How, Input, Level, Pinned, Remarks, Sink, Unchanged};
 
 use crate::{
     aside::Aside,
     decide::{Leaf, PIN, Reason, Work},
     graph::NodeId,
-    lockfile::{LOCK_FILE, LockFile, Pinned},
+    lockfile::{LOCK_FILE, LockFile},
     place::{Placer, Put, refusal},
     project::Project,
 };
@@ -72,37 +73,49 @@ impl Env<'_> {
             waiting: &waiting,
             ignore_hit: stale || job.work.reason != Reason::NoResult,
         };
+        let remarks = Mutex::default();
         let (outcome, how) = match self.cache.claim(&run_key, &options)? {
             Claim::Hit(outcome) => {
                 let how = if outcome.waited { How::Shared } else { How::Cached };
                 (outcome, how)
             }
             Claim::Miss(slot) => {
-                let how = if slot.resumed() { How::Resumed } else { How::Ran };
                 self.sink.emit(Event::Started { node: node.clone(), key: job.work.key, why: job.why.clone() });
                 let began = Instant::now();
                 let aside = Aside::new(self.placer, job.id, job.overwrite, &job.cancel, &waiting)?;
-                self.run_in(&slot, job, node)?;
-                self.check(&slot, job, node)?;
-                self.tell_empty(slot.out(), node);
-                let outcome = slot.commit(&run_parts, began.elapsed().as_secs_f64())?;
-                aside.keep(job.id, &outcome.tree)?;
-                (outcome, how)
+                let run = self.run_in(&slot, job, node, &remarks);
+                if let Some((_, before)) = &job.work.before
+                    && run.as_ref().is_err_and(anyhow::Error::is::<Unchanged>)
+                {
+                    (before.clone(), How::Cached)
+                } else {
+                    run?;
+                    self.check(&slot, job, node)?;
+                    self.tell_empty(slot.out(), node);
+                    let told = remarks.lock().unwrap_or_else(PoisonError::into_inner).resumed;
+                    let how = if slot.resumed() && told != Some(false) { How::Resumed } else { How::Ran };
+                    let outcome = slot.commit(&run_parts, began.elapsed().as_secs_f64())?;
+                    aside.keep(job.id, &outcome.tree)?;
+                    (outcome, how)
+                }
             }
         };
-        let outcome = self.pin(&job.work, outcome)?;
+        let remarks = remarks.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let outcome = self.pin(&job.work, outcome, remarks)?;
         self.place(job.id, &outcome, job.overwrite, &job.cancel)?;
         Ok(Made { outcome, how })
     }
 
-    fn run_in(&self, slot: &Slot, job: &Job, node: &str) -> Result<()> {
+    fn run_in(&self, slot: &Slot, job: &Job, node: &str, remarks: &Mutex<Remarks>) -> Result<()> {
         let ctx = Ctx {
             node,
             inputs: &job.inputs,
             out: slot.out(),
             scratch: slot.scratch(),
             project: self.project.dir(),
-            pinned: job.work.pinned.as_ref().map(|pinned| pinned.digest),
+            pinned: job.work.pinned.as_ref(),
+            before: job.work.before.as_ref().map(|before| &before.0),
+            remarks,
             threads: job.threads,
             sink: self.sink,
             cancel: &job.cancel,
@@ -150,7 +163,7 @@ impl Env<'_> {
     ///
     /// # Errors
     /// It is not what `flow.lock` asks for; the lock file or the cache cannot be written.
-    pub fn pin(&self, work: &Work, outcome: Outcome) -> Result<Outcome> {
+    pub fn pin(&self, work: &Work, outcome: Outcome, remarks: Remarks) -> Result<Outcome> {
         let Some(url) = &work.pin_url else { return Ok(outcome) };
         let digest = outcome.tree.digest();
         let mut parts = work.parts.clone();
@@ -164,7 +177,8 @@ impl Env<'_> {
             }
             Some(_) => {}
             None => {
-                let pinned = Pinned { digest, size: outcome.tree.size(), etag: None };
+                let Remarks { etag, revision, .. } = remarks;
+                let pinned = Pinned { digest, size: outcome.tree.size(), etag, revision };
                 LockFile::add(self.project.dir(), &BTreeMap::from([(url.clone(), pinned)]))?;
                 parts.inputs.insert(PIN.into(), vec![digest]);
             }

@@ -38,7 +38,7 @@ pub use common::{Common, Resources};
 pub use graph::{Graph, Node, NodeId, PortInputs, Source, StageId, StageInfo};
 pub use history::{History, NodeRecord, RunInfo};
 pub use load::{LoadOptions, Outline, outline};
-pub use lockfile::{LOCK_FILE, LockFile, Pinned};
+pub use lockfile::{LOCK_FILE, LockFile};
 pub use plan::{Plan, Planned, Verdict, outputs, plan};
 pub use project::{Checked, Project, project_dir};
 pub use record::RunHead;

@@ -6,6 +6,8 @@
 //! ["https://example.org/a.gz"]
 //! digest = "…64 hexadecimal digits: the digest of the tree that the fetch produced…"
 //! size = 123
+//! etag = "…if the server gave one…"
+//! revision = "…the commit, if it is a repository…"
 //! ```
 
 use std::{
@@ -17,8 +19,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use flow_core::{Diagnostic, Digest, ValueKind, from_value};
-use serde::Deserialize;
+use flow_core::{Diagnostic, Pinned, ValueKind, from_value};
 
 use crate::{looks, syntax};
 
@@ -27,19 +28,6 @@ pub const LOCK_FILE: &str = "flow.lock";
 
 const HEADER: &str =
     "# Written by flow: what each URL gave when it was first fetched. Commit it; `flow lock --update` looks again.\n";
-
-/// What a URL gave.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Pinned {
-    /// The digest of the tree that the fetch produced.
-    pub digest: Digest,
-    /// Its size in bytes.
-    pub size: u64,
-    /// The server's entity tag, for people.
-    #[serde(default)]
-    pub etag: Option<String>,
-}
 
 /// The pins of a project, by URL.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -119,6 +107,9 @@ impl LockFile {
             if let Some(etag) = &pinned.etag {
                 text.push_str(&format!("etag = {}\n", quote(etag)));
             }
+            if let Some(revision) = &pinned.revision {
+                text.push_str(&format!("revision = {}\n", quote(revision)));
+            }
         }
         text
     }
@@ -126,10 +117,12 @@ impl LockFile {
 
 #[cfg(test)]
 mod tests {
+    use flow_core::Digest;
+
     use super::*;
 
     fn pin(content: &str) -> Pinned {
-        Pinned { digest: Digest::of(content.as_bytes()), size: content.len() as u64, etag: None }
+        Pinned { digest: Digest::of(content.as_bytes()), size: content.len() as u64, etag: None, revision: None }
     }
 
     #[test]
@@ -139,7 +132,7 @@ mod tests {
         let odd = "https://x/\u{7f}\"\\日本?a=b#c".to_owned();
         let first = BTreeMap::from([(odd.clone(), pin("1")), ("https://b".to_owned(), pin("2"))]);
         LockFile::add(dir.path(), &first).unwrap();
-        let tagged = Pinned { etag: Some("W/\"x\"".into()), ..pin("3") };
+        let tagged = Pinned { etag: Some("W/\"x\"".into()), revision: Some("c0ffee".into()), ..pin("3") };
         let second = BTreeMap::from([("https://b".to_owned(), tagged.clone()), ("https://a".to_owned(), pin("4"))]);
         LockFile::add(dir.path(), &second).unwrap();
         let lock = LockFile::read(dir.path()).unwrap();

@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Result, anyhow, bail};
 use flow_cache::{Cache, Outcome};
-use flow_core::{Cancel, Cancelled, Diagnostic, Digest, Event, How, Key, Level, Sink};
+use flow_core::{Cancel, Cancelled, Diagnostic, Digest, Event, How, Key, Level, Remarks, Sink};
 
 use crate::{
     decide::{Decider, Decision, Work},
@@ -282,7 +282,7 @@ impl<'a> Runner<'a> {
     /// A result is there: is it also pinned, and in its places?
     fn hit(&mut self, id: NodeId, outcome: Outcome, unpinned: Option<&Work>) -> Result<()> {
         let outcome = match unpinned {
-            Some(work) => self.env.pin(work, outcome)?,
+            Some(work) => self.env.pin(work, outcome, Remarks::default())?,
             None => outcome,
         };
         if self.selection.may_run[id] && self.env.placer.has_places(id) {

@@ -127,6 +127,8 @@ fn stage(shard: &Path, tokenizer: &Path, threads: usize) {
         scratch: &place("scratch"),
         project: directory.path(),
         pinned: None,
+        before: None,
+        remarks: &std::sync::Mutex::default(),
         threads,
         sink: &sink,
         cancel: &Cancel::default(),

@@ -9,7 +9,8 @@ use std::{
 };
 
 use flow_core::{
-    Cancel, Check, Ctx, Digest, Entry, Event, Facts, Input, Known, Stage, Tree, Value, ValueKind, from_value,
+    Cancel, Check, Ctx, Digest, Entry, Event, Facts, Input, Known, Pinned, Remarks, Stage, Tree, Value, ValueKind,
+    from_value,
 };
 
 /// Directories for one stage, and its inputs.
@@ -19,6 +20,9 @@ pub struct Stand {
     pub cancel: Cancel,
     pub events: Mutex<Vec<Event>>,
     pub threads: usize,
+    pub pinned: Option<Pinned>,
+    pub before: Option<Pinned>,
+    pub remarks: Mutex<Remarks>,
 }
 
 /// The root of the repository.
@@ -34,6 +38,9 @@ impl Stand {
             cancel: Cancel::default(),
             events: Mutex::default(),
             threads: 2,
+            pinned: None,
+            before: None,
+            remarks: Mutex::default(),
         };
         for name in ["out", "scratch", "project"] {
             fs::create_dir(stand.place(name)).unwrap();
@@ -73,7 +80,9 @@ impl Stand {
             out: &self.place("out"),
             scratch: &self.place("scratch"),
             project: &self.place("project"),
-            pinned: None,
+            pinned: self.pinned.as_ref(),
+            before: self.before.as_ref(),
+            remarks: &self.remarks,
             threads: self.threads,
             sink: &sink,
             cancel: &self.cancel,

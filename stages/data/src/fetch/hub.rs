@@ -109,11 +109,17 @@ impl Hub {
         Self { endpoint: endpoint.trim_end_matches('/').to_owned(), token }
     }
 
-    /// Resolves the revision and lists the files.
+    /// Resolves the revision, or the commit that is `pinned` for it, and lists the files.
     ///
     /// # Errors
     /// The repository or revision is not there, or not for this user; the hub cannot be reached.
-    pub async fn commit(&self, http: &Http, repository: &Repository, say: &dyn Fn(String)) -> Result<Commit> {
+    pub async fn commit(
+        &self,
+        http: &Http,
+        repository: &Repository,
+        pinned: Option<&str>,
+        say: &dyn Fn(String),
+    ) -> Result<Commit> {
         #[derive(Deserialize)]
         struct Answer {
             sha: String,
@@ -129,7 +135,7 @@ impl Hub {
         struct Lfs {
             sha256: Option<String>,
         }
-        let revision = repository.revision.as_deref().unwrap_or("main");
+        let revision = pinned.or(repository.revision.as_deref()).unwrap_or("main");
         let mut url = self.url(&["api", repository.kind], repository, &["revision", revision])?;
         url.set_query(Some("blobs=true"));
         let mut headers = HeaderMap::new();
@@ -142,7 +148,13 @@ impl Hub {
             let response = http.get(&url, headers.clone()).await.map_err(|failure| (failure, 0))?;
             response.bytes().await.map_err(|error| (Failure::broken(&url, error), 0))
         });
-        let body = asked.await.map_err(|failure| self.explain(repository, failure))?;
+        let body = asked.await.map_err(|failure| match (failure.status.map(|status| status.as_u16()), pinned) {
+            (Some(404), Some(commit)) => self.explain(repository, failure).context(format!(
+                "{} has no commit {commit}, which flow.lock pins: `flow lock --update` takes what there is now",
+                repository.name
+            )),
+            _ => self.explain(repository, failure),
+        })?;
         let answer: Answer =
             serde_json::from_slice(&body).with_context(|| format!("what {url} answered is no list of files"))?;
         if let Some(bad) = answer.siblings.iter().find(|file| !is_safe_name(&file.rfilename)) {

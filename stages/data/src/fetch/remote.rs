@@ -4,8 +4,8 @@
 use std::{cell::Cell, fs, path::Path};
 
 use anyhow::{Context, Result, ensure};
-use flow_core::{Ctx, Level, Unit};
-use reqwest::Url;
+use flow_core::{Ctx, Level, Unchanged, Unit};
+use reqwest::{StatusCode, Url};
 
 use super::{
     Filter,
@@ -22,10 +22,26 @@ pub fn file(ctx: &Ctx<'_>, http: &Http, url: Url, checksums: Checksums) -> Resul
     let name = file_name(&url).context("the URL names no file")?;
     let shown = redacted(url.as_str());
     let (part, file) = (ctx.scratch.join("part"), ctx.scratch.join("file"));
-    let download = Download { url, token: None, part, file: file.clone(), size: None, checksums };
+    let unless = ctx.before.and_then(|before| before.etag.as_deref());
+    let download = Download { url, token: None, part, file: file.clone(), size: None, checksums, unless };
     let say = |text: String| ctx.log(Level::Warning, text);
     let progress = |done: u64, total: Option<u64>| ctx.progress(done, total, Unit::Bytes);
-    let downloaded = wait(ctx, async { download.run(http, &say, &progress).await.map_err(|failure| failure.error) })?;
+    let downloaded = wait(ctx, async {
+        download.run(http, &say, &progress).await.map_err(|failure| match failure.status {
+            Some(StatusCode::NOT_MODIFIED) if unless.is_some() => Unchanged.into(),
+            _ => failure.error,
+        })
+    });
+    let downloaded = downloaded.inspect_err(|error| {
+        if error.is::<Unchanged>() {
+            ctx.log(Level::Info, format!("{shown}: {Unchanged}"));
+            ctx.remark(|remarks| remarks.etag = unless.map(str::to_owned));
+        }
+    })?;
+    ctx.remark(|remarks| {
+        remarks.etag.clone_from(&downloaded.etag);
+        remarks.resumed = Some(downloaded.resumed_at > 0);
+    });
     ctx.log(Level::Info, told(&shown, &downloaded));
     publish(&file, &ctx.out.join(name))
 }
@@ -37,7 +53,14 @@ pub fn file(ctx: &Ctx<'_>, http: &Http, url: Url, checksums: Checksums) -> Resul
 pub fn repository(ctx: &Ctx<'_>, http: &Http, hub: &Hub, repository: &Repository, filter: &Filter) -> Result<()> {
     let say = |text: String| ctx.log(Level::Warning, text);
     wait(ctx, async {
-        let commit = hub.commit(http, repository, &say).await?;
+        // A branch moves on; what flow.lock pins is what it was.
+        let pinned = ctx.pinned.and_then(|pinned| pinned.revision.as_deref());
+        let commit = hub.commit(http, repository, pinned, &say).await?;
+        ctx.remark(|remarks| remarks.revision = Some(commit.id.clone()));
+        if ctx.before.is_some_and(|before| before.revision.as_ref() == Some(&commit.id)) {
+            ctx.log(Level::Info, format!("{} is still at commit {}", repository.name, commit.id));
+            return Err(Unchanged.into());
+        }
         let wanted: Vec<_> = commit.files.iter().filter(|file| filter.takes(&file.name)).collect();
         ensure!(!wanted.is_empty(), "none of the {} files of {} matches", commit.files.len(), repository.name);
         ctx.log(Level::Info, format!("{} at commit {}: {} files", repository.name, commit.id, wanted.len()));
@@ -57,7 +80,7 @@ pub fn repository(ctx: &Ctx<'_>, http: &Http, hub: &Hub, repository: &Repository
 
         let total = wanted.iter().map(|file| file.size).sum::<Option<u64>>();
         let done: Vec<Cell<u64>> = wanted.iter().map(|_| Cell::new(0)).collect();
-        let next = Cell::new(0);
+        let (next, resumed) = (Cell::new(0), Cell::new(false));
         // A few at once: the hub's files come from a store that is slow for one connection.
         let worker = async || {
             while let Some(file) = wanted.get(next.get()) {
@@ -70,19 +93,22 @@ pub fn repository(ctx: &Ctx<'_>, http: &Http, hub: &Hub, repository: &Repository
                 };
                 if let Ok(known) = target.metadata() {
                     progress(known.len(), None);
+                    resumed.set(true);
                     continue;
                 }
                 let url = hub.file_url(repository, &commit.id, &file.name)?;
                 let checksums = Checksums { sha256: file.sha256.clone(), blake3: None };
                 let (part, token) = (parts.join(i.to_string()), hub.token.as_deref());
-                let download = Download { url, token, part, file: target, size: file.size, checksums };
+                let download = Download { url, token, part, file: target, size: file.size, checksums, unless: None };
                 let downloaded = download.run(http, &say, &progress).await;
                 let downloaded = downloaded.map_err(|failure| hub.explain(repository, failure))?;
+                resumed.set(resumed.get() || downloaded.resumed_at > 0);
                 ctx.log(Level::Info, told(&file.name, &downloaded));
             }
             anyhow::Ok(())
         };
         tokio::try_join!(worker(), worker(), worker(), worker())?;
+        ctx.remark(|remarks| remarks.resumed = Some(resumed.get()));
         for (i, file) in wanted.iter().enumerate() {
             publish(&whole.join(i.to_string()), &ctx.out.join(&file.name))?;
         }

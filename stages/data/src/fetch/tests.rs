@@ -101,7 +101,57 @@ fn an_interrupted_run_is_resumed_and_a_changed_file_is_not() {
         assert_eq!(server.requests()[4].headers["range"], "bytes=1200000-");
         let told = stand.log().iter().any(|line| line.contains("1200000 of them from an earlier run"));
         assert_eq!(told, !changed);
+        assert_eq!(stand.remarks.lock().unwrap().resumed, Some(!changed), "and the engine is told the same");
     }
+}
+
+/// What stands beside a part of `"v1"` that was written since the machine was started.
+fn origin(synced: u64) -> String {
+    json!({"etag": "\"v1\"", "modified": null, "synced": synced, "boot": crate::http::boot()}).to_string()
+}
+
+#[test]
+fn after_a_power_loss_only_what_was_on_the_disk_is_gone_on_from() {
+    let content = noise(1_000_000);
+    let body = content.clone();
+    let server = Server::start(move |request, _| Answer::file(request, &body, "\"v1\""));
+    for (synced, range) in [(400_000, Some("bytes=400000-")), (0, None)] {
+        let stand = Stand::new();
+        // The file system kept the length, and of the bytes only the first.
+        let part = [&content[..400_000], &vec![0; 300_000]].concat();
+        fs::write(stand.place("scratch/part"), part).unwrap();
+        let before = json!({"etag": "\"v1\"", "synced": synced, "boot": "another start of the machine"});
+        fs::write(stand.place("scratch/part.json"), before.to_string()).unwrap();
+        run(&stand, &fetch(&server.url("/f")), &nowhere()).unwrap();
+        assert!(stand.out("f") == content);
+        assert_eq!(server.requests().last().unwrap().headers.get("range").map(String::as_str), range);
+    }
+}
+
+#[test]
+fn what_has_not_changed_is_not_sent_again() {
+    let server = Server::start(|request, _| match request.headers.get("if-none-match") {
+        Some(etag) if etag == "\"v1\"" => Answer::status(304),
+        _ => Answer::file(request, b"content", "\"v1\""),
+    });
+    let stage = fetch(&server.url("/f"));
+    let mut stand = Stand::new();
+    run(&stand, &stage, &nowhere()).unwrap();
+    let told = stand.remarks.lock().unwrap().clone();
+    assert_eq!(told.etag.as_deref(), Some("\"v1\""));
+    let before = |etag: &str| flow_core::Pinned {
+        digest: flow_core::Digest::of(b""),
+        size: 7,
+        etag: Some(etag.into()),
+        revision: None,
+    };
+    stand.again();
+    stand.before = Some(before("\"v1\""));
+    let error = run(&stand, &stage, &nowhere()).unwrap_err();
+    assert!(error.is::<flow_core::Unchanged>(), "{error:#}");
+    stand.before = Some(before("\"v0\""));
+    run(&stand, &stage, &nowhere()).unwrap();
+    assert_eq!(stand.out("f"), b"content");
 }
 
 #[test]
@@ -111,7 +161,7 @@ fn what_is_whole_but_was_not_committed_is_not_downloaded_again() {
     let server = Server::start(move |request, _| Answer::file(request, &body, "\"v1\""));
     let stand = Stand::new();
     fs::write(stand.place("scratch/part"), &content).unwrap();
-    fs::write(stand.place("scratch/part.json"), r#"{"etag":"\"v1\"","modified":null}"#).unwrap();
+    fs::write(stand.place("scratch/part.json"), origin(0)).unwrap();
     run(&stand, &fetch(&server.url("/f")), &nowhere()).unwrap();
     assert!(stand.out("f") == content);
     assert_eq!(server.requests().len(), 1);
@@ -175,7 +225,7 @@ fn wrong_lengths_and_wrong_content_are_refused() {
     // A part that is not of this file makes a wrong whole: once more from the beginning.
     let stand = Stand::new();
     fs::write(stand.place("scratch/part"), "CON").unwrap();
-    fs::write(stand.place("scratch/part.json"), r#"{"etag":"\"v1\""}"#).unwrap();
+    fs::write(stand.place("scratch/part.json"), origin(0)).unwrap();
     run(&stand, &digest(right), &nowhere()).unwrap();
     assert_eq!(stand.out("f"), b"content");
 }
@@ -245,7 +295,9 @@ fn hub() -> (Server, Hub) {
     let server = Server::start(move |request: &Request, _| {
         let allowed = request.headers.get("authorization").is_some_and(|token| token == "Bearer hf_secret");
         match request.path.as_str() {
-            "/api/models/org/open/revision/main?blobs=true" | "/api/models/org/open/revision/v1?blobs=true" => Answer::body(
+            "/api/models/org/open/revision/main?blobs=true"
+            | "/api/models/org/open/revision/v1?blobs=true"
+            | "/api/models/org/open/revision/c0ffee?blobs=true" => Answer::body(
                 json!({"sha": "c0ffee", "siblings": [
                     {"rfilename": "sub/model.safetensors", "size": 500_000, "lfs": {"sha256": sha256, "size": 500_000}},
                     {"rfilename": "config.json", "size": 17},
@@ -283,6 +335,28 @@ fn a_repository_is_taken_from_one_commit_and_verified() {
     assert_eq!(stand.outs(), ["sub/model.safetensors"]);
     let asked = server.requests();
     assert_eq!(asked.last().unwrap().headers["authorization"], "Bearer hf_secret");
+    assert_eq!(stand.remarks.lock().unwrap().revision.as_deref(), Some("c0ffee"));
+
+    // flow.lock pins the commit: the branch may stand where it will.
+    let pinned = |revision: &str| flow_core::Pinned {
+        digest: flow_core::Digest::of(b""),
+        size: 0,
+        etag: None,
+        revision: Some(revision.into()),
+    };
+    let mut stand = Stand::new();
+    stand.pinned = Some(pinned("c0ffee"));
+    run(&stand, &fetch("hf://org/open/config.json"), &hub).unwrap();
+    assert!(server.requests().iter().any(|asked| asked.path == "/api/models/org/open/revision/c0ffee?blobs=true"));
+    stand.pinned = Some(pinned("badc0de"));
+    stand.again();
+    let text = error(&stand, &fetch("hf://org/open/config.json"), &hub);
+    assert!(text.contains("has no commit badc0de, which flow.lock pins"), "{text}");
+    stand.pinned = None;
+    stand.before = Some(pinned("c0ffee"));
+    let unchanged = run(&stand, &fetch("hf://org/open/config.json"), &hub).unwrap_err();
+    assert!(unchanged.is::<flow_core::Unchanged>(), "{unchanged:#}");
+
     let text = error(&Stand::new(), &fetch("hf://org/open/*.bin"), &hub);
     assert!(text.contains("none of the 3 files of org/open matches"), "{text}");
 }

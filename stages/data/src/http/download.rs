@@ -2,11 +2,14 @@
 //!
 //! `PART.json` keeps the validator (a strong ETag, or Last-Modified) of what `PART` holds. With it the rest is asked
 //! for under `If-Range`, so that a file that changed on the server is taken from its beginning.
+//!
+//! What came is in the file at once, and survives the process. After the machine itself went down a file may have its
+//! length and not its bytes: then only what was on the disk for sure, as `PART.json` says, is gone on from.
 
 use std::{
     cell::Cell,
-    fs::OpenOptions,
-    io::{self, BufWriter, Write},
+    fs::{File, OpenOptions},
+    io::{self, Write},
     path::{Path, PathBuf},
 };
 
@@ -34,6 +37,9 @@ pub struct Download<'a> {
     pub size: Option<u64>,
     /// What it must be.
     pub checksums: Checksums,
+    /// The ETag of a file that is there already: while it is the server's, nothing is downloaded, and the failure has
+    /// the status 304.
+    pub unless: Option<&'a str>,
 }
 
 /// A file that was downloaded.
@@ -49,16 +55,21 @@ pub struct Downloaded {
 
 /// What is remembered beside a part.
 #[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 struct Origin {
     etag: Option<String>,
     modified: Option<String>,
+    /// So many bytes are on the disk for sure.
+    synced: u64,
+    /// When the machine was last started, while the part was written.
+    boot: Option<String>,
 }
 
 impl Origin {
     fn of(response: &Response) -> Self {
         let text =
             |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok().map(str::to_owned));
-        Self { etag: text(header::ETAG), modified: text(header::LAST_MODIFIED) }
+        Self { etag: text(header::ETAG), modified: text(header::LAST_MODIFIED), synced: 0, boot: boot() }
     }
 
     /// What `If-Range` takes: a weak ETag promises no equal bytes.
@@ -66,6 +77,14 @@ impl Origin {
         self.etag.as_deref().filter(|etag| !etag.starts_with("W/")).or(self.modified.as_deref())
     }
 }
+
+/// Differs from one start of the machine to the next; none where the system does not say.
+pub fn boot() -> Option<String> {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok().map(|id| id.trim().to_owned())
+}
+
+/// So many bytes come between two waits for the disk.
+const SYNC: u64 = 128 << 20;
 
 /// What the attempts tell about each other.
 struct Course {
@@ -95,11 +114,12 @@ impl Download<'_> {
     }
 
     async fn attempt(&self, http: &Http, course: &Course, progress: Progress<'_>) -> Result<Downloaded, Failure> {
-        let have = self.part.metadata().map_or(0, |part| part.len());
-        let known: Origin = std::fs::read(self.origin_path())
+        let mut known: Origin = std::fs::read(self.origin_path())
             .ok()
             .and_then(|text| serde_json::from_slice(&text).ok())
             .unwrap_or_default();
+        let have = self.trusted(&mut known).map_err(Failure::here)?;
+        course.kept.set(course.kept.get().min(have));
         let mut headers = HeaderMap::new();
         if let Some(token) = self.token
             && let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {token}"))
@@ -113,6 +133,8 @@ impl Download<'_> {
         {
             headers.insert(header::RANGE, range);
             headers.insert(header::IF_RANGE, validator);
+        } else if let Some(etag) = self.unless.and_then(|etag| HeaderValue::from_str(etag).ok()) {
+            headers.insert(header::IF_NONE_MATCH, etag);
         }
         let response = match http.get(&self.url, headers).await {
             Ok(response) => response,
@@ -121,6 +143,7 @@ impl Download<'_> {
                 let whole = self.size.is_none_or(|size| size == have)
                     && self.checksums.verify(self.hashers(have)?, &self.name()).is_ok();
                 if whole && known.etag.is_some() {
+                    self.sync(None, &mut known, have).await?;
                     return self.publish(have, known.etag);
                 }
                 self.start_over()?;
@@ -130,7 +153,8 @@ impl Download<'_> {
         };
         let start = if response.status() == StatusCode::PARTIAL_CONTENT { have } else { 0 };
         let total = self.total(&response, start)?;
-        let origin = Origin::of(&response);
+        // Behind a part its validators stay; they are those of this answer too, or it would not be the rest.
+        let origin = if start > 0 { known } else { Origin::of(&response) };
         if let (Some(total), Some(size)) = (total, self.size)
             && total != size
         {
@@ -139,7 +163,44 @@ impl Download<'_> {
                 self.name()
             )));
         }
-        self.receive(response, start, total, &origin, course, progress).await
+        self.receive(response, start, total, origin, course, progress).await
+    }
+
+    /// How much of the part can be gone on from; what cannot is cut away.
+    fn trusted(&self, known: &mut Origin) -> Result<u64> {
+        let have = self.part.metadata().map_or(0, |part| part.len());
+        if known.boot.is_some() && known.boot == boot() {
+            return Ok(have);
+        }
+        let trusted = have.min(known.synced);
+        if have > trusted {
+            let file = OpenOptions::new().write(true).open(&self.part);
+            file.and_then(|file| file.set_len(trusted))
+                .with_context(|| format!("cannot write {}", self.part.display()))?;
+        }
+        known.boot = boot();
+        if trusted > 0 {
+            self.write_origin(known)?;
+        }
+        Ok(trusted)
+    }
+
+    fn write_origin(&self, origin: &Origin) -> Result<()> {
+        let path = self.origin_path();
+        let new = path.with_extension("json.new");
+        let text = serde_json::to_vec(origin)?;
+        std::fs::write(&new, text)
+            .and_then(|()| std::fs::rename(&new, &path))
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Waits until so many bytes are on the disk, without holding up the downloads beside this one; and notes it.
+    async fn sync(&self, file: Option<&File>, origin: &mut Origin, bytes: u64) -> Result<(), Failure> {
+        let file = file.map_or_else(|| File::open(&self.part), File::try_clone);
+        let synced = async { tokio::task::spawn_blocking(move || file?.sync_data()).await.map_err(io::Error::other)? };
+        synced.await.with_context(|| format!("cannot write {}", self.part.display())).map_err(Failure::here)?;
+        origin.synced = bytes;
+        self.write_origin(origin).map_err(Failure::here)
     }
 
     /// The file's whole length, as the answer says.
@@ -162,7 +223,7 @@ impl Download<'_> {
         mut response: Response,
         start: u64,
         total: Option<u64>,
-        origin: &Origin,
+        mut origin: Origin,
         course: &Course,
         progress: Progress<'_>,
     ) -> Result<Downloaded, Failure> {
@@ -170,19 +231,15 @@ impl Download<'_> {
         if start == 0 {
             course.kept.set(0);
             self.start_over()?;
-            let text = serde_json::to_vec(origin).map_err(io::Error::from);
-            text.and_then(|text| std::fs::write(self.origin_path(), text))
-                .with_context(cannot)
-                .map_err(Failure::here)?;
+            self.write_origin(&origin).map_err(Failure::here)?;
         }
         let mut hashers = self.hashers(start)?;
-        let file = OpenOptions::new()
+        let mut file = OpenOptions::new()
             .create(true)
             .append(true)
             .open(&self.part)
             .with_context(cannot)
             .map_err(Failure::here)?;
-        let mut file = BufWriter::with_capacity(1 << 20, file);
         let mut size = start;
         progress(size, total);
         let ended = loop {
@@ -193,12 +250,15 @@ impl Download<'_> {
                     size += bytes.len() as u64;
                     course.got.set(size - start);
                     progress(size, total);
+                    if size - origin.synced >= SYNC {
+                        self.sync(Some(&file), &mut origin, size).await?;
+                    }
                 }
                 Ok(None) => break None,
                 Err(error) => break Some(Failure::broken(&self.url, error)),
             }
         };
-        file.flush().with_context(cannot).map_err(Failure::here)?;
+        self.sync(Some(&file), &mut origin, size).await?;
         if let Some(failure) = ended {
             let total = total.map_or("an unknown number".to_owned(), |total| total.to_string());
             let error = failure.error.context(format!("the connection broke after {size} of {total} bytes"));
@@ -217,7 +277,7 @@ impl Download<'_> {
             // What was put together from two answers may be wrong by that; one answer is what the server has.
             return Err(Failure { error, status: None, retry: (start > 0).then_some(None) });
         }
-        self.publish(size, origin.etag.clone())
+        self.publish(size, origin.etag)
     }
 
     /// Hashers that have seen the first bytes of the part.

@@ -20,6 +20,8 @@ use flow_core::{Cancelled, Ctx};
 use reqwest::{Client, StatusCode, Url, header};
 
 pub use checksums::Checksums;
+#[cfg(test)]
+pub use download::boot;
 pub use download::{Download, Downloaded};
 pub use redact::redacted;
 

@@ -62,6 +62,8 @@ pub(crate) fn run<S: Stage>(params: Json, ports: &[(&str, &Path)]) -> Result<(te
         scratch: scratch.path(),
         project: Path::new("/"),
         pinned: None,
+        before: None,
+        remarks: &std::sync::Mutex::default(),
         threads: 3,
         sink: &sink,
         cancel: &Cancel::default(),

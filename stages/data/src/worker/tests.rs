@@ -71,6 +71,8 @@ fn run(node: &str, world_size: usize, cancel_on: Option<&str>) -> Run {
         scratch: scratch.path(),
         project: scratch.path(),
         pinned: None,
+        before: None,
+        remarks: &std::sync::Mutex::default(),
         threads: 2,
         sink: &sink,
         cancel: &cancel,
