@@ -2,7 +2,7 @@
 
 use std::{
     fmt, fs,
-    io::ErrorKind,
+    io::{ErrorKind, Write as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -10,7 +10,8 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
-    files::{Explain as _, write_atomic},
+    fault::fault,
+    files::{Explain as _, create_new, fresh, write_atomic},
     holds::Holds,
     index::Index,
     memo::Memo,
@@ -84,6 +85,20 @@ impl Cache {
     #[must_use]
     pub fn take_warnings(&self) -> Vec<String> {
         std::mem::take(&mut *self.0.warnings.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Looks whether a directory of the cache can be written to.
+    ///
+    /// # Errors
+    /// It cannot: an [`crate::Unusable`] that says why and what to do.
+    pub fn probe(&self, dir: &Path) -> Result<()> {
+        let write = || {
+            let (path, mut file) = fresh(dir, |path| create_new(path, 0o600))?;
+            let written = file.write_all(&[0x5a; 1 << 16]).and_then(|()| fault("probe"));
+            fs::remove_file(path)?;
+            written
+        };
+        write().explain(self.root(), || format!("write to {}", dir.display()))
     }
 
     pub(crate) fn warn(&self, text: String) {

@@ -139,6 +139,7 @@ impl Cache {
             created: now() as f64 / 1e9,
             host: host(),
             version: env!("CARGO_PKG_VERSION").into(),
+            freed: false,
         };
         let path = self.record_path(&key);
         let bytes =

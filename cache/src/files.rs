@@ -13,6 +13,16 @@ use anyhow::{Context as _, Error, Result};
 
 use crate::fault::fault;
 
+/// The cache cannot be read or written: found in an error with `downcast_ref`.
+#[derive(Debug)]
+pub struct Unusable(String);
+
+impl Display for Unusable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
 /// Turns an I/O error of the cache into one that says what to do.
 pub(crate) trait Explain<T> {
     /// `what` completes "cannot …"; `root` is the cache's directory.
@@ -39,7 +49,7 @@ impl<T> Explain<T> for io::Result<T> {
                 Some(hint) => error.context(hint),
                 None => error,
             }
-            .context(format!("cannot {}", what()))
+            .context(Unusable(format!("cannot {}", what())))
         })
     }
 }

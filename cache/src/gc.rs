@@ -133,7 +133,7 @@ impl Cache {
             if let Ok(record) = record {
                 let kind = stats.kinds.entry(record.parts.kind).or_default();
                 kind.results += 1;
-                kind.bytes += record.tree.size();
+                kind.bytes += if record.freed { 0 } else { record.tree.size() };
                 kind.cost += record.cost;
             }
         }
@@ -163,7 +163,7 @@ impl Cache {
     pub fn gc(&self, policy: &GcPolicy<'_>) -> Result<GcReport> {
         // What this process itself found before must not keep the gate from it.
         self.0.holds.let_go().explain(self.root(), || "note what this flow uses")?;
-        let closed = Closed::new(&self.root().join("locks"), PATIENCE, !policy.dry_run)
+        let closed = Closed::new(&self.root().join("locks"), PATIENCE, !policy.dry_run, None)
             .explain(self.root(), || "collect what running flows use")?;
         let Some(closed) = closed else {
             bail!("flows are looking results up in {}: try again when they have started to run", self.root().display());
@@ -362,7 +362,8 @@ fn candidate(key: Key, path: PathBuf, record: Result<ResultRecord, Bad>) -> Resu
     };
     let Ok(meta) = Meta::of(&path, false) else { return Ok(None) };
     let entries = record.tree.entries().iter();
-    let objects = entries.map(|entry| (entry.digest, entry.executable, entry.size)).collect();
+    let objects = entries.map(|entry| (entry.digest, entry.executable, entry.size));
+    let objects = if record.freed { Vec::new() } else { objects.collect() };
     let (used, bytes, view, kind) = (meta.stat.mtime, meta.stat.size, record.tree.digest(), record.parts.kind);
     Ok(Some(Candidate { key, path, kind, used, bytes, view, objects, fixed: false }))
 }

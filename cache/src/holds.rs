@@ -87,6 +87,11 @@ impl Holds {
         Inside(self)
     }
 
+    /// Where this process's list is, if it is published.
+    pub fn list_path(&self) -> Option<PathBuf> {
+        self.state().list.as_ref().map(|list| list.path.clone())
+    }
+
     /// Lets the gate go if this process keeps it.
     pub fn let_go(&self) -> io::Result<()> {
         let locked = self.state().locked;
@@ -161,8 +166,8 @@ pub(crate) struct Closed {
 
 impl Closed {
     /// Closes the gate and collects what is held. `None` when flows kept it open for all of `patience`. Lists of dead
-    /// processes are removed if `tidy`.
-    pub fn new(dir: &Path, patience: Duration, tidy: bool) -> io::Result<Option<Self>> {
+    /// processes are removed if `tidy`; what stands on the list `own` does not count.
+    pub fn new(dir: &Path, patience: Duration, tidy: bool, own: Option<&Path>) -> io::Result<Option<Self>> {
         let gate = open_gate(dir)?;
         let began = Instant::now();
         while !try_exclusive(&gate)? {
@@ -173,7 +178,7 @@ impl Closed {
         }
         let mut held = HashSet::new();
         for path in list(dir).map_err(io::Error::other)? {
-            if path.extension().is_none_or(|extension| extension != LIST) {
+            if path.extension().is_none_or(|extension| extension != LIST) || own == Some(&path) {
                 continue;
             }
             if try_exclusive(&File::open(&path)?)? {
@@ -207,7 +212,7 @@ mod tests {
     use super::*;
 
     fn close(dir: &Path) -> Option<HashSet<Held>> {
-        Closed::new(dir, Duration::ZERO, true).unwrap().map(|closed| closed.held)
+        Closed::new(dir, Duration::ZERO, true, None).unwrap().map(|closed| closed.held)
     }
 
     #[test]
@@ -235,7 +240,7 @@ mod tests {
     fn lists_of_the_dead_hold_nothing() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("x.list"), [3; 32]).unwrap();
-        assert_eq!(Closed::new(dir.path(), Duration::ZERO, false).unwrap().unwrap().held, HashSet::new());
+        assert_eq!(Closed::new(dir.path(), Duration::ZERO, false, None).unwrap().unwrap().held, HashSet::new());
         assert!(dir.path().join("x.list").exists());
         assert_eq!(close(dir.path()), Some(HashSet::new()));
         assert!(!dir.path().join("x.list").exists());

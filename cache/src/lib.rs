@@ -24,6 +24,7 @@ mod claim;
 mod commit;
 mod fault;
 mod files;
+mod free;
 mod gc;
 mod hash;
 mod holds;
@@ -45,6 +46,7 @@ mod witness;
 
 pub use cache::Cache;
 pub use claim::{Claim, ClaimOptions, Slot};
+pub use files::Unusable;
 pub use gc::{GcItem, GcPolicy, GcReport, KindStats, Stats};
 pub use lookup::Outcome;
 pub use place::Place;

@@ -67,6 +67,10 @@ impl Cache {
             Some(known) => known,
             None => {
                 let Some(record) = self.read_record(key)? else { return Ok(None) };
+                // That they are gone is no damage.
+                if record.freed && record.tree.entries().iter().any(|entry| !self.entry_path(entry).exists()) {
+                    return Ok(None);
+                }
                 Known { record: meta.stat, tree: Arc::new(record.tree), cost: record.cost }
             }
         };

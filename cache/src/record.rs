@@ -25,6 +25,9 @@ pub struct ResultRecord {
     pub host: String,
     /// flow's version that made it.
     pub version: String,
+    /// Its objects were freed: what it was is known, and it has to be made again when it is needed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub freed: bool,
 }
 
 /// Why a record cannot be used.

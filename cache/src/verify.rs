@@ -115,7 +115,7 @@ impl Cache {
                 let mut lacks = Vec::new();
                 for entry in record.tree.entries() {
                     let object = self.entry_path(entry);
-                    if bad.contains_key(&object) || Meta::find(&object, false)?.is_none() {
+                    if bad.contains_key(&object) || (!record.freed && Meta::find(&object, false)?.is_none()) {
                         lacks.push(object);
                     }
                 }

@@ -5,7 +5,10 @@ use std::process::ExitCode;
 use flow_core::Diagnostic;
 use flow_engine::RunError;
 
-use crate::ui::{diagnostic, diagnostic::Severity, paint::Paint};
+use crate::{
+    out,
+    ui::{diagnostic, diagnostic::Severity, paint::Paint},
+};
 
 /// Why a command did not do what it was asked.
 #[derive(Debug)]
@@ -16,6 +19,8 @@ pub enum Failure {
     Pipeline(Vec<Diagnostic>),
     /// 3: the cache cannot be used or trusted.
     Cache(anyhow::Error),
+    /// 3: the cache failed while a run went on, and that was said.
+    Unusable,
     /// 130: interrupted.
     Interrupted,
 }
@@ -32,6 +37,7 @@ impl Failure {
             Self::Stage(diagnostics) => (diagnostics, 1),
             Self::Pipeline(diagnostics) => (diagnostics, 2),
             Self::Cache(error) => (vec![from_error(&error)], 3),
+            Self::Unusable => (Vec::new(), 3),
             Self::Interrupted => (Vec::new(), 130),
         };
         draw_all(&diagnostics, Severity::Error);
@@ -84,9 +90,12 @@ impl From<Diagnostic> for Failure {
     }
 }
 
-/// What reads and writes the cache, the history and stdout fails so.
+/// What reads and writes the cache and the history fails so; what writes to stdout fails as what was asked for.
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
+        if error.is::<out::Refused>() {
+            return Self::Stage(vec![from_error(&error)]);
+        }
         Self::Cache(error)
     }
 }

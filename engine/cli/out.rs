@@ -1,8 +1,21 @@
 //! stdout is for data, and this is the only door to it. A reader that went away (`flow runs | head`) is no error.
 
-use std::io::{self, Write};
+use std::{
+    fmt,
+    io::{self, Write},
+};
 
 use anyhow::{Context, Result};
+
+/// The device behind stdout refused what was written: found in an error with `downcast_ref`.
+#[derive(Debug)]
+pub struct Refused;
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("cannot write to stdout")
+    }
+}
 
 /// Writes data to stdout, all of it.
 ///
@@ -19,7 +32,7 @@ pub fn write(text: &str) -> Result<()> {
 pub fn bytes(bytes: &[u8]) -> Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context("cannot write to stdout"),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).context(Refused),
         _ => Ok(()),
     }
 }

@@ -13,5 +13,6 @@ mod outs;
 mod readme;
 mod screen;
 mod support;
+mod temp;
 mod versions;
 mod views;

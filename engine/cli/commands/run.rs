@@ -25,7 +25,8 @@ pub fn run_with(pipeline: &args::Pipeline, options: &RunOptions, jobs: Option<u3
     let asked =
         Asked { file: &pipeline.file, kinds: flow_data::KINDS, load: &load_options, run: options, settings: &settings };
     if flow_engine::unchanged(&asked, &cache, &*view).is_some() {
-        return Ok(());
+        drop(view);
+        return rerun.into_unwritten().map_or(Ok(()), |error| Err(error.into()));
     }
     let project = load(pipeline)?;
     if let Some(jobs) = jobs {
@@ -37,8 +38,9 @@ pub fn run_with(pipeline: &args::Pipeline, options: &RunOptions, jobs: Option<u3
     let summary = summary?;
     match (summary.interrupted, summary.ok) {
         (true, _) => Err(Failure::Interrupted),
-        (false, true) => Ok(()),
+        (false, true) => rerun.into_unwritten().map_or(Ok(()), |error| Err(error.into())),
         // What failed was said when it failed.
+        (false, false) if summary.unusable => Err(Failure::Unusable),
         (false, false) => Err(Failure::Stage(Vec::new())),
     }
 }

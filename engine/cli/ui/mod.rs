@@ -24,13 +24,14 @@ pub struct Rerun {
     pipeline: String,
     runs: PathBuf,
     run: OnceLock<String>,
+    unwritten: OnceLock<anyhow::Error>,
 }
 
 impl Rerun {
     /// `typed` is the whole command; `pipeline` what names the pipeline in it: `p.toml --profile mini`; `runs` is
     /// where runs are recorded.
     pub fn new(typed: String, pipeline: String, runs: PathBuf) -> Self {
-        Self { typed, pipeline, runs, run: OnceLock::new() }
+        Self { typed, pipeline, runs, run: OnceLock::new(), unwritten: OnceLock::new() }
     }
 
     /// The command for the whole run.
@@ -41,6 +42,11 @@ impl Rerun {
     /// The command for just this node.
     pub fn only(&self, node: &str) -> String {
         format!("flow run {} --only {}", self.pipeline, shell_word(node))
+    }
+
+    /// Why some of what was to be written to stdout is not there, if so.
+    pub fn into_unwritten(self) -> Option<anyhow::Error> {
+        self.unwritten.into_inner()
     }
 
     /// Where the run is recorded, if it is.
@@ -71,7 +77,7 @@ pub fn view<'a>(json: bool, rerun: &'a Rerun) -> Box<dyn Sink + 'a> {
     let paint = Paint::for_stderr();
     let terminal = std::io::stderr().is_terminal() && std::env::var_os("TERM").is_none_or(|term| term != "dumb");
     let view: Box<dyn Sink + 'a> = match (json, terminal) {
-        (true, _) => Box::new(json::Json),
+        (true, _) => Box::new(json::Json(&rerun.unwritten)),
         (false, true) => Box::new(tty::Tty::new(rerun, paint)),
         (false, false) => Box::new(plain::Plain::new(rerun, paint)),
     };

@@ -252,6 +252,8 @@ pub struct Check<'a> {
     pub inputs: &'a BTreeMap<String, Vec<Known>>,
     /// What the stage says of its result.
     pub facts: Facts,
+    /// A run begins when nothing is wrong, and this node may run in it: what a plan only warns of is an error then.
+    pub about_to_run: bool,
     /// A file or directory that exists now and has the same content as the result will have.
     pub result_path: Option<PathBuf>,
     /// What cannot work.
@@ -362,6 +364,9 @@ pub struct Ctx<'a> {
     pub before: Option<&'a Pinned>,
     /// How many threads the stage may keep busy.
     pub threads: usize,
+    /// The GPUs that are this node's alone, as `CUDA_VISIBLE_DEVICES` names them. None if it asked for none: then what
+    /// flow was started with is all there is to say.
+    pub gpus: &'a [String],
     /// Where events go.
     pub sink: &'a dyn Sink,
     /// What the stage says of its run.
@@ -386,6 +391,12 @@ impl Ctx<'_> {
             [input] => Ok(input),
             inputs => anyhow::bail!("`{port}` needs exactly one input and has {}", inputs.len()),
         }
+    }
+
+    /// The variable that shows a process this node's GPUs and no others; nothing if the node asked for none.
+    #[must_use]
+    pub fn gpu_variable(&self) -> Option<(&'static str, String)> {
+        (!self.gpus.is_empty()).then(|| ("CUDA_VISIBLE_DEVICES", self.gpus.join(",")))
     }
 
     /// Reports progress.

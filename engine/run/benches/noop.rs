@@ -58,6 +58,7 @@ fn once(dir: &Path) {
         jobs: 2,
         cpus: 2,
         gpus: 0,
+        gpu_names: Vec::new(),
         memory: u64::MAX,
         sources: Vec::new(),
     };

@@ -37,7 +37,7 @@ pub struct Common {
     /// Where the result is also put, as plain files of the user's: a directory, relative to the project's folder.
     #[serde(default)]
     pub export: Option<String>,
-    /// The result is an intermediate: the first that may go when the cache needs room.
+    /// The result is an intermediate: its files go as soon as all that takes them in a run is done.
     #[serde(default)]
     pub temp: bool,
 }

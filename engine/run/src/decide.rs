@@ -31,6 +31,8 @@ pub enum Decision {
     Off,
     /// Its result is there; with the work that finds out its pin, if it has a URL that is not pinned yet.
     Hit(Outcome, Option<Box<Work>>),
+    /// Its result was there and its files were freed: what it was, and the work that makes it again.
+    Freed(Outcome, Box<Work>),
     /// It must run.
     Run(Box<Work>),
 }
@@ -93,6 +95,15 @@ pub enum Reason {
     Forced,
     /// `cache = false`
     NotCached,
+    /// It was there, its files were freed, and something needs them.
+    Freed,
+}
+
+impl Reason {
+    /// It runs although its result may be there.
+    pub fn ignores_hits(self) -> bool {
+        matches!(self, Self::Forced | Self::NotCached)
+    }
 }
 
 /// Decides about one node after the other, each after what it needs.
@@ -197,6 +208,10 @@ impl<'a> Decider<'a> {
         let work = || Box::new(Work { key, parts, pinned: pinned.cloned(), before, pin_url, reason });
         Ok(match found {
             Some(outcome) => Decision::Hit(outcome, unpinned.then(work)),
+            None if reason == Reason::NoResult && stage.common.temp => match self.cache.freed(&key)? {
+                Some(outcome) => Decision::Freed(outcome, Box::new(Work { reason: Reason::Freed, ..*work() })),
+                None => Decision::Run(work()),
+            },
             None => Decision::Run(work()),
         })
     }
@@ -217,6 +232,17 @@ impl<'a> Decider<'a> {
     /// The key and result of a node, if it is there.
     pub fn result(&self, id: NodeId) -> Option<(&Key, &Arc<Tree>, &Digest)> {
         self.results[id].as_ref().map(|result| (&result.key, &result.tree, &result.digest))
+    }
+
+    /// All keys that a node's result is known by: with a pin and without.
+    pub fn keys(&self, id: NodeId) -> Vec<Key> {
+        let result = self.result(id).map(|(key, ..)| *key);
+        result.into_iter().chain(self.parts(id).ok().map(|parts| parts.key())).collect()
+    }
+
+    /// Forgets the result of a node: it has to be made.
+    pub fn forget(&mut self, id: NodeId) {
+        self.results[id] = None;
     }
 
     /// What the node's key is made of, before a pin.

@@ -11,11 +11,11 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use flow_cache::{Cache, Claim, ClaimOptions, Outcome, Slot};
-use flow_core::{Cancel, Ctx, Event, How, Input, Level, Pinned, Remarks, Sink, Unchanged};
+use flow_core::{Cancel, Cancelled, Ctx, Event, How, Input, Level, Pinned, Remarks, Sink, Unchanged};
 
 use crate::{
     aside::Aside,
-    decide::{Leaf, PIN, Reason, Work},
+    decide::{Leaf, PIN, Work},
     graph::NodeId,
     lockfile::{LOCK_FILE, LockFile},
     place::{Placer, Put, refusal},
@@ -40,6 +40,8 @@ pub struct Job {
     /// The paths among its inputs, with the content that its key was made of.
     pub leaves: Vec<Leaf>,
     pub threads: usize,
+    /// The GPUs that are its own.
+    pub gpus: Vec<String>,
     pub cancel: Cancel,
     /// Its exports may overwrite files of the user's.
     pub overwrite: bool,
@@ -56,7 +58,7 @@ impl Env<'_> {
     /// Makes a node's result, or takes it from another flow that was making it.
     ///
     /// # Errors
-    /// The stage failed, [`flow_core::Cancelled`], the result is not what it must be, the cache cannot be written.
+    /// The stage failed, [`Cancelled`], the result is not what it must be, the cache cannot be written.
     pub fn execute(&self, job: &Job) -> Result<Made> {
         let run_parts = job.work.run_parts();
         let run_key = run_parts.key();
@@ -71,7 +73,7 @@ impl Env<'_> {
             resumable: self.project.graph().stage_of(job.id).kind.resumable,
             cancel: &job.cancel,
             waiting: &waiting,
-            ignore_hit: stale || job.work.reason != Reason::NoResult,
+            ignore_hit: stale || job.work.reason.ignores_hits(),
         };
         let remarks = Mutex::default();
         let (outcome, how) = match self.cache.claim(&run_key, &options)? {
@@ -83,7 +85,7 @@ impl Env<'_> {
                 self.sink.emit(Event::Started { node: node.clone(), key: job.work.key, why: job.why.clone() });
                 let began = Instant::now();
                 let aside = Aside::new(self.placer, job.id, job.overwrite, &job.cancel, &waiting)?;
-                let run = self.run_in(&slot, job, node, &remarks);
+                let run = self.run_in(&slot, job, node, &remarks).map_err(|error| self.blame(error, &slot));
                 if let Some((_, before)) = &job.work.before
                     && run.as_ref().is_err_and(anyhow::Error::is::<Unchanged>)
                 {
@@ -106,6 +108,17 @@ impl Env<'_> {
         Ok(Made { outcome, how })
     }
 
+    /// A stage that fails on a full or read-only cache is not to blame, whatever it says.
+    fn blame(&self, error: anyhow::Error, slot: &Slot) -> anyhow::Error {
+        if error.is::<Unchanged>() || error.chain().any(<dyn std::error::Error>::is::<Cancelled>) {
+            return error;
+        }
+        match self.cache.probe(slot.scratch()) {
+            Ok(()) => error,
+            Err(trouble) => trouble.context(format!("{error:#}")),
+        }
+    }
+
     fn run_in(&self, slot: &Slot, job: &Job, node: &str, remarks: &Mutex<Remarks>) -> Result<()> {
         let ctx = Ctx {
             node,
@@ -117,6 +130,7 @@ impl Env<'_> {
             before: job.work.before.as_ref().map(|before| &before.0),
             remarks,
             threads: job.threads,
+            gpus: &job.gpus,
             sink: self.sink,
             cancel: &job.cancel,
         };
@@ -189,7 +203,7 @@ impl Env<'_> {
     /// Puts a result's files in their places outside of the cache.
     ///
     /// # Errors
-    /// A file of the user's is in the way; something cannot be written; [`flow_core::Cancelled`].
+    /// A file of the user's is in the way; something cannot be written; [`Cancelled`].
     pub fn place(&self, id: NodeId, outcome: &Outcome, overwrite: bool, cancel: &Cancel) -> Result<()> {
         if !self.placer.has_places(id) {
             return Ok(());

@@ -112,6 +112,15 @@ impl Graph {
         self.by_name.get(name).copied()
     }
 
+    /// The nodes that take files of a node's result.
+    pub fn takers(&self, id: NodeId) -> impl Iterator<Item = NodeId> {
+        let takes = move |taker: &NodeId| {
+            let mut sources = self.nodes[*taker].inputs.iter().flat_map(|port| &port.sources);
+            sources.any(|source| source.node() == Some(id))
+        };
+        self.nodes[id].dependents.iter().copied().filter(takes)
+    }
+
     /// The stage that a node belongs to.
     #[must_use]
     pub fn stage_of(&self, node: NodeId) -> &StageInfo {

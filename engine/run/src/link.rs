@@ -190,6 +190,12 @@ fn collect_outs(drafts: &[Option<Draft>], project: &Path, sources: &[PathBuf], e
                 outs.insert(normal(out), (stage, nth, out.clone()));
             }
         }
+        let outs = draft.actions.iter().any(|(action, _)| !action.outs().is_empty());
+        if draft.common.temp && (outs || draft.common.export.is_some()) {
+            let what = if outs { "outs" } else { "export" };
+            let error = Diagnostic::new(format!("`{}` is `temp` and has `{what}`: its files go", draft.name));
+            errors.push(error.at(draft.span.clone()).hint(format!("leave one of `temp` and `{what}` away")));
+        }
         if let Some(export) = &draft.common.export {
             named.push(Named { stage: &draft.name, text: export, span: draft.span.clone(), export: true });
         }

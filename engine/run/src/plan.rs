@@ -6,7 +6,7 @@ use flow_cache::Cache;
 use flow_core::{Diagnostic, Key};
 
 use crate::{
-    decide::{Decider, Decision},
+    decide::{Decider, Decision, Work},
     graph::NodeId,
     project::Project,
     runner::memo_name,
@@ -85,7 +85,14 @@ pub(crate) fn plan_with<'a>(
     cache.load_memo(&memo_name(&project.absolute_file(), project.profile()));
     let mut decider = Decider::new(project, cache, selection).map_err(RunError::Pipeline)?;
     let graph = project.graph();
-    let mut nodes = Vec::with_capacity(graph.nodes.len());
+    let mut nodes: Vec<Planned> = Vec::with_capacity(graph.nodes.len());
+    let run = |id: NodeId, work: &Work| Verdict::Run {
+        key: work.key,
+        why: explainer.explain(&graph.nodes[id].name, work),
+        resumes: graph.stage_of(id).kind.resumable && has_scratch(cache, &work.run_parts().key()),
+        expected: explainer.expected(&graph.nodes[id].name),
+    };
+    let mut freed = Vec::new();
     for (id, node) in graph.nodes.iter().enumerate() {
         let verdict = if !selection.wanted[id] {
             Verdict::Unselected
@@ -100,15 +107,25 @@ pub(crate) fn plan_with<'a>(
                     decider.set(id, key, outcome.tree);
                     Verdict::Cached { key, bytes, cost }
                 }
-                Decision::Run(work) => Verdict::Run {
-                    key: work.key,
-                    why: explainer.explain(&node.name, &work),
-                    resumes: graph.stage_of(id).kind.resumable && has_scratch(cache, &work.run_parts().key()),
-                    expected: explainer.expected(&node.name),
-                },
+                Decision::Freed(outcome, work) => {
+                    freed.push((id, work));
+                    let (key, cost) = (outcome.key, outcome.cost);
+                    decider.set(id, key, outcome.tree);
+                    Verdict::Cached { key, bytes: 0, cost }
+                }
+                Decision::Run(work) => run(id, &work),
             }
         };
         nodes.push(Planned { node: id, verdict });
+    }
+    // What takes from an intermediate comes after it, so from the last to the first it is known whether that runs.
+    for (id, work) in freed.into_iter().rev() {
+        let mut takers = graph.takers(id).filter(|&taker| selection.wanted[taker]).peekable();
+        let runs = |taker: NodeId| matches!(nodes[taker].verdict, Verdict::Run { .. } | Verdict::After { .. });
+        if takers.peek().is_none() || takers.any(runs) {
+            nodes[id].verdict = run(id, &work);
+            decider.forget(id);
+        }
     }
     // A memo that cannot be written only makes the next look slower.
     cache.save_memo().ok();

@@ -155,14 +155,19 @@ impl Project {
     /// # Errors
     /// All that cannot work, in the order of the file.
     pub fn check(&self) -> Result<Checked, Vec<Diagnostic>> {
-        self.check_only(&|_| true)
+        self.check_only(&|_| true, false)
     }
 
-    /// As [`Project::check`], but only these nodes may complain; facts flow through all.
+    /// As [`Project::check`], but only these nodes may complain; facts flow through all. `about_to_run`: and they run
+    /// when none does.
     ///
     /// # Errors
     /// As there.
-    pub(crate) fn check_only(&self, wanted: &dyn Fn(usize) -> bool) -> Result<Checked, Vec<Diagnostic>> {
+    pub(crate) fn check_only(
+        &self,
+        wanted: &dyn Fn(usize) -> bool,
+        about_to_run: bool,
+    ) -> Result<Checked, Vec<Diagnostic>> {
         let mut done = Checked::default();
         let mut paths: Vec<Option<PathBuf>> = Vec::with_capacity(self.graph.nodes.len());
         let mut errors = Vec::new();
@@ -180,6 +185,7 @@ impl Project {
                 project: &self.dir,
                 inputs: &inputs,
                 facts: Facts::new(),
+                about_to_run: about_to_run && wanted(id),
                 result_path: None,
                 errors: Vec::new(),
                 warnings: Vec::new(),

@@ -3,6 +3,9 @@
 //! Hits are decided here, on the runner's own thread; what must run gets a thread of its own ([`crate::exec`]).
 //! Nothing runs before every stage that still has work said what cannot work ([`Project::check`]).
 
+mod check;
+mod temp;
+
 use std::{
     collections::HashMap,
     path::Path,
@@ -15,8 +18,10 @@ use std::{
 };
 
 use anyhow::{Result, anyhow, bail};
-use flow_cache::{Cache, Outcome};
+use flow_cache::{Cache, Outcome, Unusable};
 use flow_core::{Cancel, Cancelled, Diagnostic, Digest, Event, How, Key, Level, Remarks, Sink};
+
+use temp::Temps;
 
 use crate::{
     decide::{Decider, Decision, Work},
@@ -93,6 +98,9 @@ pub fn run(
         decider,
         sched,
         works: HashMap::new(),
+        makers: HashMap::new(),
+        made: HashMap::new(),
+        temps: Temps::default(),
         active: HashMap::new(),
         resting: Vec::new(),
         sender,
@@ -176,6 +184,11 @@ struct Runner<'a> {
     decider: Decider<'a>,
     sched: Sched<'a>,
     works: HashMap<NodeId, Planned>,
+    /// Key that something runs under → the node that does.
+    makers: HashMap<Key, NodeId>,
+    /// What nodes made in this run, by the key that they ran under.
+    made: HashMap<Key, Outcome>,
+    temps: Temps,
     active: HashMap<NodeId, Active>,
     resting: Vec<(Instant, NodeId)>,
     sender: Sender<Done>,
@@ -187,6 +200,11 @@ struct Runner<'a> {
     refused: Vec<Diagnostic>,
     began: Instant,
     summary: Summary,
+}
+
+/// The cache failed, and not the stage: nothing else would fare better.
+fn is_unusable(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<Unusable>().is_some()
 }
 
 impl<'a> Runner<'a> {
@@ -216,6 +234,7 @@ impl<'a> Runner<'a> {
                 return Err(RunError::Pipeline(std::mem::take(&mut self.refused)));
             }
             self.look_at_the_clock();
+            self.free(false);
             while let Some(id) = self.sched.start() {
                 self.start(id, scope);
             }
@@ -231,6 +250,8 @@ impl<'a> Runner<'a> {
             }
         }
         self.pass_on_warnings();
+        self.free(true);
+        self.tell_absent();
         Ok(self.end())
     }
 
@@ -256,13 +277,19 @@ impl<'a> Runner<'a> {
                 Ok(())
             }
             Ok(Decision::Hit(outcome, work)) => self.hit(id, outcome, work.as_deref()),
-            Ok(Decision::Run(work)) if self.selection.may_run[id] => {
-                self.works.insert(id, Planned { task: Todo::Execute(Arc::from(work)), tries: 0 });
-                self.sched.must_run(id);
+            Ok(Decision::Freed(outcome, _)) if self.can_be_absent(id, &outcome) => {
+                self.sched.hit(id);
+                self.let_go(id);
                 return Ok(());
             }
-            Ok(Decision::Run(_)) => {
-                let error = Diagnostic::new(format!("`{}` has no result in the cache, and may not run", self.node(id)));
+            Ok(Decision::Run(work) | Decision::Freed(_, work)) if self.may_make(id) => match self.must_run(id, *work) {
+                Some(settled) => settled,
+                None => return Ok(()),
+            },
+            Ok(Decision::Run(_) | Decision::Freed(..)) => {
+                let lacking = self.absent_inputs(id).into_iter().find(|&from| !self.may_make(from)).unwrap_or(id);
+                let lacking = self.node(lacking);
+                let error = Diagnostic::new(format!("`{lacking}` has no result in the cache, and may not run"));
                 let error = error.hint("leave `--only` away, or name it there too");
                 if !self.checked {
                     return Err(RunError::Pipeline(vec![error]));
@@ -272,11 +299,52 @@ impl<'a> Runner<'a> {
             Err(error) => Err(error),
         };
         match settled {
-            Ok(()) if self.works.contains_key(&id) => self.sched.must_run(id),
-            Ok(()) => self.sched.hit(id),
+            Ok(()) if self.works.contains_key(&id) => self.sched.must_place(id),
+            Ok(()) => {
+                self.sched.hit(id);
+                self.let_go(id);
+            }
             Err(error) => self.failed(id, &error, 0.0),
         }
         Ok(())
+    }
+
+    /// Whether a node and what it takes may be made where it is not there.
+    fn may_make(&self, id: NodeId) -> bool {
+        self.selection.may_run[id] && self.absent_inputs(id).into_iter().all(|from| self.may_make(from))
+    }
+
+    /// Puts a node on its way, unless another node of this run makes the same result: what that one makes is taken when
+    /// it is there. Tells what became of the node if that is settled already.
+    fn must_run(&mut self, id: NodeId, work: Work) -> Option<Result<()>> {
+        let absent = self.absent_inputs(id);
+        if !absent.is_empty() {
+            return self.make_again(id, &absent).err().map(Err);
+        }
+        let key = work.run_parts().key();
+        if let Some(&maker) = self.makers.get(&key).filter(|maker| **maker != id) {
+            match self.sched.state(maker) {
+                State::Done => {
+                    // Of who runs whatever the cache has: once a run is enough.
+                    if let Some(outcome) = self.made.get(&key).filter(|_| work.reason.ignores_hits()) {
+                        return Some(self.hit(id, outcome.clone(), None));
+                    }
+                }
+                State::Failed | State::Blocked => {
+                    return Some(Err(anyhow!("`{}` makes the same result, and failed", self.node(maker))));
+                }
+                _ => {
+                    let reason = format!("`{}` is making the same result", self.node(maker));
+                    self.recorder.emit(Event::Waiting { node: self.node(id).to_owned(), reason });
+                    self.sched.follow(id, &[maker]);
+                    return None;
+                }
+            }
+        }
+        self.makers.insert(key, id);
+        self.works.insert(id, Planned { task: Todo::Execute(Arc::new(work)), tries: 0 });
+        self.sched.must_run(id);
+        None
     }
 
     /// A result is there: is it also pinned, and in its places?
@@ -316,6 +384,7 @@ impl<'a> Runner<'a> {
 
     /// The result of a node is there, whoever made it.
     fn have(&mut self, id: NodeId, outcome: &Outcome, how: How, seconds: f64) {
+        self.is_present(id);
         self.decider.set(id, outcome.key, Arc::clone(&outcome.tree));
         let digest = self.decider.result(id).map_or(NO_DIGEST, |(.., digest)| *digest);
         self.finished(id, how, outcome.key, digest, seconds, outcome.tree.size(), outcome.cost);
@@ -332,42 +401,6 @@ impl<'a> Runner<'a> {
             How::Off => {}
         }
         self.recorder.emit(Event::Finished { node: self.node(id).to_owned(), how, key, digest, seconds, bytes, cost });
-    }
-
-    /// Asks the stages that still have work what cannot work, once, before the first of them runs.
-    fn check(&mut self) -> Result<(), RunError> {
-        self.checked = true;
-        let open = |id: NodeId| self.selection.may_run[id] && self.sched.state(id) != State::Done;
-        let (warnings, mut errors) = match self.env.project.check_only(&open) {
-            Ok(checked) => (checked.warnings, Vec::new()),
-            Err(errors) => (Vec::new(), errors),
-        };
-        let graph = self.env.project.graph();
-        for stage in graph.stages.iter().filter(|stage| stage.off.is_none() && stage.nodes.clone().any(open)) {
-            let wants = stage.common.resources;
-            let mut lacks = |what: &str, wanted: u64, there_is: u64, variable: &str| {
-                if wanted > there_is {
-                    let message = format!("stage `{}` takes {wanted} {what}, and there are {there_is}", stage.name);
-                    let error = Diagnostic::new(message).at(stage.span.clone());
-                    errors.push(error.hint(format!("change its `resources`, or set {variable} if there are more")));
-                }
-            };
-            lacks("GPUs", u64::from(wants.gpus), u64::from(self.settings.gpus), "FLOW_GPUS");
-            lacks("bytes of memory", wants.memory, self.settings.memory, "FLOW_MEMORY");
-        }
-        errors.append(&mut self.refused);
-        for id in (0..graph.nodes.len()).filter(|&id| open(id) && !self.selection.may_overwrite[id]) {
-            let refused = self.env.placer.would_refuse(id).map_err(RunError::Cache)?;
-            errors.extend(self.env.placer.refusals(id, refused));
-        }
-        errors.dedup();
-        if !errors.is_empty() {
-            return Err(RunError::Pipeline(errors));
-        }
-        // From here on the run takes place, and has a record.
-        self.recorder.begin();
-        warnings.iter().for_each(|warning| self.warn(warning.to_string()));
-        Ok(())
     }
 
     /// Wakes what has rested, stops what takes too long, and everything when the run is interrupted.
@@ -436,6 +469,7 @@ impl<'a> Runner<'a> {
         let stage = self.env.project.graph().stage_of(id);
         let share = self.settings.cpus as usize / stage.nodes.len().clamp(1, self.settings.jobs);
         let threads = stage.common.resources.cpus.map_or(share, |cpus| cpus as usize).max(1);
+        let name = |gpu: &u32| self.settings.gpu_names.get(*gpu as usize).cloned().unwrap_or_else(|| gpu.to_string());
         Ok(Task::Execute(Box::new(Job {
             id,
             why: self.explainer.explain(self.node(id), &work),
@@ -443,6 +477,7 @@ impl<'a> Runner<'a> {
             inputs: self.decider.inputs(id)?,
             leaves: self.decider.leaves(id),
             threads,
+            gpus: self.sched.gpus(id).iter().map(name).collect(),
             cancel,
             overwrite,
         })))
@@ -455,9 +490,13 @@ impl<'a> Runner<'a> {
         self.pass_on_warnings();
         let error = match made {
             Ok(made) => {
-                self.works.remove(&id);
+                if let Some(Planned { task: Todo::Execute(work), .. }) = self.works.remove(&id) {
+                    self.made.insert(work.run_parts().key(), made.outcome.clone());
+                }
                 self.have(id, &made.outcome, made.how, seconds);
-                return self.sched.finished(id);
+                self.sched.finished(id);
+                self.let_go(id);
+                return;
             }
             Err(error) => error,
         };
@@ -473,7 +512,7 @@ impl<'a> Runner<'a> {
         };
         let retries = self.env.project.graph().stage_of(id).common.retries;
         match self.works.get_mut(&id) {
-            Some(planned) if planned.tries < retries && !self.summary.interrupted => {
+            Some(planned) if planned.tries < retries && !self.summary.interrupted && !is_unusable(&error) => {
                 let rest = FIRST_REST.saturating_mul(1 << planned.tries.min(16)).min(LONGEST_REST);
                 planned.tries += 1;
                 self.resting.push((Instant::now() + rest, id));
@@ -493,7 +532,8 @@ impl<'a> Runner<'a> {
             let (node, by) = (self.node(blocked).to_owned(), self.node(id).to_owned());
             self.recorder.emit(Event::Blocked { node, by });
         }
-        if !self.options.keep_going {
+        self.summary.unusable |= is_unusable(error);
+        if !self.options.keep_going || self.summary.unusable {
             self.sched.stop();
         }
     }

@@ -7,7 +7,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeSet, BinaryHeap},
+    collections::{BTreeSet, BinaryHeap, HashMap},
 };
 
 /// What a node takes of the pools while it runs. Every node also takes one job.
@@ -68,6 +68,15 @@ pub struct Sched<'a> {
     open: BinaryHeap<Reverse<usize>>,
     queue: BTreeSet<usize>,
     free: Pools,
+    /// The GPUs of each running node, by number.
+    gpus: Vec<Vec<u32>>,
+    /// GPUs that were given back, and the first that nobody had yet.
+    returned: BTreeSet<u32>,
+    untouched: u32,
+    /// Nodes that wait for a node beyond what the graph says.
+    followers: HashMap<usize, Vec<usize>>,
+    /// The dependents know already that the node is done.
+    told: Vec<bool>,
     running: usize,
     resting: usize,
     stopped: bool,
@@ -75,8 +84,7 @@ pub struct Sched<'a> {
 
 impl<'a> Sched<'a> {
     /// A scheduler of nodes that are given as (dependencies, dependents, request), each after what it needs. All that a
-    /// wanted node needs is wanted. A request for more cores than there are is a request for all of them; other
-    /// requests that can never be met are the caller's to refuse.
+    /// wanted node needs is wanted. A request that can never be met is the caller's to refuse.
     pub fn new(
         nodes: impl Iterator<Item = (&'a [usize], &'a [usize], Request)>,
         wanted: &[bool],
@@ -90,13 +98,18 @@ impl<'a> Sched<'a> {
             open: BinaryHeap::new(),
             queue: BTreeSet::new(),
             free: pools,
+            gpus: vec![Vec::new(); wanted.len()],
+            returned: BTreeSet::new(),
+            untouched: 0,
+            followers: HashMap::new(),
+            told: vec![false; wanted.len()],
             running: 0,
             resting: 0,
             stopped: false,
         };
         for (id, (dependencies, dependents, request)) in nodes.enumerate() {
             sched.dependents.push(dependents);
-            sched.requests.push(Request { cpus: request.cpus.min(pools.cpus), ..request });
+            sched.requests.push(request);
             sched.missing.push(u32::try_from(dependencies.len()).expect("a node has fewer than 2^32 dependencies"));
             sched.states.push(if wanted[id] { State::Waiting } else { State::Unwanted });
             if wanted[id] && dependencies.is_empty() {
@@ -146,6 +159,31 @@ impl<'a> Sched<'a> {
         self.done(id);
     }
 
+    /// The result of an open node is there, and must be put in its places: that takes a job and nothing else.
+    pub fn must_place(&mut self, id: usize) {
+        self.requests[id] = Request::default();
+        self.must_run(id);
+    }
+
+    /// An open node cannot be answered before these are done, which are on their way: then it is open again.
+    pub fn follow(&mut self, id: usize, leaders: &[usize]) {
+        self.expect(id, State::Open);
+        self.states[id] = State::Waiting;
+        self.missing[id] = u32::try_from(leaders.len()).expect("a node has fewer than 2^32 leaders");
+        leaders.iter().for_each(|&leader| self.followers.entry(leader).or_default().push(id));
+    }
+
+    /// The result of a node that was done is not there after all, and is needed: it is open again.
+    pub fn reopen(&mut self, id: usize) {
+        self.expect(id, State::Done);
+        self.open(id);
+    }
+
+    /// The GPUs of a running node, by number.
+    pub fn gpus(&self, id: usize) -> &[u32] {
+        &self.gpus[id]
+    }
+
     /// The result of an open node must be made.
     pub fn must_run(&mut self, id: usize) {
         self.expect(id, State::Open);
@@ -187,6 +225,13 @@ impl<'a> Sched<'a> {
         self.free.cpus -= want.cpus;
         self.free.gpus -= want.gpus;
         self.free.memory -= want.memory;
+        for _ in 0..want.gpus {
+            let gpu = self.returned.pop_first().unwrap_or_else(|| {
+                self.untouched += 1;
+                self.untouched - 1
+            });
+            self.gpus[id].push(gpu);
+        }
         self.states[id] = State::Running;
         self.running += 1;
         Some(id)
@@ -222,12 +267,16 @@ impl<'a> Sched<'a> {
         }
         self.states[id] = State::Failed;
         let mut blocked = Vec::new();
-        let mut stack = self.dependents[id].to_vec();
+        let mut stack = vec![id];
         while let Some(id) = stack.pop() {
-            if self.states[id] == State::Waiting {
-                self.states[id] = State::Blocked;
-                blocked.push(id);
-                stack.extend(self.dependents[id]);
+            // Dependents that were told before know the result, and may do without its files.
+            let dependents = if self.told[id] { &[][..] } else { self.dependents[id] };
+            for next in dependents.iter().copied().chain(self.followers.remove(&id).unwrap_or_default()) {
+                if self.states[next] == State::Waiting {
+                    self.states[next] = State::Blocked;
+                    blocked.push(next);
+                    stack.push(next);
+                }
             }
         }
         blocked.sort_unstable();
@@ -250,12 +299,14 @@ impl<'a> Sched<'a> {
         self.free.cpus += had.cpus;
         self.free.gpus += had.gpus;
         self.free.memory += had.memory;
+        self.returned.extend(self.gpus[id].drain(..));
         self.running -= 1;
     }
 
     fn done(&mut self, id: usize) {
         self.states[id] = State::Done;
-        for &next in self.dependents[id] {
+        let dependents = if std::mem::replace(&mut self.told[id], true) { &[][..] } else { self.dependents[id] };
+        for next in dependents.iter().copied().chain(self.followers.remove(&id).unwrap_or_default()) {
             self.missing[next] -= 1;
             if self.missing[next] == 0 && self.states[next] == State::Waiting {
                 self.open(next);
@@ -322,7 +373,7 @@ mod tests {
         shape.requests[0] = Request { cpus: 1, gpus: 1, memory: 0 };
         shape.requests[1] = Request { cpus: 1, gpus: 2, memory: 0 };
         shape.requests[2] = Request { cpus: 1, gpus: 1, memory: 0 };
-        shape.requests[4] = Request { cpus: 99, gpus: 0, memory: 0 };
+        shape.requests[4] = Request { cpus: 4, gpus: 0, memory: 0 };
         let mut sched = shape.sched(&[true; 5], POOLS);
         open_all(&mut sched);
         assert_eq!(sched.start(), Some(0));
@@ -340,7 +391,7 @@ mod tests {
         sched.finished(1);
         assert_eq!(sched.start(), None);
         sched.finished(3);
-        assert_eq!(sched.start(), Some(4), "more cores than there are means all of them");
+        assert_eq!(sched.start(), Some(4), "all cores");
         sched.finished(4);
         assert!(sched.is_over());
     }
@@ -363,16 +414,27 @@ mod tests {
                 (0..count).map(|id| (0..id).filter(|_| random.below(8) == 0).collect::<Vec<_>>()).collect::<Vec<_>>();
             let mut shape = Shape::new(dependencies);
             for request in &mut shape.requests {
-                let (cpus, gpus, memory) = (1 + random.below(6) as u32, random.below(3) as u32, random.below(101));
+                let (cpus, gpus, memory) = (1 + random.below(4) as u32, random.below(3) as u32, random.below(101));
                 *request = Request { cpus, gpus, memory };
             }
             let mut sched = shape.sched(&vec![true; count], POOLS);
             let mut running: Vec<usize> = Vec::new();
             let (mut started, mut failed) = (vec![0; count], vec![false; count]);
+            let mut follows = vec![Vec::new(); count];
             while !sched.is_over() {
                 while let Some(id) = sched.next_open() {
                     assert!(shape.dependencies[id].iter().all(|&from| sched.state(from) == State::Done));
-                    if random.below(3) == 0 { sched.hit(id) } else { sched.must_run(id) }
+                    let on_its_way =
+                        |&other: &usize| other != id && matches!(sched.state(other), State::Queued | State::Running);
+                    let leaders: Vec<usize> = (0..count).filter(on_its_way).take(2).collect();
+                    match random.below(4) {
+                        0 => sched.hit(id),
+                        1 if !leaders.is_empty() && follows[id].is_empty() => {
+                            sched.follow(id, &leaders);
+                            follows[id] = leaders;
+                        }
+                        _ => sched.must_run(id),
+                    }
                 }
                 while let Some(id) = sched.start() {
                     started[id] += 1;
@@ -380,7 +442,12 @@ mod tests {
                 }
                 let sum = |of: fn(&Request) -> u64| running.iter().map(|&id| of(&shape.requests[id])).sum::<u64>();
                 assert!(running.len() <= 4 && sum(|r| u64::from(r.gpus)) <= 2 && sum(|r| r.memory) <= 100);
-                assert!(sum(|r| u64::from(r.cpus.min(4))) <= 4);
+                assert!(sum(|r| u64::from(r.cpus)) <= 4);
+                let mut gpus: Vec<u32> = running.iter().flat_map(|&id| sched.gpus(id)).copied().collect();
+                gpus.sort_unstable();
+                gpus.dedup();
+                assert_eq!(gpus.len() as u64, sum(|r| u64::from(r.gpus)), "each GPU is one node's");
+                assert!(gpus.iter().all(|gpu| *gpu < POOLS.gpus));
                 let Some(at) = (!running.is_empty()).then(|| random.below(running.len() as u64) as usize) else {
                     continue;
                 };
@@ -399,8 +466,14 @@ mod tests {
                 }
             }
             let mut doomed = vec![false; count];
+            // Leaders may come after who follows them.
+            for _ in 0..count {
+                for id in 0..count {
+                    let needs = shape.dependencies[id].iter().chain(&follows[id]);
+                    doomed[id] |= needs.copied().any(|from| failed[from] || doomed[from]);
+                }
+            }
             for id in 0..count {
-                doomed[id] = shape.dependencies[id].iter().any(|&from| failed[from] || doomed[from]);
                 let expected = if doomed[id] {
                     State::Blocked
                 } else if failed[id] {
@@ -411,6 +484,51 @@ mod tests {
                 assert_eq!((sched.state(id), started[id] <= 1), (expected, true), "seed {seed}, node {id}");
             }
         }
+    }
+
+    #[test]
+    fn gpus_are_handed_out_by_number_and_come_back() {
+        let mut shape = Shape::new(vec![vec![]; 4]);
+        let wants = [1, 2, 1, 3];
+        shape.requests.iter_mut().zip(wants).for_each(|(request, gpus)| request.gpus = gpus);
+        let mut sched = shape.sched(&[true; 4], Pools { gpus: 4, ..POOLS });
+        open_all(&mut sched);
+        assert_eq!([sched.start(), sched.start(), sched.start(), sched.start()], [Some(0), Some(1), Some(2), None]);
+        assert_eq!((sched.gpus(0), sched.gpus(1), sched.gpus(2)), (&[0][..], &[1, 2][..], &[3][..]));
+        sched.finished(1);
+        sched.rest(0);
+        assert_eq!((sched.start(), sched.gpus(3)), (Some(3), &[0, 1, 2][..]));
+        sched.wake(0);
+        assert_eq!(sched.start(), None);
+        sched.finished(2);
+        assert_eq!((sched.start(), sched.gpus(0)), (Some(0), &[3][..]));
+    }
+
+    #[test]
+    fn a_result_that_is_needed_again_is_made_before_those_that_need_it() {
+        // 0 → 1 → {2, 3}
+        let shape = Shape::new(vec![vec![], vec![0], vec![1], vec![1]]);
+        let mut sched = shape.sched(&[true; 4], POOLS);
+        for id in [0, 1, 2] {
+            assert_eq!(sched.next_open(), Some(id));
+            sched.hit(id);
+        }
+        // 3 needs the files of 1, which needs those of 0.
+        assert_eq!(sched.next_open(), Some(3));
+        sched.reopen(1);
+        sched.follow(3, &[1]);
+        assert_eq!(sched.next_open(), Some(1));
+        sched.reopen(0);
+        sched.follow(1, &[0]);
+        assert_eq!(sched.next_open(), Some(0));
+        sched.must_run(0);
+        assert_eq!((sched.next_open(), sched.start()), (None, Some(0)));
+        sched.finished(0);
+        assert_eq!(sched.next_open(), Some(1));
+        sched.must_run(1);
+        assert_eq!(sched.start(), Some(1));
+        assert_eq!(sched.failed(1), [3], "2 has what it needs");
+        assert_eq!((sched.state(2), sched.is_over()), (State::Done, true));
     }
 
     #[test]

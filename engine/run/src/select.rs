@@ -41,6 +41,8 @@ pub struct Selection {
     pub may_run: Vec<bool>,
     /// It runs also when its result is in the cache.
     pub forced: Vec<bool>,
+    /// It was asked for by its name, and not only because something takes from it.
+    pub named: Vec<bool>,
     /// It was named by `--force`.
     pub may_overwrite: Vec<bool>,
     /// What `flow.lock` says of it does not count.
@@ -78,6 +80,7 @@ impl Selection {
             ids.iter().for_each(|&id| mask[id] = true);
             mask
         };
+        let named = mask(&[&targets[..], &only].concat());
         let mut asked = if targets.is_empty() { vec![true; all] } else { graph.closure(targets, true) };
         if !only.is_empty() {
             let only = mask(&only);
@@ -93,6 +96,6 @@ impl Selection {
         let after = graph.closure(from, false);
         let forced = (0..all).map(|id| (may_overwrite[id] || after[id]) && may_run[id]).collect();
         let update_pins = (0..all).map(|id| options.update_pins && asked[id]).collect();
-        Ok(Self { wanted, may_run, forced, may_overwrite, update_pins })
+        Ok(Self { wanted, may_run, forced, named, may_overwrite, update_pins })
     }
 }

@@ -21,6 +21,8 @@ pub struct Settings {
     pub cpus: u32,
     /// GPUs to use.
     pub gpus: u32,
+    /// What programs call them: what `CUDA_VISIBLE_DEVICES` names, in its order; nothing: they are numbered from 0.
+    pub gpu_names: Vec<String>,
     /// Bytes of memory to use.
     pub memory: u64,
     /// The files that were read, the strongest last.
@@ -87,12 +89,16 @@ impl Settings {
         match cache {
             Some(cache_dir) if errors.is_empty() => {
                 let cores = std::thread::available_parallelism().map_or(1, usize::from);
+                let visible = visible_gpus(env);
+                let gpus = merged.gpus.unwrap_or_else(|| count_gpus(env));
                 let cpus = merged.cpus.unwrap_or_else(|| u32::try_from(cores).unwrap_or(u32::MAX)).max(1);
                 Ok(Self {
                     cache_dir,
                     jobs: merged.jobs.unwrap_or(cpus as usize).max(1),
                     cpus,
-                    gpus: merged.gpus.unwrap_or_else(|| count_gpus(env)),
+                    // No program sees more than the variable shows, whatever a file says.
+                    gpus: visible.as_ref().map_or(gpus, |names| gpus.min(names.len() as u32)),
+                    gpu_names: visible.unwrap_or_default(),
                     memory: merged.memory.unwrap_or_else(machine_memory),
                     sources,
                 })
@@ -140,10 +146,17 @@ fn from_env(env: Env<'_>, errors: &mut Vec<Diagnostic>) -> File {
     }
 }
 
+/// What `CUDA_VISIBLE_DEVICES` shows, if it is set: up to the first that is none, as CUDA reads it.
+fn visible_gpus(env: Env<'_>) -> Option<Vec<String>> {
+    let visible = env("CUDA_VISIBLE_DEVICES")?;
+    let names = visible.split(',').map(str::trim).take_while(|name| !name.is_empty() && *name != "-1");
+    Some(names.map(str::to_owned).collect())
+}
+
 /// GPUs that a program would see: what `CUDA_VISIBLE_DEVICES` leaves, else NVIDIA's device files.
 fn count_gpus(env: Env<'_>) -> u32 {
-    if let Some(visible) = env("CUDA_VISIBLE_DEVICES") {
-        return visible.split(',').take_while(|id| !id.trim().is_empty() && id.trim() != "-1").count() as u32;
+    if let Some(visible) = visible_gpus(env) {
+        return visible.len() as u32;
     }
     let is_gpu = |name: &str| name.strip_prefix("nvidia").is_some_and(|n| n.parse::<u32>().is_ok());
     let entries = std::fs::read_dir("/dev").into_iter().flatten().flatten();
@@ -181,6 +194,9 @@ mod tests {
         let plain = load(&project, &[("HOME", home_text), ("CUDA_VISIBLE_DEVICES", "0,3,-1,4")]).unwrap();
         assert_eq!(plain.cache_dir, home.join(".cache/flow"));
         assert_eq!((plain.gpus, plain.jobs), (2, plain.cpus as usize));
+        assert_eq!(plain.gpu_names, ["0", "3"]);
+        let shown = load(&project, &[("HOME", home_text), ("FLOW_GPUS", "8"), ("CUDA_VISIBLE_DEVICES", "GPU-a, 2")]);
+        assert_eq!(shown.map(|shown| (shown.gpus, shown.gpu_names)), Ok((2, vec!["GPU-a".into(), "2".into()])));
         assert!(plain.memory > 1 << 20);
 
         fs::write(home.join(".config/flow/config.toml"), "cache_dir = '~/c'\njobs = 3\nmemory = '2GiB'").unwrap();

@@ -13,6 +13,8 @@ pub struct Summary {
     pub ok: bool,
     /// It was interrupted.
     pub interrupted: bool,
+    /// The cache could not be used: everything was stopped.
+    pub unusable: bool,
     /// Nodes that ran.
     pub ran: usize,
     /// Nodes whose result was there.

@@ -119,7 +119,7 @@ fn conclude(project: &Project, cache: &Cache) -> Option<Vec<u8>> {
                 let digest = *decider.result(id)?.2;
                 Noted { name: &node.name, how: How::Cached, key, digest, bytes, cost }
             }
-            Decision::Hit(_, Some(_)) | Decision::Run(_) => return None,
+            Decision::Hit(_, Some(_)) | Decision::Freed(..) | Decision::Run(_) => return None,
         };
         fingerprint.add(&node.name, decider.result(id).map(|(key, ..)| key));
         noted.save(&mut nodes);

@@ -151,7 +151,7 @@ pub fn why(project: &Project, cache: &Cache, name: &str, against: Option<&str>) 
 fn known_parts(decider: &Decider<'_>, cache: &Cache, id: usize) -> Result<Option<KeyParts>, RunError> {
     Ok(match decider.decide(id).map_err(RunError::Cache)? {
         Decision::Off => None,
-        Decision::Run(work) | Decision::Hit(_, Some(work)) => Some(work.parts),
+        Decision::Run(work) | Decision::Freed(_, work) | Decision::Hit(_, Some(work)) => Some(work.parts),
         Decision::Hit(outcome, None) => cache.record(&outcome.key).map_err(RunError::Cache)?.map(|record| record.parts),
     })
 }
@@ -202,6 +202,7 @@ impl<'a> Explainer<'a> {
         match work.reason {
             Reason::Forced => return "forced".into(),
             Reason::NotCached => return "cache = false".into(),
+            Reason::Freed => return "its files were freed, and are needed again".into(),
             Reason::NoResult => {}
         }
         let Some((_, before)) = self.previous(node) else { return "never ran before".into() };

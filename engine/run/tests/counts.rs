@@ -256,3 +256,35 @@ fn why_is_the_difference_of_two_keys() {
     assert_eq!(why[0].changes.len(), 1);
     assert!(flow_engine::why(&project, &lab.cache, "b", Some("nope")).is_err());
 }
+
+#[test]
+fn two_nodes_with_one_key_run_once_whatever_happens() {
+    let lab = Lab::new(
+        "[stage.a]\nkind='cat'\ntext='x'\n[stage.b]\nkind='cat'\ntext='x'\n[stage.c]\nkind='cat'\ninput=['a', 'b']\n\
+         [stage.d]\nkind='cat'\ntext='x'\ncache=false\n",
+    );
+    for jobs in [1, 4] {
+        let force = RunOptions { force: vec!["a".into(), "b".into()], ..RunOptions::default() };
+        let project = lab.load().unwrap();
+        let settings = flow_engine::Settings { jobs, ..lab.settings() };
+        let events = std::sync::Mutex::new(Vec::new());
+        let sink = |event: Event| events.lock().unwrap().push(event);
+        let cache = flow_cache::Cache::open(lab.cache.root()).unwrap();
+        lab.take_ran();
+        let summary = flow_engine::run(&project, &cache, &settings, &force, &sink, &lab.cancel).unwrap();
+        assert!(summary.ok);
+        let ran = lab.take_ran();
+        assert_eq!(ran.iter().filter(|node| *node != "c").count(), 1, "{ran:?}");
+        let text = format!("{:?}", events.lock().unwrap());
+        assert!(text.contains("`a` is making the same result"), "{text}");
+        assert!(!text.contains("another flow"), "{text}");
+    }
+    // If it fails, it fails for all.
+    lab.write("bad", "");
+    lab.write(
+        "pipe.toml",
+        "[stage.a]\nkind='cat'\ntext='y'\nfail_while='bad'\n[stage.b]\nkind='cat'\ntext='y'\nfail_while='bad'\n",
+    );
+    let (summary, ran) = lab.run_with(&RunOptions { keep_going: true, ..RunOptions::default() });
+    assert_eq!((summary.failed, summary.blocked, ran.len()), (1, 1, 1));
+}

@@ -107,11 +107,13 @@ fn stages_complain_with_facts_of_others_before_anything_runs_but_not_when_all_is
 
 #[test]
 fn what_the_machine_does_not_have_is_said_before_anything_runs() {
-    let lab =
-        Lab::new("[stage.a]\nkind='cat'\n[stage.b]\nkind='cat'\ninput=['a']\nresources={gpus=2, memory='1TiB'}\n");
+    let lab = Lab::new(
+        "[stage.a]\nkind='cat'\n[stage.b]\nkind='cat'\ninput=['a']\nresources={gpus=2, memory='1TiB', cpus=5}\n",
+    );
     let Err(RunError::Pipeline(errors)) = lab.try_run(&RunOptions::default()) else { panic!("there are no GPUs") };
-    assert!(errors[0].message.contains("takes 2 GPUs, and there are 0"), "{errors:?}");
-    assert_eq!((errors.len(), lab.take_ran().len()), (2, 0));
+    assert!(errors[0].message.contains("takes 5 cores, and there are 4"), "{errors:?}");
+    assert!(errors[1].message.contains("takes 2 GPUs, and there are 0"), "{errors:?}");
+    assert_eq!((errors.len(), lab.take_ran().len()), (3, 0));
 }
 
 #[test]

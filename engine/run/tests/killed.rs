@@ -26,6 +26,7 @@ fn child() {
         jobs: 2,
         cpus: 2,
         gpus: 0,
+        gpu_names: Vec::new(),
         memory: 1 << 30,
         sources: Vec::new(),
     };

@@ -130,6 +130,7 @@ fn stage(shard: &Path, tokenizer: &Path, threads: usize) {
         before: None,
         remarks: &std::sync::Mutex::default(),
         threads,
+        gpus: &[],
         sink: &sink,
         cancel: &Cancel::default(),
     };

@@ -27,8 +27,7 @@ use crate::{
     facts::{self, read_json},
     models,
     tokenize::Tokenizer,
-    train::check_worker,
-    worker::{Launch, about, worker},
+    worker::{self, Launch, worker},
 };
 
 /// The tasks there are.
@@ -138,12 +137,12 @@ impl Stage for Eval {
                 );
             }
         }
-        check_worker(check);
+        worker::check(check);
     }
 
     fn run(&self, ctx: &Ctx<'_>) -> Result<()> {
         let program = worker()?;
-        let about = about(&program)?;
+        let about = worker::about(&program)?;
         ctx.log(Level::Info, format!("{} {}, libtorch {}", program.display(), about.version, about.libtorch));
         let mut measured = Map::new();
         let mut results = Vec::new();

@@ -84,6 +84,7 @@ impl Stand {
             before: self.before.as_ref(),
             remarks: &self.remarks,
             threads: self.threads,
+            gpus: &[],
             sink: &sink,
             cancel: &self.cancel,
         })
@@ -109,6 +110,7 @@ impl Stand {
             project: &project,
             inputs: &inputs,
             facts: Facts::new(),
+            about_to_run: false,
             result_path: None,
             errors: Vec::new(),
             warnings: Vec::new(),

@@ -254,6 +254,7 @@ impl Lab {
             jobs: 4,
             cpus: 4,
             gpus: 0,
+            gpu_names: Vec::new(),
             memory: 1 << 30,
             sources: Vec::new(),
         }

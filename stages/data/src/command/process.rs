@@ -33,7 +33,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// It could not be started or did not end well: with its last lines. [`Cancelled`] when the run is interrupted.
 pub fn run(ctx: &Ctx<'_>, line: &str, directory: &Path, env: &BTreeMap<String, String>) -> Result<()> {
     let mut command = Command::new("sh");
-    command.arg("-c").arg(line).current_dir(directory).envs(env).process_group(0);
+    command.arg("-c").arg(line).current_dir(directory).envs(ctx.gpu_variable()).envs(env).process_group(0);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let parent = std::process::id();
     // SAFETY: between fork and exec only prctl and getppid are called, which are plain system calls.

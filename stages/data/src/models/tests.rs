@@ -65,6 +65,7 @@ pub(crate) fn run<S: Stage>(params: Json, ports: &[(&str, &Path)]) -> Result<(te
         before: None,
         remarks: &std::sync::Mutex::default(),
         threads: 3,
+        gpus: &[],
         sink: &sink,
         cancel: &Cancel::default(),
     })?;
@@ -80,6 +81,7 @@ pub(crate) fn check<S: Stage>(params: Json, inputs: &[(&str, Known)]) -> (Vec<St
         project: Path::new("/"),
         inputs: &inputs,
         facts: Facts::new(),
+        about_to_run: false,
         result_path: None,
         errors: Vec::new(),
         warnings: Vec::new(),

@@ -17,7 +17,7 @@ use flow_plan::{DataSource, Job, KnownData, ModelConfig, Splits, TrainJob};
 
 use crate::{
     diagnostic,
-    worker::{Launch, about, worker},
+    worker::{self, Launch, worker},
 };
 use params::Mix;
 
@@ -77,12 +77,12 @@ impl Stage for Train {
         for (name, fact) in facts.filter(|(name, _)| *name != "plan_notes") {
             check.provide(name, fact.clone());
         }
-        check_worker(check);
+        worker::check(check);
     }
 
     fn run(&self, ctx: &Ctx<'_>) -> Result<()> {
         let program = worker()?;
-        let about = about(&program)?;
+        let about = worker::about(&program)?;
         ctx.log(Level::Info, format!("{} {}, libtorch {}", program.display(), about.version, about.libtorch));
         let world_size = self.training.parallel.world_size();
         let threads = (ctx.threads / world_size).max(1);
@@ -180,13 +180,6 @@ fn holds_a_checkpoint(path: &Path) -> bool {
         let name = entry.file_name();
         name == ".metadata" || name.to_string_lossy().starts_with("iter_") || name == "release"
     })
-}
-
-/// Warns when the worker is missing: planning does not need it.
-pub(crate) fn check_worker(check: &mut Check<'_>) {
-    if let Err(error) = worker() {
-        check.warnings.push(diagnostic(&error));
-    }
 }
 
 /// The sources of a mix, in order. The weight of a source that is several `.bin/.idx` is divided in proportion to

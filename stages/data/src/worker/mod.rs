@@ -10,17 +10,22 @@ mod tests;
 use std::{
     env,
     io::Read as _,
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::{Mutex, PoisonError, mpsc},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use flow_core::{Check, Diagnostic};
 use serde::Deserialize;
 use serde_json::Value as Json;
 
 pub use supervise::Launch;
+
+use crate::diagnostic;
 
 /// The version of what `flow` and a worker say to each other: arguments, environment, [`flow_plan::Job`], events.
 pub const PROTOCOL: u32 = 1;
@@ -29,7 +34,13 @@ pub const PROTOCOL: u32 = 1;
 const PROGRAM: &str = "flow-torch";
 
 /// Loading libtorch from a cold disk takes seconds; more than this is a hang.
-const ABOUT_TIMEOUT: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// So long a plan waits for what it can do without.
+const GLANCE: Duration = Duration::from_secs(10);
+
+/// So long the words of a worker that has ended may be on their way.
+const WORDS: Duration = Duration::from_secs(2);
 
 /// What a worker says of itself: `flow-torch --about`.
 #[derive(Clone, Debug, Deserialize)]
@@ -62,9 +73,42 @@ pub fn worker() -> Result<PathBuf> {
     match beside.iter().cloned().chain(on_path).find(is_program) {
         Some(program) => Ok(program),
         None => bail!(
-            "{PROGRAM} is not {} and not on the PATH: `cargo xtask demo` builds it, or set FLOW_TORCH to where it is",
+            "{PROGRAM} is not {} and not on the PATH",
             beside.map_or_else(|| "beside flow".to_owned(), |path| format!("at {}", path.display()))
         ),
+    }
+}
+
+/// Says before the run that the worker is missing, or no worker of this flow: an error when a run is about to begin,
+/// which must not find out after hours of other work; else a warning, because a plan can do without.
+pub fn check(check: &mut Check<'_>) {
+    /// Several stages ask about one program.
+    static ASKED: Mutex<Option<(PathBuf, Option<Diagnostic>)>> = Mutex::new(None);
+    let look = |patience| -> Option<Diagnostic> {
+        let program = match worker() {
+            Ok(program) => program,
+            Err(error) => return Some(diagnostic(&error)),
+        };
+        let mut asked = ASKED.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*asked {
+            Some((before, wrong)) if *before == program => wrong.clone(),
+            _ => {
+                let wrong = about_within(&program, patience).err().map(|error| diagnostic(&error));
+                *asked = Some((program, wrong.clone()));
+                wrong
+            }
+        }
+    };
+    let wrong = look(if check.about_to_run { PATIENCE } else { GLANCE });
+    let Some(wrong) = wrong else { return };
+    let wrong = wrong.hint(format!(
+        "`cargo xtask build` builds flow and {PROGRAM} from one source; or set FLOW_TORCH to where a {PROGRAM} {} is",
+        env!("CARGO_PKG_VERSION")
+    ));
+    if check.about_to_run {
+        check.errors.push(wrong);
+    } else {
+        check.warnings.push(wrong);
     }
 }
 
@@ -73,40 +117,50 @@ pub fn worker() -> Result<PathBuf> {
 /// # Errors
 /// It does not start, does not answer, or speaks another protocol.
 pub fn about(program: &Path) -> Result<About> {
+    about_within(program, PATIENCE)
+}
+
+fn about_within(program: &Path, patience: Duration) -> Result<About> {
     let name = program.display();
     let mut command = Command::new(program);
-    command.arg("--about").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.arg("--about").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
-    // Read on threads of their own: a pipe that is full would keep it from ending.
-    let read = |mut pipe: Box<dyn std::io::Read + Send>| {
+    // Read on threads of their own: a pipe that is full would keep it from ending, and one that something else holds
+    // open would keep us.
+    let read = |pipe: Box<dyn std::io::Read + Send>| {
+        let (sender, receiver) = mpsc::channel();
         thread::spawn(move || {
             let mut text = Vec::new();
-            let _ = pipe.by_ref().take(1 << 20).read_to_end(&mut text);
-            String::from_utf8_lossy(&text).into_owned()
-        })
+            let _ = pipe.take(1 << 20).read_to_end(&mut text);
+            let _ = sender.send(String::from_utf8_lossy(&text).into_owned());
+        });
+        receiver
     };
     let stdout = read(Box::new(child.stdout.take().context("its output is a pipe")?));
     let stderr = read(Box::new(child.stderr.take().context("its errors are a pipe")?));
-    let deadline = Instant::now() + ABOUT_TIMEOUT;
+    let deadline = Instant::now() + patience;
     let status = loop {
         if let Some(status) = child.try_wait()? {
-            break status;
+            break Some(status);
         }
         if Instant::now() > deadline {
-            child.kill()?;
-            child.wait()?;
-            bail!("{name} --about did not answer within {} s", ABOUT_TIMEOUT.as_secs());
+            break None;
         }
         thread::sleep(Duration::from_millis(5));
     };
-    let text = |reader: thread::JoinHandle<String>| reader.join().unwrap_or_default();
+    ranks::kill_group(&child, libc::SIGKILL);
+    let Some(status) = status else {
+        child.wait()?;
+        bail!("{name} --about did not answer within {} s", patience.as_secs());
+    };
+    let text = |words: mpsc::Receiver<String>| words.recv_timeout(WORDS).unwrap_or_default();
     let (stdout, stderr) = (text(stdout), text(stderr));
     ensure!(status.success(), "{name} --about failed ({status}): {}", stderr.trim());
     let about: About = serde_json::from_str(stdout.trim())
         .with_context(|| format!("{name} --about did not answer with what a worker is: {}", stdout.trim()))?;
     ensure!(
         about.protocol == PROTOCOL && about.version == env!("CARGO_PKG_VERSION"),
-        "{name} is version {} and speaks protocol {}, this flow is {} and speaks {PROTOCOL}: build both from the same source",
+        "{name} is version {} and speaks protocol {}, this flow is {} and speaks {PROTOCOL}",
         about.version,
         about.protocol,
         env!("CARGO_PKG_VERSION")

@@ -64,12 +64,18 @@ impl Rank {
 pub struct Ranks(pub Vec<Rank>);
 
 impl Ranks {
-    /// Starts `world_size` processes `PROGRAM worker JOB`. Their lines come through the receiver, which ends when all
+    /// Starts `world_size` processes `PROGRAM worker JOB`, which see the `gpus` of their node: LOCAL_RANK counts in them. Their lines come through the receiver, which ends when all
     /// pipes are closed.
     ///
     /// Must be called on a thread that lives as long as they do: the kernel kills them when it ends, so that a flow
     /// that is killed leaves nobody behind.
-    pub fn start(program: &Path, job: &Path, world_size: usize, threads: usize) -> Result<(Self, Receiver<Line>)> {
+    pub fn start(
+        program: &Path,
+        job: &Path,
+        world_size: usize,
+        threads: usize,
+        gpus: Option<&(&str, String)>,
+    ) -> Result<(Self, Receiver<Line>)> {
         // Someone else may take the port in the moment before rank 0 listens; the ranks then say so and end.
         let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|l| l.local_addr()).context("no free port")?.port();
         let (sender, lines) = sync_channel(1024);
@@ -80,6 +86,7 @@ impl Ranks {
             for (name, value) in [("RANK", rank), ("LOCAL_RANK", rank)] {
                 command.env(name, value.to_string());
             }
+            command.envs(gpus.map(|(name, value)| (*name, value)));
             for name in ["WORLD_SIZE", "LOCAL_WORLD_SIZE"] {
                 command.env(name, world_size.to_string());
             }
@@ -153,7 +160,7 @@ impl Drop for Ranks {
     }
 }
 
-fn kill_group(child: &Child, signal: i32) {
+pub fn kill_group(child: &Child, signal: i32) {
     // SAFETY: no memory is involved. The group is the child's own: the kernel gives its number to nobody else while
     // one process of it is left, and an empty group is an error that means that there is nothing to do.
     unsafe { libc::kill(-child.id().cast_signed(), signal) };

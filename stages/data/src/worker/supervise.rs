@@ -50,7 +50,8 @@ impl Launch<'_> {
         let job = ctx.scratch.join("job.json");
         fs::write(&job, serde_json::to_vec_pretty(self.job)?)
             .with_context(|| format!("cannot write {}", job.display()))?;
-        let (mut ranks, lines) = Ranks::start(self.program, &job, self.world_size, self.threads)?;
+        let (mut ranks, lines) =
+            Ranks::start(self.program, &job, self.world_size, self.threads, ctx.gpu_variable().as_ref())?;
         let mut failed: Option<Instant> = None;
         let mut kill_at: Option<Instant> = None;
         let mut interrupted = false;

@@ -74,6 +74,7 @@ fn run(node: &str, world_size: usize, cancel_on: Option<&str>) -> Run {
         before: None,
         remarks: &std::sync::Mutex::default(),
         threads: 2,
+        gpus: &[],
         sink: &sink,
         cancel: &cancel,
     };

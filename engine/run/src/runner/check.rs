@@ -1,0 +1,49 @@
+//! What a run can know before it begins: what the stages say, what the machine lacks, what is in the way.
+
+use flow_core::Diagnostic;
+
+use super::{Runner, Todo};
+use crate::{graph::NodeId, sched::State, summary::RunError};
+
+impl Runner<'_> {
+    /// Asks the stages that still have work what cannot work, once, before the first of them runs.
+    pub(super) fn check(&mut self) -> Result<(), RunError> {
+        self.checked = true;
+        let placed =
+            |id: &NodeId| matches!(self.works.get(id), Some(planned) if matches!(planned.task, Todo::Place(_)));
+        let open = |id: NodeId| self.selection.may_run[id] && self.sched.state(id) != State::Done && !placed(&id);
+        let (warnings, mut errors) = match self.env.project.check_only(&open, true) {
+            Ok(checked) => (checked.warnings, Vec::new()),
+            Err(errors) => (Vec::new(), errors),
+        };
+        let graph = self.env.project.graph();
+        for stage in graph.stages.iter().filter(|stage| stage.off.is_none() && stage.nodes.clone().any(open)) {
+            let wants = stage.common.resources;
+            let mut lacks = |what: &str, wanted: u64, there_is: u64, variables: &str| {
+                if wanted > there_is {
+                    let message = format!("stage `{}` takes {wanted} {what}, and there are {there_is}", stage.name);
+                    let error = Diagnostic::new(message).at(stage.span.clone());
+                    errors.push(error.hint(format!("change its `resources`, or set {variables} if there are more")));
+                }
+            };
+            let cpus = wants.cpus.unwrap_or(1);
+            lacks("cores", u64::from(cpus), u64::from(self.settings.cpus), "FLOW_CPUS");
+            let gpus = "FLOW_GPUS (and CUDA_VISIBLE_DEVICES, if it is set)";
+            lacks("GPUs", u64::from(wants.gpus), u64::from(self.settings.gpus), gpus);
+            lacks("bytes of memory", wants.memory, self.settings.memory, "FLOW_MEMORY");
+        }
+        errors.extend(std::mem::take(&mut self.refused));
+        for id in (0..graph.nodes.len()).filter(|&id| open(id) && !self.selection.may_overwrite[id]) {
+            let refused = self.env.placer.would_refuse(id).map_err(RunError::Cache)?;
+            errors.extend(self.env.placer.refusals(id, refused));
+        }
+        errors.dedup();
+        if !errors.is_empty() {
+            return Err(RunError::Pipeline(errors));
+        }
+        // From here on the run takes place, and has a record.
+        self.recorder.begin();
+        warnings.iter().for_each(|warning| self.warn(warning.to_string()));
+        Ok(())
+    }
+}

@@ -1,0 +1,133 @@
+//! Intermediates: a stage with `temp = true` has its files freed as soon as all that takes them is done.
+//!
+//! Its record stays, so that the keys of what was made from it can be made. In the next run it is *absent*: as good as
+//! done while everything that takes from it is in the cache, and made again as soon as something is not.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, anyhow};
+use flow_cache::Outcome;
+use flow_core::{How, Key};
+
+use super::Runner;
+use crate::{graph::NodeId, sched::State};
+
+/// Looking for what may be freed reads every record, so it may take this part of the time.
+const SHARE: u32 = 20;
+
+/// What is known of intermediates in a run.
+#[derive(Debug, Default)]
+pub(super) struct Temps {
+    /// What absent nodes gave, until they are made again.
+    absent: BTreeMap<NodeId, Outcome>,
+    /// Absent nodes that something needs after all.
+    needed: HashSet<NodeId>,
+    /// Nodes whose files can go.
+    done_with: BTreeSet<NodeId>,
+    /// When to look again.
+    next: Option<Instant>,
+}
+
+impl Runner<'_> {
+    /// What of this run takes the files of a node.
+    fn takers(&self, id: NodeId) -> impl Iterator<Item = NodeId> {
+        self.env.project.graph().takers(id).filter(|&taker| self.selection.wanted[taker])
+    }
+
+    /// Takes note of an open node whose files were freed; whether it can do without them for now.
+    pub(super) fn can_be_absent(&mut self, id: NodeId, outcome: &Outcome) -> bool {
+        let absent = !self.temps.needed.contains(&id) && self.takers(id).next().is_some();
+        if absent {
+            self.temps.absent.insert(id, outcome.clone());
+            self.decider.set(id, outcome.key, std::sync::Arc::clone(&outcome.tree));
+        }
+        absent
+    }
+
+    /// The absent nodes that an open node takes from.
+    pub(super) fn absent_inputs(&self, id: NodeId) -> Vec<NodeId> {
+        let graph = self.env.project.graph();
+        graph.nodes[id].dependencies.iter().copied().filter(|from| self.takes_absent(id, *from)).collect()
+    }
+
+    fn takes_absent(&self, id: NodeId, from: NodeId) -> bool {
+        self.temps.absent.contains_key(&from) && self.env.project.graph().takers(from).any(|taker| taker == id)
+    }
+
+    /// Has absent nodes made again; the open node that needs them waits until they are.
+    pub(super) fn make_again(&mut self, id: NodeId, absent: &[NodeId]) -> Result<()> {
+        for &from in absent {
+            if matches!(self.sched.state(from), State::Failed | State::Blocked) {
+                return Err(anyhow!("`{}` could not be made again", self.node(from)));
+            }
+            if self.temps.needed.insert(from) {
+                self.sched.reopen(from);
+            }
+        }
+        self.sched.follow(id, absent);
+        Ok(())
+    }
+
+    /// A node's result is there, with its files.
+    pub(super) fn is_present(&mut self, id: NodeId) {
+        self.temps.absent.remove(&id);
+    }
+
+    /// A node is done: what it alone still needed can go.
+    pub(super) fn let_go(&mut self, id: NodeId) {
+        let graph = self.env.project.graph();
+        for &from in &graph.nodes[id].dependencies {
+            if self.is_done_with(from) {
+                self.temps.done_with.insert(from);
+            }
+        }
+    }
+
+    /// All that takes from a temp node is done, and also from nodes with the same result.
+    fn is_done_with(&self, id: NodeId) -> bool {
+        let graph = self.env.project.graph();
+        let done = |id: NodeId| self.sched.state(id) == State::Done;
+        let spent = |id: NodeId| {
+            let mut takers = self.takers(id).peekable();
+            graph.stage_of(id).common.temp && !self.selection.named[id] && takers.peek().is_some() && takers.all(done)
+        };
+        if !done(id) || self.temps.absent.contains_key(&id) || !spent(id) {
+            return false;
+        }
+        let Some(key) = self.decider.result(id).map(|(key, ..)| *key) else { return false };
+        let mut same = (0..graph.nodes.len()).filter(|&id| self.decider.result(id).is_some_and(|(k, ..)| *k == key));
+        same.all(spent)
+    }
+
+    /// Frees what can go. `now`: even if it was just done.
+    pub(super) fn free(&mut self, now: bool) {
+        let began = Instant::now();
+        if self.temps.done_with.is_empty() || (!now && self.temps.next.is_some_and(|next| began < next)) {
+            return;
+        }
+        let keys = |id: &NodeId| self.decider.keys(*id);
+        let keys: HashSet<Key> = self.temps.done_with.iter().flat_map(keys).collect();
+        match self.env.cache.free(&keys) {
+            Ok(Some(_)) => self.temps.done_with.clear(),
+            // Other flows are busy; what cannot be freed now is freed by the next run.
+            Ok(None) => {}
+            Err(error) => {
+                self.temps.done_with.clear();
+                self.warn(format!("{:#}", error.context("intermediates cannot be freed")));
+            }
+        }
+        self.temps.next = Some(Instant::now() + began.elapsed().max(Duration::from_millis(1)) * SHARE);
+    }
+
+    /// Tells of the nodes that stayed absent.
+    pub(super) fn tell_absent(&mut self) {
+        for (id, outcome) in std::mem::take(&mut self.temps.absent) {
+            if self.sched.state(id) == State::Done {
+                self.have(id, &outcome, How::Cached, 0.0);
+            }
+        }
+    }
+}
