@@ -46,7 +46,7 @@ pub struct Eval {
     /// A Hugging Face directory.
     #[serde(skip_serializing)]
     model: Ref,
-    /// Documents: `.jsonl`, also `.gz` and `.zst`.
+    /// Documents: `.jsonl`, also `.gz`, `.zst`, `.bz2` and `.xz`.
     #[serde(skip_serializing)]
     data: Refs,
     /// Another Hugging Face directory, for the same tasks.
@@ -313,7 +313,7 @@ fn data_files(ctx: &Ctx<'_>) -> Result<Vec<PathBuf>> {
             |name: &str| [".jsonl", ".ndjson", ".json"].iter().any(|ending| strip_ending(name).ends_with(ending));
         let before = all.len();
         all.extend(files.into_iter().filter(|(name, _)| alone || is_text(name)).map(|(_, path)| path));
-        ensure!(all.len() > before, "{} holds no .jsonl, .jsonl.gz or .jsonl.zst", input.name);
+        ensure!(all.len() > before, "{} holds no .jsonl, plain or as .gz, .zst, .bz2 or .xz", input.name);
     }
     Ok(all)
 }

@@ -11,7 +11,7 @@ use flow_core::{Check, Ctx, Port, Refs, Stage, Unit};
 use flow_formats::compressed::{Compression, Decoder, strip_ending};
 use serde::{Deserialize, Serialize};
 
-/// `kind = "gunzip"`: one node a shard; every file of it, gzip (also of several members) or zstd, without its
+/// `kind = "gunzip"`: one node a shard; every file of it, gzip (also of several members), zstd, bzip2 or xz, without its
 /// compression and the ending that said so.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -23,7 +23,7 @@ pub struct Gunzip {
 impl Stage for Gunzip {
     const KIND: &'static str = "gunzip";
     const VERSION: u32 = 1;
-    const ABOUT: &'static str = "Decompresses gzip and zstd files";
+    const ABOUT: &'static str = "Decompresses gzip, zstd, bzip2 and xz files";
 
     fn ports(&self) -> Vec<Port> {
         vec![Port::each("input", &self.input)]
@@ -57,7 +57,7 @@ fn compressed(path: &Path) -> Result<Decoder> {
     let decoder = Decoder::open(path)?;
     ensure!(
         decoder.compression() != Compression::None,
-        "{} is neither gzip nor zstd: it needs no gunzip stage",
+        "{} is not gzip, zstd, bzip2 or xz: it needs no gunzip stage",
         path.display()
     );
     Ok(decoder)

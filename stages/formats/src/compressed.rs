@@ -1,7 +1,8 @@
-//! Reading a file that may be gzip or zstd, as a stream, with errors that say which file and where.
+//! Reading a file that may be gzip, zstd, bzip2 or xz, as a stream, with errors that say which file and where.
 //!
-//! What a file is, its first bytes say; a file that is *named* `.gz` or `.zst` and is not one (a page of HTML saved by
-//! mistake) is refused. gzip may have several members and zeros behind them, as `gzip` allows; zstd several frames.
+//! What a file is, its first bytes say; a file that is *named* `.gz`, `.zst`, … and is not one (a page of HTML saved by
+//! mistake) is refused. gzip may have several members and zeros behind them, as `gzip` allows; the others several
+//! frames or streams behind each other.
 
 use std::{
     fs::File,
@@ -25,11 +26,16 @@ pub enum Compression {
     Gzip,
     /// Zstandard.
     Zstd,
+    /// bzip2.
+    Bzip2,
+    /// xz.
+    Xz,
 }
 
 impl Compression {
     const GZIP: &'static [u8] = &[0x1f, 0x8b];
     const ZSTD: &'static [u8] = &[0x28, 0xb5, 0x2f, 0xfd];
+    const XZ: &'static [u8] = b"\xfd7zXZ\0";
 
     /// What the first bytes of a file say.
     fn of_magic(magic: &[u8]) -> Self {
@@ -37,6 +43,10 @@ impl Compression {
             Self::Gzip
         } else if magic.starts_with(Self::ZSTD) || is_skippable_frame(magic) {
             Self::Zstd
+        } else if magic.starts_with(Self::XZ) {
+            Self::Xz
+        } else if is_bzip2(magic) {
+            Self::Bzip2
         } else {
             Self::None
         }
@@ -48,6 +58,8 @@ impl Compression {
         match split_name(name).1 {
             "gz" | "gzip" | "bgz" => Self::Gzip,
             "zst" | "zstd" => Self::Zstd,
+            "bz2" | "bzip2" => Self::Bzip2,
+            "xz" => Self::Xz,
             _ => Self::None,
         }
     }
@@ -57,8 +69,17 @@ impl Compression {
             Self::None => "uncompressed",
             Self::Gzip => "gzip",
             Self::Zstd => "zstd",
+            Self::Bzip2 => "bzip2",
+            Self::Xz => "xz",
         }
     }
+}
+
+/// `BZh`, a digit, and π for a block or √π for the end of a stream without one: more than the letters of a text.
+fn is_bzip2(magic: &[u8]) -> bool {
+    magic.starts_with(b"BZh")
+        && magic.get(3).is_some_and(|level| (b'1'..=b'9').contains(level))
+        && [b"\x31\x41\x59\x26\x53\x59", b"\x17\x72\x45\x38\x50\x90"].iter().any(|mark| magic[4..].starts_with(*mark))
 }
 
 /// A zstd stream may begin with a frame that carries no data (pzstd, seekable archives).
@@ -93,6 +114,7 @@ pub struct Decoder {
     path: PathBuf,
     size: u64,
     position: Position,
+    kind: Compression,
     state: State,
 }
 
@@ -105,6 +127,8 @@ enum State {
     /// Behind a member.
     Between(Source),
     Frames(Box<zstd::stream::read::Decoder<'static, Source>>),
+    Streams(Box<bzip2::bufread::MultiBzDecoder<Source>>),
+    Xz(Box<liblzma::bufread::XzDecoder<Source>>),
     End,
 }
 
@@ -134,18 +158,16 @@ impl Decoder {
             Compression::Zstd => {
                 State::Frames(Box::new(zstd::stream::read::Decoder::with_buffer(source).with_context(cannot)?))
             }
+            Compression::Bzip2 => State::Streams(Box::new(bzip2::bufread::MultiBzDecoder::new(source))),
+            Compression::Xz => State::Xz(Box::new(liblzma::bufread::XzDecoder::new_multi_decoder(source))),
         };
-        Ok(Self { path: path.to_owned(), size, position, state })
+        Ok(Self { path: path.to_owned(), size, position, kind, state })
     }
 
     /// How the file is compressed.
     #[must_use]
     pub fn compression(&self) -> Compression {
-        match self.state {
-            State::Plain(_) => Compression::None,
-            State::Frames(_) => Compression::Zstd,
-            State::Member(..) | State::Between(_) | State::End => Compression::Gzip,
-        }
+        self.kind
     }
 
     /// The file's length, compressed as it is.
@@ -162,10 +184,10 @@ impl Decoder {
 
     fn error(&self, error: &io::Error, began: Option<u64>) -> io::Error {
         let (path, at) = (self.path.display(), self.position.get());
-        if let State::Plain(_) = self.state {
+        if self.kind == Compression::None {
             return io::Error::new(error.kind(), format!("{path}: at byte {at}: {error}"));
         }
-        let what = self.compression().name();
+        let what = self.kind.name();
         let began = began.map_or(String::new(), |began| format!(", in the member that begins at byte {began}"));
         let text = if error.kind() == io::ErrorKind::UnexpectedEof || at >= self.size && is_incomplete(error) {
             format!(
@@ -224,6 +246,8 @@ impl Read for Decoder {
             let (result, began) = match &mut self.state {
                 State::Plain(source) => (source.read(buffer), None),
                 State::Frames(frames) => (frames.read(buffer), None),
+                State::Streams(streams) => (streams.read(buffer), None),
+                State::Xz(streams) => (streams.read(buffer), None),
                 State::End => return Ok(0),
                 State::Member(began, member) => (member.read(buffer), Some(*began)),
                 State::Between(_) => (Ok(0), None),
@@ -234,10 +258,7 @@ impl Read for Decoder {
                 Ok(0) => match std::mem::replace(&mut self.state, State::End) {
                     State::Member(_, member) => self.state = State::Between(member.into_inner()),
                     State::Between(source) => self.state = self.between(source)?,
-                    ended => {
-                        self.state = ended;
-                        return Ok(0);
-                    }
+                    _ => return Ok(0),
                 },
                 Ok(n) => return Ok(n),
             }
@@ -348,6 +369,44 @@ mod tests {
             assert!(error("a.zst", &good[..cut]).contains("truncated zstd"), "{cut}: {}", error("a.zst", &good[..cut]));
         }
         assert!(error("a.zst", &[good.as_slice(), b"garbage!"].concat()).contains("corrupt zstd"));
+    }
+
+    #[test]
+    fn bzip2_and_xz_are_streams_behind_each_other() {
+        fn packed(name: &str, text: &[u8]) -> Vec<u8> {
+            if name == "xz" {
+                let mut encoder = liblzma::write::XzEncoder::new(Vec::new(), 1);
+                encoder.write_all(text).unwrap();
+                encoder.finish().unwrap()
+            } else {
+                let mut encoder = bzip2::write::BzEncoder::new(Vec::new(), bzip2::Compression::fast());
+                encoder.write_all(text).unwrap();
+                encoder.finish().unwrap()
+            }
+        }
+        let big = noise(1_200_000);
+        for (ending, name) in [("bz2", "bzip2"), ("xz", "xz")] {
+            let file = format!("a.jsonl.{ending}");
+            let (one, two) = (packed(name, b"one\n"), packed(name, &big));
+            let both = [one.as_slice(), &two].concat();
+            assert!(read(&file, &both).unwrap() == [b"one\n", big.as_slice()].concat());
+            assert!(read("no-ending", &both).unwrap().len() == big.len() + 4);
+            assert_eq!(read(&file, &packed(name, b"")).unwrap(), b"");
+            assert_eq!(strip_ending(&file), "a.jsonl");
+            for cut in [one.len() + 20, both.len() / 2, both.len() - 3] {
+                let text = error(&file, &both[..cut]);
+                assert!(text.contains(&format!("truncated {name}: the file ends at byte {cut}")), "{text}");
+            }
+            let text = error(&file, &[both.as_slice(), b"garbage behind it"].concat());
+            let place = text.split_once(&format!("corrupt {name} at or before byte ")).map(|(_, place)| place);
+            let at: usize = place.and_then(|place| place.split(' ').next()?.parse().ok()).expect(&text);
+            assert!((both.len()..=both.len() + 17).contains(&at), "{text}");
+            let mut flipped = both.clone();
+            flipped[both.len() / 2] ^= 0x10;
+            assert!(error(&file, &flipped).contains(&format!("corrupt {name}")), "checksum");
+            assert!(error(&file, b"<html>").contains(&format!("the name says {name}")));
+        }
+        assert_eq!(read("plain", b"BZh9 is no archive").unwrap(), b"BZh9 is no archive");
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub use tokenizer::Tokenizer;
 /// The most bytes of a file that are encoded twice, to see that the faster encoder gives the reference's ids.
 const COMPARED: usize = 64 << 10;
 
-/// `kind = "tokenize"`: one node a shard. `NAME.jsonl`, also `.gz` and `.zst` → `NAME_KEY_document.bin/.idx` for each
+/// `kind = "tokenize"`: one node a shard. `NAME.jsonl`, also `.gz`, `.zst`, `.bz2` and `.xz` → `NAME_KEY_document.bin/.idx` for each
 /// key, and `stats.json`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -160,7 +160,7 @@ impl Stage for Tokenize {
         let mut encoder = self.encoder(&tokenizer, ctx.cancel)?;
         let files: Vec<_> =
             input.files().into_iter().filter(|(name, _)| is_jsonl(name, input.tree.entries().len())).collect();
-        ensure!(!files.is_empty(), "{} holds no .jsonl, .jsonl.gz or .jsonl.zst", input.name);
+        ensure!(!files.is_empty(), "{} holds no .jsonl, plain or as .gz, .zst, .bz2 or .xz", input.name);
         if encoder.fast && !pipeline::encoders_agree(&encoder, &files[0].1, COMPARED)? {
             encoder.fast = false;
             let text = "the fast encoder differs from the reference on this text: going on with the reference alone";
