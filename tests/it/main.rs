@@ -6,6 +6,7 @@ mod crash;
 mod data;
 mod errors;
 mod history;
+mod language;
 mod load;
 mod main_job;
 mod minimal;

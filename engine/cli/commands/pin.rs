@@ -34,7 +34,7 @@ pub fn pin(file: &Path, stage: Option<&str>, profile: Option<&str>) -> Done {
     let (project, _, cache) = load_and_open(&pipeline)?;
     let wanted = match stage {
         Some(stage) => project.graph().select(stage)?,
-        None => 0..project.graph().nodes.len(),
+        None => (0..project.graph().nodes.len()).collect(),
     };
     let plan = flow_engine::plan(&project, &cache, &RunOptions::default())?;
     let (mut pinned, mut without) = (0, Vec::new());

@@ -9,6 +9,7 @@ mod digest;
 mod event;
 mod key;
 mod pin;
+mod read;
 mod stage;
 mod tree;
 mod value;
@@ -19,6 +20,9 @@ pub use digest::Digest;
 pub use event::{Event, How, Level, Record, Sink, Unit};
 pub use key::{KEY_FORMAT, Key, KeyParts, canonical_json};
 pub use pin::{Pin, Pinned, Remarks, Unchanged};
-pub use stage::{Cancel, Cancelled, Check, Ctx, DynStage, Facts, Input, Kind, Known, Mode, Port, Ref, Refs, Stage};
+pub use read::{Read, from_value, read};
+pub use stage::{
+    Cancel, Cancelled, Check, Ctx, DynStage, Facts, Input, Kind, Known, Mode, Parsed, Port, Ref, Refs, Stage,
+};
 pub use tree::{Entry, Tree, is_safe_name};
-pub use value::{Table, Value, ValueKind, from_value};
+pub use value::{Table, Value, ValueKind};

@@ -14,8 +14,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwn
 use serde_json::Value as Json;
 
 use crate::{
-    Diagnostic, Event, Level, Pin, Pinned, Remarks, Sink, Span, Tree, Unit, Value, from_value,
-    value::{REF_TOKEN, take_ref_span},
+    Diagnostic, Event, Level, Pin, Pinned, Remarks, Sink, Span, Tree, Unit, Value,
+    read::{REF_TOKEN, read, take_ref_span},
 };
 
 /// A stage kind: the struct *is* its parameters.
@@ -35,13 +35,14 @@ pub trait Stage: Serialize + DeserializeOwned + fmt::Debug + Send + Sync + 'stat
 
     /// One stage of the file as several nodes (`fetch`: one a URL). Most are one node.
     ///
-    /// # Errors
-    /// The parameters do not expand.
-    fn expand(self) -> Result<Vec<Self>, Diagnostic>
+    /// What is wrong with the parameters in themselves goes to `errors`, all of it; what is left is then only used to
+    /// find more that is wrong.
+    fn expand(self, errors: &mut Vec<Diagnostic>) -> Vec<Self>
     where
         Self: Sized,
     {
-        Ok(vec![self])
+        let _ = errors;
+        vec![self]
     }
 
     /// The inputs.
@@ -96,6 +97,8 @@ pub enum Mode {
     All,
     /// One node for each input: shards.
     Each,
+    /// One node, and only one thing may enter.
+    One,
 }
 
 impl Port {
@@ -103,6 +106,12 @@ impl Port {
     #[must_use]
     pub fn all(name: impl Into<String>, refs: &[Ref]) -> Self {
         Self { name: name.into(), refs: refs.to_vec(), mode: Mode::All, endings: &[], only: &[] }
+    }
+
+    /// A port that takes exactly one thing: a stage that is several nodes is refused.
+    #[must_use]
+    pub fn one(name: impl Into<String>, reference: &Ref) -> Self {
+        Self { mode: Mode::One, ..Self::all(name, std::slice::from_ref(reference)) }
     }
 
     /// A port that makes one node of each input.
@@ -463,8 +472,16 @@ impl<S: Stage> DynStage for S {
     }
 }
 
-/// Reads the parameters of a stage of some kind, as the nodes that it stands for.
-type Parse = fn(&Value) -> Result<Vec<Arc<dyn DynStage>>, Diagnostic>;
+/// What a stage kind made of a stage's table.
+#[derive(Debug, Default)]
+pub struct Parsed {
+    /// The nodes that it stands for. If not [`Parsed::sound`], some of what they hold is made up.
+    pub nodes: Vec<Arc<dyn DynStage>>,
+    /// All that is wrong with it.
+    pub errors: Vec<Diagnostic>,
+    /// Whether the nodes are what the user wrote.
+    pub sound: bool,
+}
 
 /// A line of the registry.
 #[derive(Clone, Copy)]
@@ -478,7 +495,7 @@ pub struct Kind {
     /// [`Stage::RESUMABLE`]
     pub resumable: bool,
     /// Reads a stage's table (without the keys that every stage has) and expands it.
-    pub parse: Parse,
+    pub parse: fn(&Value) -> Parsed,
 }
 
 impl Kind {
@@ -491,11 +508,22 @@ impl Kind {
             about: S::ABOUT,
             resumable: S::RESUMABLE,
             parse: |value| {
-                Ok(from_value::<S>(value)?
-                    .expand()?
-                    .into_iter()
-                    .map(|stage| Arc::new(stage) as Arc<dyn DynStage>)
-                    .collect())
+                let mut read = read::<S>(value);
+                let Some(stage) = read.value.take() else {
+                    return Parsed { errors: read.errors, ..Parsed::default() };
+                };
+                let sound = read.errors.is_empty() && read.made_up.is_empty();
+                let mut errors = Vec::new();
+                let nodes = stage.expand(&mut errors);
+                // What is wrong with what was made up is not the user's.
+                errors.retain(|error| {
+                    let key = error.field.as_deref().and_then(|field| field.split('.').next());
+                    key.is_none_or(|key| !read.made_up.iter().any(|made_up| made_up == key))
+                });
+                let sound = sound && errors.is_empty();
+                read.errors.extend(errors);
+                let nodes = nodes.into_iter().map(|stage| Arc::new(stage) as Arc<dyn DynStage>).collect();
+                Parsed { nodes, errors: read.errors, sound }
             },
         }
     }

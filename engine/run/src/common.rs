@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use flow_core::{Diagnostic, Ref, Span, Table, Value, ValueKind, from_value};
+use flow_core::{Diagnostic, Ref, Span, Table, Value, ValueKind, read};
 use serde::{
     Deserialize, Deserializer,
     de::{self, Visitor},
 };
+
+use crate::when;
 
 /// The keys that belong to the engine and not to the stage's kind.
 pub const COMMON_KEYS: [&str; 9] =
@@ -31,7 +33,8 @@ pub struct Common {
     /// Stages that must be done before, without taking anything from them.
     #[serde(default)]
     pub needs: Vec<Ref>,
-    /// `false`: the stage is not part of this run.
+    /// `false`, or a text that does not hold (`"${steps} > 0"`): the stage is not part of this run, nor is any that has a
+    /// port at which only such stages enter.
     #[serde(default = "yes", deserialize_with = "truth")]
     pub when: bool,
     /// Where the result is also put, as plain files of the user's: a directory, relative to the project's folder.
@@ -76,31 +79,35 @@ pub struct Resources {
 #[derive(Debug)]
 pub struct Parts {
     /// The kind's name and its place.
-    pub kind: (String, Option<Span>),
+    pub kind: Option<(String, Option<Span>)>,
     /// The keys that every stage has.
     pub common: Common,
     /// The rest: the kind's own parameters, with the place of the whole stage.
     pub own: Value,
 }
 
-/// Takes a stage's table apart.
-///
-/// # Errors
-/// It is not a table, names no kind, or one of the common keys has a value that does not fit.
-pub fn split(name: &str, stage: Value) -> Result<Parts, Vec<Diagnostic>> {
-    let span = stage.span.clone();
-    let ValueKind::Table(table) = stage.kind else {
-        return Err(vec![Diagnostic::new(format!("stage `{name}` is not a table")).at(span)]);
+/// Takes a stage's table apart; nothing if it is no table. What is wrong goes to `errors`: that it names no kind, or one
+/// of the common keys has a value that does not fit.
+pub fn split(name: &str, stage: Value, errors: &mut Vec<Diagnostic>) -> Option<Parts> {
+    let span = stage.span;
+    let table = match stage.kind {
+        ValueKind::Table(table) => table,
+        ValueKind::Wrong => return None,
+        _ => {
+            let error = Diagnostic::new(format!("stage `{name}` is not a table")).at(span);
+            errors.push(error.hint(format!("a stage is a table: [stage.{name}]")));
+            return None;
+        }
     };
     let (common, own): (Vec<_>, Vec<_>) =
         table.entries.into_iter().partition(|entry| COMMON_KEYS.contains(&entry.0.as_str()));
     let mut common = Table { entries: common };
-    let mut errors = Vec::new();
     let kind = match common.remove("kind") {
         Some(Value { kind: ValueKind::String(kind), span }) => Some((kind, span)),
+        Some(Value { kind: ValueKind::Wrong, .. }) => None,
         Some(other) => {
             errors.push(
-                Diagnostic::new(format!("`kind` is a string with the name of a stage kind, not {}", other.type_name()))
+                Diagnostic::new(format!("`kind` is the name of a stage kind, not {}", other.type_name()))
                     .at(other.span),
             );
             None
@@ -114,18 +121,11 @@ pub fn split(name: &str, stage: Value) -> Result<Parts, Vec<Diagnostic>> {
     let common = if common.entries.is_empty() {
         Common::default()
     } else {
-        let value = Value { kind: ValueKind::Table(common), span: span.clone() };
-        from_value(&value).unwrap_or_else(|error| {
-            errors.push(error);
-            Common::default()
-        })
+        let read = read::<Common>(&Value { kind: ValueKind::Table(common), span: span.clone() });
+        errors.extend(read.errors);
+        read.value.unwrap_or_default()
     };
-    match kind {
-        Some(kind) if errors.is_empty() => {
-            Ok(Parts { kind, common, own: Value { kind: ValueKind::Table(Table { entries: own }), span } })
-        }
-        _ => Err(errors),
-    }
+    Some(Parts { kind, common, own: Value { kind: ValueKind::Table(Table { entries: own }), span } })
 }
 
 fn yes() -> bool {
@@ -184,19 +184,19 @@ pub(crate) fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D
     deserializer.deserialize_any(Quantity { expecting, parse: bytes_of })
 }
 
-/// `true`, `false`, or the same as text (which `${param}` inside a longer text gives).
+/// `true`, `false`, or a text that [`when::holds`] or not.
 fn truth<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     struct Truth;
     impl Visitor<'_> for Truth {
         type Value = bool;
         fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("true or false")
+            f.write_str("true or false, or a comparison such as \"${n} > 0\"")
         }
         fn visit_bool<E>(self, truth: bool) -> Result<bool, E> {
             Ok(truth)
         }
         fn visit_str<E: de::Error>(self, text: &str) -> Result<bool, E> {
-            text.parse().map_err(|_| E::invalid_value(de::Unexpected::Str(text), &self))
+            when::holds(text).map_err(E::custom)
         }
     }
     deserializer.deserialize_any(Truth)
@@ -208,7 +208,10 @@ mod tests {
     use std::path::Path;
 
     fn parts(text: &str) -> Result<Parts, Vec<Diagnostic>> {
-        split("s", crate::syntax::parse(Path::new("p.toml"), text.into()).unwrap())
+        let mut errors = Vec::new();
+        let root = crate::syntax::parse(Path::new("p.toml"), text.into(), &mut errors).unwrap();
+        let parts = split("s", root, &mut errors);
+        if errors.is_empty() { Ok(parts.unwrap()) } else { Err(errors) }
     }
 
     #[test]
@@ -218,7 +221,7 @@ mod tests {
              resources = { cpus = 4, gpus = 1, memory = '1.5GiB' }\nexport = 'out'\ny = 2",
         )
         .unwrap();
-        assert_eq!(parts.kind.0, "k");
+        assert_eq!(parts.kind.unwrap().0, "k");
         let common = parts.common;
         assert_eq!((common.retries, common.timeout), (2, Some(Duration::from_secs(5400))));
         assert!(!common.cache && !common.when);

@@ -157,8 +157,7 @@ impl<'a> Decider<'a> {
                     paths.insert(source, (Arc::new(tree), digest));
                 }
                 Err(error) => {
-                    let stage = graph.stage_of(id);
-                    let place = stage.value.nearest(port).span.clone();
+                    let place = graph.variant(id).value.nearest(port).span.clone();
                     let error = error.chain().skip(1).fold(Diagnostic::new(error.to_string()), |diagnostic, cause| {
                         diagnostic.cause(cause.to_string())
                     });
@@ -190,12 +189,14 @@ impl<'a> Decider<'a> {
         }
         let key = parts.key();
         let unpinned = pin_url.is_some() && pinned.is_none();
-        let reason =
-            match (self.selection.forced[id] || (unpinned && self.selection.update_pins[id]), stage.common.cache) {
-                (true, _) => Reason::Forced,
-                (_, false) => Reason::NotCached,
-                _ => Reason::NoResult,
-            };
+        let reason = match (
+            self.selection.forced[id] || (unpinned && self.selection.update_pins[id]),
+            self.project.graph().common(id).cache,
+        ) {
+            (true, _) => Reason::Forced,
+            (_, false) => Reason::NotCached,
+            _ => Reason::NoResult,
+        };
         let found = if reason == Reason::NoResult { self.cache.lookup(&key)? } else { None };
         let before = match known.filter(|_| pinned.is_none() && !self.selection.forced[id]) {
             Some(known) => {
@@ -208,10 +209,12 @@ impl<'a> Decider<'a> {
         let work = || Box::new(Work { key, parts, pinned: pinned.cloned(), before, pin_url, reason });
         Ok(match found {
             Some(outcome) => Decision::Hit(outcome, unpinned.then(work)),
-            None if reason == Reason::NoResult && stage.common.temp => match self.cache.freed(&key)? {
-                Some(outcome) => Decision::Freed(outcome, Box::new(Work { reason: Reason::Freed, ..*work() })),
-                None => Decision::Run(work()),
-            },
+            None if reason == Reason::NoResult && self.project.graph().common(id).temp => {
+                match self.cache.freed(&key)? {
+                    Some(outcome) => Decision::Freed(outcome, Box::new(Work { reason: Reason::Freed, ..*work() })),
+                    None => Decision::Run(work()),
+                }
+            }
             None => Decision::Run(work()),
         })
     }

@@ -6,7 +6,7 @@ use std::{collections::HashMap, fmt, ops::Range, path::PathBuf, sync::Arc};
 
 use flow_core::{Diagnostic, DynStage, Kind, Span, Value, did_you_mean};
 
-use crate::common::Common;
+use crate::{common::Common, matrix};
 
 /// The index of a node in [`Graph::nodes`].
 pub type NodeId = usize;
@@ -31,25 +31,36 @@ pub struct StageInfo {
     pub name: String,
     /// Its kind.
     pub kind: &'static Kind,
-    /// The keys that every stage has.
-    pub common: Common,
+    /// What its table says: for each combination of its matrix, or once.
+    pub variants: Vec<Variant>,
     /// Its nodes.
     pub nodes: Range<NodeId>,
     /// Why it is not part of this run, if it is not.
     pub off: Option<String>,
-    /// The kind's own parameters, as the file gives them.
-    pub value: Value,
     /// Where its name stands.
     pub span: Option<Span>,
+}
+
+/// What the table of a stage says, for one combination of its matrix.
+#[derive(Debug, Default)]
+pub struct Variant {
+    /// `lr=0.001,seed=1`; empty if the stage has no matrix.
+    pub label: String,
+    /// The keys that every stage has.
+    pub common: Common,
+    /// The kind's own parameters, as the file gives them.
+    pub value: Value,
 }
 
 /// One execution: a stage, or one shard of it.
 #[derive(Debug)]
 pub struct Node {
-    /// `tokens[2]`, or `train` when the stage has one node.
+    /// `tokens[2]`, `train[lr=0.001]` in a matrix, or `train` when the stage has one node.
     pub name: String,
     /// Its stage.
     pub stage: StageId,
+    /// Which of the stage's variants it is of.
+    pub variant: usize,
     /// What runs.
     pub action: Arc<dyn DynStage>,
     /// What enters, by port.
@@ -127,28 +138,49 @@ impl Graph {
         &self.stages[self.nodes[node].stage]
     }
 
-    /// `tokens`: the stage's nodes; `tokens[2]`: that one.
+    /// The keys that every stage has, as they are for a node.
+    #[must_use]
+    pub fn common(&self, node: NodeId) -> &Common {
+        &self.variant(node).common
+    }
+
+    /// The table of a node's stage, as it is for the node.
+    #[must_use]
+    pub fn variant(&self, node: NodeId) -> &Variant {
+        let node = &self.nodes[node];
+        &self.stages[node.stage].variants[node.variant]
+    }
+
+    /// `tokens`: the stage's nodes; `tokens[2]`: that one; `train[lr=1e-3]`: all that have this in their names.
     ///
     /// # Errors
     /// There is none of this name; the hint says what was probably meant.
-    pub fn select(&self, name: &str) -> Result<Range<NodeId>, Diagnostic> {
+    pub fn select(&self, name: &str) -> Result<Vec<NodeId>, Diagnostic> {
         if let Some(stage) = self.stage(name) {
-            return Ok(self.stages[stage].nodes.clone());
+            return Ok(self.stages[stage].nodes.clone().collect());
         }
-        if let Some((stage, index)) = split_index(name)
+        if let Some((stage, inside)) = bracket(name)
             && let Some(stage) = self.stage(stage)
         {
-            let nodes = &self.stages[stage].nodes;
-            if index < nodes.len() {
-                return Ok(nodes.start + index..nodes.start + index + 1);
+            let stage = &self.stages[stage];
+            let nodes = among(&self.nodes, stage.nodes.clone(), inside);
+            if !nodes.is_empty() {
+                return Ok(nodes);
             }
             let error = Diagnostic::new(format!("there is no `{name}`"));
-            return Err(error.hint(format!("stage `{}` has {} nodes", self.stages[stage].name, nodes.len())));
+            return Err(error.hint(listed(&stage.name, &self.nodes[stage.nodes.clone()])));
         }
-        let error = Diagnostic::new(format!("there is no stage `{name}`"));
-        Err(match did_you_mean(name, self.stages.iter().map(|stage| stage.name.as_str())) {
+        let stage = bracket(name).map_or(name, |(stage, _)| stage);
+        let error = Diagnostic::new(format!("there is no stage `{stage}`"));
+        let names = || self.stages.iter().map(|stage| stage.name.as_str());
+        Err(match did_you_mean(stage, names()) {
             Some(near) => error.hint(format!("did you mean `{near}`?")),
-            None => error,
+            None if self.stages.is_empty() => error.hint("the pipeline has no stages"),
+            None => {
+                let shown: Vec<&str> = names().take(MOST_LISTED).collect();
+                let more = if shown.len() < self.stages.len() { ", …" } else { "" };
+                error.hint(format!("the stages: {}{more}", shown.join(", ")))
+            }
         })
     }
 
@@ -180,10 +212,42 @@ impl Graph {
     }
 }
 
-/// `tokens[2]` → `tokens`, 2.
-pub(crate) fn split_index(name: &str) -> Option<(&str, usize)> {
-    let (stage, index) = name.strip_suffix(']')?.rsplit_once('[')?;
-    Some((stage, index.parse().ok()?))
+/// `tokens[2]` → `tokens`, `2`.
+pub(crate) fn bracket(name: &str) -> Option<(&str, &str)> {
+    name.strip_suffix(']')?.split_once('[')
+}
+
+/// The nodes of a stage that the text in brackets means: a number is one of them by its place, `lr=1e-3,seed=2` are those
+/// that have all of this in their names.
+pub(crate) fn among(nodes: &[Node], range: Range<NodeId>, inside: &str) -> Vec<NodeId> {
+    if let Ok(index) = inside.trim().parse::<usize>() {
+        return range.clone().nth(index).into_iter().collect();
+    }
+    let named = |&id: &NodeId| bracket(&nodes[id].name).is_some_and(|(_, have)| chooses(inside, have));
+    range.filter(named).collect()
+}
+
+/// Whether all words of a selection are among those of a name.
+pub(crate) fn chooses(inside: &str, have: &str) -> bool {
+    inside.split(',').all(|asked| have.split(',').any(|have| matrix::means(asked, have)))
+}
+
+/// More names are not listed.
+const MOST_LISTED: usize = 20;
+
+/// What nodes a stage has, for a person who named another.
+pub(crate) fn listed(stage: &str, nodes: &[Node]) -> String {
+    match nodes {
+        [] | [_] => format!("stage `{stage}` has one node: name it `{stage}`"),
+        [first, .., last] if bracket(&first.name).is_some_and(|(_, inside)| inside.parse::<usize>().is_ok()) => {
+            format!("stage `{stage}` has {} nodes: `{}` to `{}`", nodes.len(), first.name, last.name)
+        }
+        _ => {
+            let shown: Vec<String> = nodes.iter().take(MOST_LISTED).map(|node| format!("`{}`", node.name)).collect();
+            let more = if shown.len() < nodes.len() { ", …" } else { "" };
+            format!("stage `{stage}` has: {}{more}", shown.join(", "))
+        }
+    }
 }
 
 impl fmt::Display for Source {

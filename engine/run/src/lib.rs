@@ -1,23 +1,29 @@
 //! flow-engine: a pipeline file becomes a graph, the graph is walked, what is not in the cache is run.
 //!
-//! [`Project`] is a loaded file: `syntax` (TOML with places) → `load` (includes, profile, `--set`) with `params` →
-//! `link` (with `common`, `order`) → [`Graph`]. Then [`run`], [`plan`], [`why`] and [`outputs`] are asked of it; all
-//! of them decide about a node in `decide`, so that they agree; `unchanged` tells a run in which nothing changed without loading. A run is `runner` (the loop) over `sched` (pure) with
+//! [`Project`] is a loaded file: `syntax` (TOML with places) → `load` (with `include`, `assign`, `params`, `matrix`) →
+//! `link` (with `common`, `when`, `find`, `order`, `expand`) → [`Graph`]. Then [`run`], [`plan`], [`why`] and
+//! [`outputs`] are asked of it; all of them decide about a node in `decide`, so that they agree; `unchanged` tells a run
+//! in which nothing changed without loading. A run is `runner` (the loop) over `sched` (pure) with
 //! `exec` (a node's life) and `place` (files outside of the cache); what it leaves is `record`, read by [`History`].
 //!
 //! No stage kind is named here (the registry is handed in), and nothing is drawn.
 
 mod aside;
+mod assign;
 mod common;
 mod decide;
 mod exec;
+mod expand;
+mod find;
 mod graph;
 mod history;
+mod include;
 mod ledger;
 mod link;
 mod load;
 mod lockfile;
 mod looks;
+mod matrix;
 mod order;
 mod outside;
 mod params;
@@ -32,10 +38,11 @@ mod settings;
 mod summary;
 mod syntax;
 mod unchanged;
+mod when;
 mod why;
 
 pub use common::{Common, Resources};
-pub use graph::{Graph, Node, NodeId, PortInputs, Source, StageId, StageInfo};
+pub use graph::{Graph, Node, NodeId, PortInputs, Source, StageId, StageInfo, Variant};
 pub use history::{History, NodeRecord, RunInfo};
 pub use load::{LoadOptions, Outline, outline};
 pub use lockfile::{LOCK_FILE, LockFile};

@@ -17,8 +17,9 @@ use crate::graph::StageId;
 /// (from, to) → where `to` says that it needs `from`.
 pub type Edges = HashMap<(StageId, StageId), Option<Span>>;
 
-/// The stages, each after what it needs, in the file's order otherwise. Names every circle.
-pub fn order(names: &[String], edges: &Edges, errors: &mut Vec<Diagnostic>) -> Vec<StageId> {
+/// The stages, each after what it needs, in the file's order otherwise. Names every circle; its stages are not sound, and
+/// its edges are taken out.
+pub fn order(names: &[String], edges: &mut Edges, errors: &mut Vec<Diagnostic>, sound: &mut [bool]) -> Vec<StageId> {
     let mut graph: DiGraph<(), ()> = DiGraph::with_capacity(names.len(), edges.len());
     let ids: Vec<_> = names.iter().map(|_| graph.add_node(())).collect();
     let mut sorted: Vec<_> = edges.keys().copied().collect();
@@ -26,6 +27,7 @@ pub fn order(names: &[String], edges: &Edges, errors: &mut Vec<Diagnostic>) -> V
     for (from, to) in sorted {
         graph.add_edge(ids[from], ids[to], ());
     }
+    let mut circles = false;
     for group in tarjan_scc(&graph) {
         let mut group: Vec<StageId> = group.into_iter().map(NodeIndex::index).collect();
         group.sort_unstable();
@@ -38,8 +40,20 @@ pub fn order(names: &[String], edges: &Edges, errors: &mut Vec<Diagnostic>) -> V
         let mut text: Vec<&str> = circle.iter().map(|&stage| names[stage].as_str()).collect();
         text.push(&names[first]);
         let message = format!("stages need each other in a circle: {}", text.join(" → "));
-        let error = Diagnostic::new(message).at(edges.get(&(last, first)).cloned().flatten());
-        errors.push(error.cause("an arrow leads from a stage to one that takes its result"));
+        let mut error = Diagnostic::new(message).at(edges.get(&(last, first)).cloned().flatten());
+        for (i, &to) in circle.iter().enumerate() {
+            let from = circle[(i + circle.len() - 1) % circle.len()];
+            let line = edges.get(&(from, to)).and_then(Option::as_ref).map(|span| span.line_column().0);
+            let at = line.map_or_else(String::new, |line| format!(", in line {line}"));
+            error = error.cause(format!("`{}` needs `{}`{at}", names[to], names[from]));
+        }
+        errors.push(error.hint("take one of these out"));
+        group.iter().for_each(|&stage| sound[stage] = false);
+        edges.retain(|(from, to), _| !(group.contains(from) && group.contains(to)));
+        circles = true;
+    }
+    if circles {
+        return order(names, edges, errors, sound);
     }
 
     let mut waiting: Vec<usize> =

@@ -8,12 +8,12 @@ use std::{
 
 use flow_core::{Diagnostic, Span, is_safe_name};
 
-use crate::{ledger::FLOW_DIR, lockfile::LOCK_FILE, settings::SETTINGS_FILE};
+use crate::{graph::bracket, ledger::FLOW_DIR, lockfile::LOCK_FILE, settings::SETTINGS_FILE};
 
 /// What a stage names as a place of its result.
 pub struct Named<'a> {
     /// The stage.
-    pub stage: &'a str,
+    pub stage: String,
     /// What it wrote.
     pub text: &'a str,
     /// Where.
@@ -59,7 +59,14 @@ fn both(one: &Named<'_>, other: &Named<'_>, is: &str) -> Diagnostic {
     } else {
         format!("`{}` of `{}` {is} `{}`, {} of `{}`", one.text, one.stage, other.text, what(other), other.stage)
     };
-    let hint = if one.stage == other.stage { "name each place once" } else { "give each stage its own files" };
+    let of = |named: &Named<'_>| bracket(&named.stage).map(|(stage, _)| stage.to_owned());
+    let hint = if one.stage == other.stage {
+        "name each place once"
+    } else if of(one).is_some() && of(one) == of(other) {
+        "put the combination into the name: `${matrix}`"
+    } else {
+        "give each stage its own files"
+    };
     Diagnostic::new(message).at(one.span.clone()).hint(hint)
 }
 

@@ -4,6 +4,11 @@ use std::collections::HashMap;
 
 use flow_core::{Diagnostic, Span, Table, Value, ValueKind, did_you_mean};
 
+use crate::matrix::{self, Combination};
+
+/// `${matrix.lr}` is a value of the stage's own matrix: no parameter has this name.
+const MATRIX: &str = "matrix";
+
 /// The parameters with nothing left to resolve in them.
 #[derive(Debug, Default)]
 pub struct Params {
@@ -20,6 +25,10 @@ enum Piece<'a> {
 impl Params {
     /// Resolves parameters that refer to each other.
     pub fn resolve(table: Table, errors: &mut Vec<Diagnostic>) -> Self {
+        if let Some((_, span, _)) = table.entries.iter().find(|entry| entry.0 == MATRIX) {
+            let error = Diagnostic::new("a parameter cannot be called `matrix`").at(span.clone());
+            errors.push(error.hint("`${matrix.…}` is a value of a stage's own matrix"));
+        }
         let index = table.entries.iter().enumerate().map(|(i, entry)| (entry.0.clone(), i)).collect();
         let values: Vec<_> = table.entries.into_iter().map(|(name, _, value)| (name, value)).collect();
         let mut resolver = Resolver { done: vec![None; values.len()], stack: Vec::new(), raw: &values, index: &index };
@@ -33,10 +42,40 @@ impl Params {
 
     /// Replaces every `${param}` in `value`.
     pub fn fill(&self, value: &mut Value, errors: &mut Vec<Diagnostic>) {
+        self.fill_from(value, errors, &mut |path, span, errors| {
+            errors.push(matrix::unknown(path, None).at(span.cloned()));
+            None
+        });
+    }
+
+    /// As [`Params::fill`], and every `${matrix.name}`; `${matrix}` is all of it: `lr=0.001,seed=1`.
+    pub fn fill_with(&self, value: &mut Value, combination: &Combination, errors: &mut Vec<Diagnostic>) {
+        self.fill_from(value, errors, &mut |path, span, errors| {
+            let (name, rest) = split_path(path);
+            if name.is_empty() {
+                return Some(Value::new(ValueKind::String(combination.label.clone())));
+            }
+            match combination.values.get(name) {
+                Some(value) => member(value, name, rest, span, errors),
+                None => {
+                    errors.push(matrix::unknown(name, Some(combination)).at(span.cloned()));
+                    None
+                }
+            }
+        });
+    }
+
+    /// As [`Params::fill`], where the matrix is wrong: what comes from it is so too, and that was said.
+    pub fn fill_all_but_matrix(&self, value: &mut Value, errors: &mut Vec<Diagnostic>) {
+        self.fill_from(value, errors, &mut |_, _, _| None);
+    }
+
+    fn fill_from(&self, value: &mut Value, errors: &mut Vec<Diagnostic>, of_matrix: &mut LookUp<'_>) {
         let names = || self.values.iter().map(|entry| entry.0.as_str());
         fill(value, errors, &mut |path, span, errors| {
             let (name, rest) = split_path(path);
             match self.index.get(name) {
+                _ if name == MATRIX => of_matrix(rest.unwrap_or_default(), span, errors),
                 Some(&at) => member(&self.values[at].1, name, rest, span, errors),
                 None => unknown(name, names(), span, errors),
             }
@@ -65,9 +104,9 @@ impl Resolver<'_> {
             names.push(&raw[at].0);
             let error = Diagnostic::new(format!("parameters refer to each other in a circle: {}", names.join(" → ")));
             errors.push(error.at(value.span.clone()));
-            // Every member of the circle stays as it was written, so that the circle is said once.
+            // Every member of the circle is wrong, so that the circle is said once.
             for &member in &self.stack[from..] {
-                self.done[member] = Some(raw[member].1.clone());
+                self.done[member] = Some(Value { kind: ValueKind::Wrong, span: raw[member].1.span.clone() });
             }
             return None;
         }
@@ -103,6 +142,9 @@ fn member(
     for part in rest.into_iter().flat_map(|rest| rest.split('.')) {
         let next = at.as_table().and_then(|table| table.get(part));
         let Some(next) = next else {
+            if !at.is_sound() {
+                return None;
+            }
             let error = Diagnostic::new(format!("parameter `{name}` has no `{part}` in it")).at(span.cloned());
             errors.push(error);
             return None;
@@ -127,7 +169,7 @@ fn unknown<'a>(
     None
 }
 
-/// What stands for `${path}`.
+/// What stands for `${path}`; nothing if that is wrong, which was said.
 type LookUp<'a> = dyn FnMut(&str, Option<&Span>, &mut Vec<Diagnostic>) -> Option<Value> + 'a;
 
 fn fill(value: &mut Value, errors: &mut Vec<Diagnostic>, look_up: &mut LookUp<'_>) {
@@ -138,43 +180,53 @@ fn fill(value: &mut Value, errors: &mut Vec<Diagnostic>, look_up: &mut LookUp<'_
         ValueKind::String(text) if text.contains("${") => {
             let pieces = match pieces(text) {
                 Ok(pieces) => pieces,
-                Err(message) => return errors.push(Diagnostic::new(message).at(span)),
+                Err(message) => {
+                    value.kind = ValueKind::Wrong;
+                    return errors.push(Diagnostic::new(message).at(span));
+                }
             };
             // A string that is only `${n}` takes the value's type.
             if let [Piece::Param(path)] = pieces[..] {
-                if let Some(found) = look_up(path, span.as_ref(), errors) {
-                    value.kind = found.kind;
-                }
+                let found = look_up(path, span.as_ref(), errors);
+                value.kind = found.map_or(ValueKind::Wrong, |found| found.kind);
                 return;
             }
             let mut filled = String::with_capacity(text.len());
+            let mut sound = true;
             for piece in pieces {
                 match piece {
                     Piece::Text(text) => filled.push_str(text),
                     Piece::Param(path) => match look_up(path, span.as_ref(), errors).map(|found| as_text(&found)) {
                         Some(Ok(text)) => filled.push_str(&text),
-                        Some(Err(what)) => errors.push(
-                            Diagnostic::new(format!("`${{{path}}}` is {what} and cannot stand inside a text"))
-                                .at(span.clone())
-                                .hint(format!("a string that is only \"${{{path}}}\" takes it as it is")),
-                        ),
-                        None => {}
+                        Some(Err(what)) => {
+                            sound = false;
+                            if let Some(what) = what {
+                                errors.push(
+                                    Diagnostic::new(format!("`${{{path}}}` is {what} and cannot stand inside a text"))
+                                        .at(span.clone())
+                                        .hint(format!("a string that is only \"${{{path}}}\" takes it as it is")),
+                                );
+                            }
+                        }
+                        None => sound = false,
                     },
                 }
             }
-            value.kind = ValueKind::String(filled);
+            value.kind = if sound { ValueKind::String(filled) } else { ValueKind::Wrong };
         }
         _ => {}
     }
 }
 
-fn as_text(value: &Value) -> Result<String, &'static str> {
+/// The value inside of a text; or what it is that cannot stand there, if that was not said yet.
+fn as_text(value: &Value) -> Result<String, Option<&'static str>> {
     match &value.kind {
         ValueKind::String(text) => Ok(text.clone()),
         ValueKind::Integer(number) => Ok(number.to_string()),
         ValueKind::Float(number) => Ok(number.to_string()),
         ValueKind::Bool(truth) => Ok(truth.to_string()),
-        ValueKind::Array(_) | ValueKind::Table(_) => Err(value.type_name()),
+        ValueKind::Array(_) | ValueKind::Table(_) => Err(Some(value.type_name())),
+        ValueKind::Wrong => Err(None),
     }
 }
 
@@ -213,7 +265,7 @@ mod tests {
 
     /// The table `[x]` of the text after filling in its `[params]`.
     fn filled(text: &str) -> (Value, Vec<Diagnostic>) {
-        let mut root = crate::syntax::parse(Path::new("p.toml"), text.into()).unwrap();
+        let mut root = crate::syntax::parse(Path::new("p.toml"), text.into(), &mut Vec::new()).unwrap();
         let ValueKind::Table(table) = &mut root.kind else { unreachable!() };
         let params = table.remove("params").map(|value| match value.kind {
             ValueKind::Table(table) => table,
@@ -253,7 +305,7 @@ mod tests {
         assert!(said[0].1.ends_with("a → b → c → a"), "{said:?}");
         assert_eq!((said[1].0, said[1].1), (8, "there is no parameter `shrads`"));
         assert_eq!(errors[1].hints, ["did you mean `${shards}`?"]);
-        assert!(said[2].0 == 9 && said[2].1.contains("an array"));
+        assert!(said[2].0 == 9 && said[2].1.contains("a list"));
         assert!(said[3].0 == 10 && said[3].1.contains("never closed"));
         assert!(said[4].0 == 11 && said[4].1.contains("`no`"));
     }

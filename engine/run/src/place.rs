@@ -17,9 +17,9 @@ use flow_core::{Cancel, Diagnostic, Digest, Entry, Event, Level, Sink, Tree};
 
 use crate::{
     aside,
+    find::normal,
     graph::NodeId,
     ledger::{Ledger, Note, Page},
-    link::normal,
     project::Project,
 };
 
@@ -106,7 +106,7 @@ impl<'a> Placer<'a> {
     /// Whether a node puts anything anywhere.
     pub fn has_places(&self, id: NodeId) -> bool {
         let graph = self.project.graph();
-        !graph.nodes[id].action.outs().is_empty() || graph.stage_of(id).common.export.is_some()
+        !graph.nodes[id].action.outs().is_empty() || graph.common(id).export.is_some()
     }
 
     pub(crate) fn warn(&self, text: String) {
@@ -121,7 +121,7 @@ impl<'a> Placer<'a> {
 
     fn export_spot(&self, id: NodeId, entries: Vec<(String, Entry)>) -> Option<Spot> {
         let stage = self.project.graph().stage_of(id);
-        let export = stage.common.export.as_deref()?;
+        let export = self.project.graph().common(id).export.as_deref()?;
         let place = PathBuf::from(normal(export));
         let page = Ledger::page(&place, id - stage.nodes.start);
         Some(Spot { root: self.project.dir().join(export), place, page, entries })
@@ -358,11 +358,11 @@ impl<'a> Placer<'a> {
 
     /// Says that files are the user's, each with its place in the pipeline.
     pub fn refusals(&self, id: NodeId, refused: Vec<PathBuf>) -> impl Iterator<Item = Diagnostic> + use<'a> {
-        let stage = self.project.graph().stage_of(id);
-        let node = &self.project.graph().nodes[id].name;
+        let graph = self.project.graph();
+        let (stage, node) = (graph.stage_of(id), &graph.nodes[id].name);
         refused.into_iter().map(move |path| {
             let error = Diagnostic::new(refusal(&path, node));
-            let field = stage.value.nearest("outs").span.clone();
+            let field = graph.variant(id).value.nearest("outs").span.clone();
             error.at(field).at(stage.span.clone())
         })
     }

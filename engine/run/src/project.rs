@@ -5,13 +5,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use flow_core::{Check, Diagnostic, Facts, Kind, Known, Span, Value};
+use flow_core::{Check, Diagnostic, Facts, Kind, Known};
 
 use crate::{
     graph::{Graph, Source},
-    link::{link, place, sort_and_dedup},
-    load::{self, LoadOptions},
+    link::{Linked, link, place, sort_and_dedup},
+    load::{self, LoadOptions, StageTable},
     looks::{self, Look},
+    matrix,
 };
 
 /// A pipeline with its graph. Nothing in it changes; a run, a plan, a question are asked of it.
@@ -44,9 +45,11 @@ pub fn project_dir(pipeline: &Path) -> PathBuf {
 }
 
 /// The files that the stages stand in, with links followed.
-fn sources(pipeline: &Path, stages: &[(String, Option<Span>, Value)]) -> Vec<PathBuf> {
+fn sources(pipeline: &Path, stages: &[StageTable]) -> Vec<PathBuf> {
     let mut sources: Vec<&Path> = vec![pipeline];
-    let spans = stages.iter().flat_map(|(_, span, value)| span.iter().chain(&value.span));
+    let spans = stages
+        .iter()
+        .flat_map(|stage| stage.span.iter().chain(stage.variants.iter().filter_map(|one| one.value.span.as_ref())));
     for span in spans {
         let path = span.source.path.as_path();
         if !sources.contains(&path) {
@@ -71,11 +74,14 @@ impl Project {
         let (loaded, looks) = looks::collect(|| {
             let mut merged = load::load(pipeline, options)?;
             let sources = sources(pipeline, &merged.stages);
-            let graph = link(std::mem::take(&mut merged.stages), kinds, &dir, &sources)?;
-            Ok::<_, Vec<Diagnostic>>((merged, graph))
+            let linked = link(std::mem::take(&mut merged.stages), kinds, &dir, &sources);
+            Ok::<_, Vec<Diagnostic>>((merged, linked))
         });
-        let (merged, graph) = loaded?;
-        Ok(Self {
+        let (merged, Linked { graph, errors: wrong, sound }) = loaded.map_err(|mut errors| {
+            sort_and_dedup(&mut errors, pipeline);
+            errors
+        })?;
+        let project = Self {
             name: merged.name,
             file: pipeline.to_owned(),
             dir,
@@ -84,7 +90,17 @@ impl Project {
             kinds,
             graph,
             looks,
-        })
+        };
+        let mut errors = merged.errors;
+        errors.extend(wrong);
+        if errors.is_empty() {
+            return Ok(project);
+        }
+        // Sound stages say what cannot work with what is known of the others, so that all is said at once.
+        let is_sound = |node: usize| sound[project.graph.nodes[node].stage];
+        errors.extend(project.ask(&is_sound, &is_sound, false).1);
+        sort_and_dedup(&mut errors, pipeline);
+        Err(errors)
     }
 
     /// The pipeline's name.
@@ -168,12 +184,27 @@ impl Project {
         wanted: &dyn Fn(usize) -> bool,
         about_to_run: bool,
     ) -> Result<Checked, Vec<Diagnostic>> {
+        let (mut done, mut errors) = self.ask(&|_| true, wanted, about_to_run);
+        sort_and_dedup(&mut errors, &self.file);
+        sort_and_dedup(&mut done.warnings, &self.file);
+        if errors.is_empty() { Ok(done) } else { Err(errors) }
+    }
+
+    /// Asks the nodes that may be `asked`; those that are `wanted` may complain.
+    fn ask(
+        &self,
+        asked: &dyn Fn(usize) -> bool,
+        wanted: &dyn Fn(usize) -> bool,
+        about_to_run: bool,
+    ) -> (Checked, Vec<Diagnostic>) {
         let mut done = Checked::default();
         let mut paths: Vec<Option<PathBuf>> = Vec::with_capacity(self.graph.nodes.len());
         let mut errors = Vec::new();
+        // What nodes of a stage with a matrix say is gathered by stage: (stage, node, error).
+        let mut of_matrix: Vec<(usize, usize, Diagnostic)> = Vec::new();
         for (id, node) in self.graph.nodes.iter().enumerate() {
             let stage = self.graph.stage_of(id);
-            if stage.off.is_some() {
+            if stage.off.is_some() || !asked(id) {
                 done.facts.push(Facts::new());
                 paths.push(None);
                 continue;
@@ -191,17 +222,26 @@ impl Project {
                 warnings: Vec::new(),
             };
             node.action.check(&mut check);
-            let placed = |error: Diagnostic| place(error, &stage.value, stage.span.as_ref());
+            let placed = |error: Diagnostic| place(error, &self.graph.variant(id).value, stage.span.as_ref());
             if wanted(id) {
-                errors.extend(check.errors.into_iter().map(placed));
+                let wrong = check.errors.into_iter().map(placed);
+                if stage.variants.len() > 1 {
+                    of_matrix.extend(wrong.map(|error| (node.stage, id, error)));
+                } else {
+                    errors.extend(wrong);
+                }
                 done.warnings.extend(check.warnings.into_iter().map(placed));
             }
             done.facts.push(check.facts);
             paths.push(check.result_path);
         }
-        sort_and_dedup(&mut errors);
-        sort_and_dedup(&mut done.warnings);
-        if errors.is_empty() { Ok(done) } else { Err(errors) }
+        for said in of_matrix.chunk_by(|one, other| one.0 == other.0) {
+            let total = self.graph.stages[said[0].0].nodes.len();
+            let named =
+                |(_, node, error): &(usize, usize, Diagnostic)| (self.graph.nodes[*node].name.as_str(), error.clone());
+            errors.extend(matrix::gather(said.iter().map(named).collect(), total));
+        }
+        (done, errors)
     }
 
     fn known(&self, source: &Source, facts: &[Facts], paths: &[Option<PathBuf>]) -> Known {

@@ -82,7 +82,7 @@ pub fn run(
         memory: settings.memory,
     };
     let request = |id: NodeId| {
-        let resources = project.graph().stage_of(id).common.resources;
+        let resources = project.graph().common(id).resources;
         Request { cpus: resources.cpus.unwrap_or(1).max(1), gpus: resources.gpus, memory: resources.memory }
     };
     let nodes = project.graph().nodes.iter().enumerate();
@@ -434,7 +434,7 @@ impl<'a> Runner<'a> {
     {
         let began = Instant::now();
         let cancel = Cancel::default();
-        let timeout = self.env.project.graph().stage_of(id).common.timeout;
+        let timeout = self.env.project.graph().common(id).timeout;
         let deadline = timeout.and_then(|timeout| began.checked_add(timeout));
         self.active.insert(id, Active { began, deadline, cancel: cancel.clone(), timed_out: false });
         let spawned = self.task(id, cancel.clone()).and_then(|task| {
@@ -466,9 +466,10 @@ impl<'a> Runner<'a> {
         };
         // Never by what else happens to run: sums over threads may differ in the last bit with their number, and a
         // stage that is run again must give the same bytes.
-        let stage = self.env.project.graph().stage_of(id);
+        let graph = self.env.project.graph();
+        let stage = graph.stage_of(id);
         let share = self.settings.cpus as usize / stage.nodes.len().clamp(1, self.settings.jobs);
-        let threads = stage.common.resources.cpus.map_or(share, |cpus| cpus as usize).max(1);
+        let threads = graph.common(id).resources.cpus.map_or(share, |cpus| cpus as usize).max(1);
         let name = |gpu: &u32| self.settings.gpu_names.get(*gpu as usize).cloned().unwrap_or_else(|| gpu.to_string());
         Ok(Task::Execute(Box::new(Job {
             id,
@@ -506,11 +507,11 @@ impl<'a> Runner<'a> {
             self.sched.failed(id);
             return;
         }
-        let error = match self.env.project.graph().stage_of(id).common.timeout {
+        let error = match self.env.project.graph().common(id).timeout {
             Some(timeout) if active.timed_out => error.context(format!("it took longer than {timeout:?}")),
             _ => error,
         };
-        let retries = self.env.project.graph().stage_of(id).common.retries;
+        let retries = self.env.project.graph().common(id).retries;
         match self.works.get_mut(&id) {
             Some(planned) if planned.tries < retries && !self.summary.interrupted && !is_unusable(&error) => {
                 let rest = FIRST_REST.saturating_mul(1 << planned.tries.min(16)).min(LONGEST_REST);

@@ -2,58 +2,111 @@
 
 use std::{path::Path, sync::Arc};
 
-use flow_core::{Diagnostic, Source, Span, Table, Value, ValueKind};
+use flow_core::{Diagnostic, Source, Span, Table, Value, ValueKind, did_you_mean};
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
 };
 
-use crate::looks;
+use crate::{looks, settings::SETTINGS_FILE};
 
 /// Reads a TOML file.
 ///
 /// # Errors
-/// It cannot be read or is not UTF-8; or every syntax error in it.
+/// It cannot be read or is not UTF-8; or everything in it that is no TOML, or no value to compute with.
 pub fn read(path: &Path) -> Result<Value, Vec<Diagnostic>> {
-    let unreadable = |cause: String| vec![Diagnostic::new(format!("cannot read {}", path.display())).cause(cause)];
-    let bytes = std::fs::read(path).map_err(|error| unreadable(error.to_string()))?;
+    let mut errors = Vec::new();
+    let value = read_lenient(path, &mut errors)?;
+    if errors.is_empty() { Ok(value) } else { Err(errors) }
+}
+
+/// As [`read`], but what is wrong with single values goes to `errors`, and they are [`ValueKind::Wrong`].
+///
+/// # Errors
+/// As there.
+pub fn read_lenient(path: &Path, errors: &mut Vec<Diagnostic>) -> Result<Value, Vec<Diagnostic>> {
+    let unreadable = |cause: String| Diagnostic::new(format!("cannot read {}", path.display())).cause(cause);
+    let bytes = std::fs::read(path).map_err(|error| vec![near(path, unreadable(error.to_string()))])?;
     looks::read(path, &bytes);
-    let text = String::from_utf8(bytes)
-        .map_err(|error| unreadable(format!("not UTF-8 at byte {}", error.utf8_error().valid_up_to())))?;
-    parse(path, text)
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let at = error.utf8_error().valid_up_to();
+        let text = String::from_utf8_lossy(error.as_bytes()).into_owned();
+        let source = Arc::new(Source { path: path.to_owned(), text });
+        let error = Diagnostic::new("this is not UTF-8, and so not TOML").at(Some(Span::new(&source, at..at + 1)));
+        vec![error.hint("save the file as UTF-8")]
+    })?;
+    parse(path, text, errors)
+}
+
+/// For a file that is not there: which ones are.
+fn near(path: &Path, error: Diagnostic) -> Diagnostic {
+    if path.is_dir() {
+        let inside = pipelines_in(path);
+        return match inside.as_slice() {
+            [] => error,
+            _ => error.hint(format!("it is a directory; in it are: {}", inside.join(", "))),
+        };
+    }
+    if path.exists() {
+        return error;
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut found = pipelines_in(folder);
+    if found.is_empty() && folder == Path::new(".") {
+        found = pipelines_in(Path::new("pipelines"));
+    }
+    let wanted = path.to_string_lossy();
+    match did_you_mean(&wanted, found.iter().map(String::as_str)) {
+        Some(near) => error.hint(format!("did you mean `{near}`?")),
+        None if found.is_empty() => error.hint("`flow init` writes a pipeline to begin with"),
+        None => error.hint(format!("pipelines here: {}", found.join(", "))),
+    }
+}
+
+/// The TOML files in a folder that may be pipelines, as a person would name them, a few of them.
+fn pipelines_in(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|ending| ending == "toml") && path.is_file())
+        .filter(|path| !path.file_name().is_some_and(|name| name == "Cargo.toml" || name == SETTINGS_FILE))
+        .map(|path| path.strip_prefix("./").unwrap_or(&path).display().to_string())
+        .collect();
+    names.sort();
+    names.truncate(10);
+    names
 }
 
 /// Reads TOML text; `path` is what places are said with.
 ///
 /// # Errors
-/// Every syntax error in it.
-pub fn parse(path: &Path, text: String) -> Result<Value, Vec<Diagnostic>> {
+/// Every syntax error in it. What is wrong with single values goes to `errors`.
+pub fn parse(path: &Path, text: String, errors: &mut Vec<Diagnostic>) -> Result<Value, Vec<Diagnostic>> {
     let source = Arc::new(Source { path: path.to_owned(), text });
-    let (document, errors) = DeTable::parse_recoverable(&source.text);
-    if !errors.is_empty() {
-        return Err(errors.iter().map(|error| syntax_error(error, &source)).collect());
+    let (document, wrong) = DeTable::parse_recoverable(&source.text);
+    if !wrong.is_empty() {
+        return Err(wrong.iter().map(|error| syntax_error(error, &source)).collect());
     }
-    let mut errors = Vec::new();
     let span = Span::new(&source, document.span());
-    let table = table(document.into_inner(), &source, &mut errors);
-    if errors.is_empty() { Ok(Value { kind: ValueKind::Table(table), span: Some(span) }) } else { Err(errors) }
+    let table = table(document.into_inner(), &source, errors);
+    Ok(Value { kind: ValueKind::Table(table), span: Some(span) })
 }
 
-/// Reads the right side of `--set path=value` or of an environment variable: a TOML value if it is one, else the text
-/// itself. The place is in `assignment`, the whole text of which the value begins at byte `at`.
-pub fn parse_assigned(label: &Path, assignment: &str, at: usize) -> Value {
-    let source = Arc::new(Source { path: label.to_owned(), text: assignment.to_owned() });
-    let text = &assignment[at..];
-    let whole = Some(Span::new(&source, at..assignment.len()));
-    let literal = || Value { kind: ValueKind::String(text.to_owned()), span: whole.clone() };
+/// Reads the right side of `--set path=value` or of an environment variable, which begins at byte `at` of the source: a
+/// TOML value if it is one, else the text itself.
+pub fn parse_assigned(source: &Arc<Source>, at: usize, errors: &mut Vec<Diagnostic>) -> Value {
+    let text = &source.text[at..];
+    let whole = Some(Span::new(source, at..source.text.len()));
     match DeValue::parse(text.trim()) {
         Ok(parsed) => {
-            let mut errors = Vec::new();
-            let mut parsed = value(parsed, &source, &mut errors);
+            let mut wrong = Vec::new();
+            let mut parsed = value(parsed, source, &mut wrong);
             set_span(&mut parsed, whole.as_ref());
-            if errors.is_empty() { parsed } else { literal() }
+            let placed = |error| Diagnostic { span: whole.clone(), ..error };
+            errors.extend(wrong.into_iter().map(placed));
+            parsed
         }
-        Err(_) => literal(),
+        Err(_) => Value { kind: ValueKind::String(text.to_owned()), span: whole },
     }
 }
 
@@ -90,13 +143,13 @@ fn value(value_: Spanned<DeValue<'_>>, source: &Arc<Source>, errors: &mut Vec<Di
     let span = Some(Span::new(source, value_.span()));
     let mut wrong = |message: String| {
         errors.push(Diagnostic::new(message).at(span.clone()));
-        ValueKind::Bool(false)
+        ValueKind::Wrong
     };
     let kind = match value_.into_inner() {
         DeValue::String(text) => ValueKind::String(text.into_owned()),
         DeValue::Integer(number) => match i64::from_str_radix(number.as_str(), number.radix()) {
             Ok(number) => ValueKind::Integer(number),
-            Err(_) => wrong(format!("`{number}` is out of range: integers have 64 bits")),
+            Err(_) => wrong(format!("the integer `{number}` is too big: the largest is {}", i64::MAX)),
         },
         DeValue::Float(number) => match number.as_str().parse::<f64>() {
             Ok(number) if number.is_finite() => ValueKind::Float(number),
@@ -113,6 +166,20 @@ fn value(value_: Spanned<DeValue<'_>>, source: &Arc<Source>, errors: &mut Vec<Di
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parse(path: &Path, text: String) -> Result<Value, Vec<Diagnostic>> {
+        let mut errors = Vec::new();
+        let value = super::parse(path, text, &mut errors)?;
+        if errors.is_empty() { Ok(value) } else { Err(errors) }
+    }
+
+    fn assigned(text: &str) -> Value {
+        let source = Arc::new(Source { path: "--set".into(), text: text.to_owned() });
+        let mut errors = Vec::new();
+        let value = parse_assigned(&source, 2, &mut errors);
+        assert_eq!(errors.is_empty(), value.is_sound(), "{errors:?}");
+        value
+    }
 
     fn place(value: &Value) -> (usize, usize) {
         value.span.as_ref().unwrap().line_column()
@@ -150,13 +217,16 @@ mod tests {
 
     #[test]
     fn an_assigned_value_is_toml_or_else_text() {
-        let parsed = |text: &str| parse_assigned(Path::new("--set"), text, 2).kind;
+        let parsed = |text: &str| assigned(text).kind;
         assert!(matches!(parsed("a=3"), ValueKind::Integer(3)));
         assert!(matches!(parsed("a={0..2}"), ValueKind::String(text) if text == "{0..2}"));
         assert!(matches!(parsed("a=hello"), ValueKind::String(text) if text == "hello"));
         assert!(matches!(parsed("a=\"3\""), ValueKind::String(text) if text == "3"));
         assert!(matches!(parsed("a=[1, 2]"), ValueKind::Array(items) if items.len() == 2));
+        for bad in ["a=99999999999999999999", "a=inf", "a=[1, nan]"] {
+            assert!(!assigned(bad).is_sound(), "{bad}");
+        }
         assert!(matches!(parsed("a="), ValueKind::String(text) if text.is_empty()));
-        assert_eq!(place(&parse_assigned(Path::new("--set"), "a=x", 2)), (1, 3));
+        assert_eq!(place(&assigned("a=x")), (1, 3));
     }
 }

@@ -28,8 +28,10 @@ fn every_error_of_a_file_at_once_with_its_place() {
                 lab.path("").components().as_path().display()
             ),
             "8:1 unknown key `txet` | did you mean `text`?",
-            "11:8 invalid type: string \"many\", expected usize | ",
-            "16:11 invalid value: integer `-1`, expected u32 | ",
+            "11:8 `keep`: expected an integer from 0 to 9223372036854775807, found the text \"many\" | ",
+            "12:10 there is no stage `tokns` | did you mean `tokens`?",
+            "15:9 `../up` cannot be an output | outputs are files and directories inside the project's folder, named relative to it",
+            "16:11 `retries`: expected an integer from 0 to 4294967295, found -1 | ",
             "19:8 the `{` of `{0..` is never closed: write `\\{` to mean it | ",
         ]
     );

@@ -97,7 +97,7 @@ impl Stage for Eval {
     const ABOUT: &'static str = "Measures loss and perplexity of a model over documents";
 
     fn ports(&self) -> Vec<Port> {
-        let model = |port, model| Port::all(port, std::slice::from_ref(model)).only(models::MODEL);
+        let model = |port, model| Port::one(port, model).only(models::MODEL);
         let mut ports = vec![model("model", &self.model), Port::all("data", &self.data)];
         ports.extend(self.compare.iter().map(|compare| model("compare", compare)));
         ports

@@ -52,7 +52,7 @@ impl Stage for InitModel {
     const ABOUT: &'static str = "Makes a Hugging Face model with random weights";
 
     fn ports(&self) -> Vec<Port> {
-        let config = self.config.path().map(|path| Port::all("config", std::slice::from_ref(path)));
+        let config = self.config.path().map(|path| Port::one("config", path));
         let tokenizer = self
             .tokenizer
             .as_ref()

@@ -123,10 +123,7 @@ impl Stage for MegatronToHf {
     fn ports(&self) -> Vec<Port> {
         // Whoever names the type asks the source's weights for nothing.
         let read = if self.dtype.is_some() { models::COMPANIONS } else { models::MODEL };
-        vec![
-            Port::all("input", std::slice::from_ref(&self.input)),
-            Port::all("source", std::slice::from_ref(&self.source)).only(read),
-        ]
+        vec![Port::one("input", &self.input), Port::all("source", std::slice::from_ref(&self.source)).only(read)]
     }
 
     fn check(&self, check: &mut Check<'_>) {

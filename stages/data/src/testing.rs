@@ -174,7 +174,9 @@ pub fn tree(path: &Path) -> Tree {
 
 /// A stage's nodes, from JSON in place of TOML.
 pub fn expand<S: Stage>(params: serde_json::Value) -> Result<Vec<S>, flow_core::Diagnostic> {
-    from_value::<S>(&value(params))?.expand()
+    let mut errors = Vec::new();
+    let nodes = from_value::<S>(&value(params))?.expand(&mut errors);
+    errors.into_iter().next().map_or(Ok(nodes), Err)
 }
 
 /// A stage of one node.

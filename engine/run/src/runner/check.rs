@@ -17,13 +17,22 @@ impl Runner<'_> {
             Err(errors) => (Vec::new(), errors),
         };
         let graph = self.env.project.graph();
-        for stage in graph.stages.iter().filter(|stage| stage.off.is_none() && stage.nodes.clone().any(open)) {
-            let wants = stage.common.resources;
+        let mut asked = None;
+        for id in (0..graph.nodes.len()).filter(|&id| open(id)) {
+            let (node, stage) = (&graph.nodes[id], graph.stage_of(id));
+            // Shards take the same.
+            if stage.off.is_some() || asked.replace((node.stage, node.variant)) == Some((node.stage, node.variant)) {
+                continue;
+            }
+            let wants = graph.common(id).resources;
             let mut lacks = |what: &str, wanted: u64, there_is: u64, variables: &str| {
                 if wanted > there_is {
                     let message = format!("stage `{}` takes {wanted} {what}, and there are {there_is}", stage.name);
                     let error = Diagnostic::new(message).at(stage.span.clone());
-                    errors.push(error.hint(format!("change its `resources`, or set {variables} if there are more")));
+                    let error = error.hint(format!("change its `resources`, or set {variables} if there are more"));
+                    if !errors.contains(&error) {
+                        errors.push(error);
+                    }
                 }
             };
             let cpus = wants.cpus.unwrap_or(1);

@@ -92,7 +92,7 @@ impl Runner<'_> {
         let done = |id: NodeId| self.sched.state(id) == State::Done;
         let spent = |id: NodeId| {
             let mut takers = self.takers(id).peekable();
-            graph.stage_of(id).common.temp && !self.selection.named[id] && takers.peek().is_some() && takers.all(done)
+            graph.common(id).temp && !self.selection.named[id] && takers.peek().is_some() && takers.all(done)
         };
         if !done(id) || self.temps.absent.contains_key(&id) || !spent(id) {
             return false;

@@ -148,13 +148,15 @@ impl Stage for Get {
     const KIND: &'static str = "get";
     const VERSION: u32 = 1;
     const ABOUT: &'static str = "a URL";
-    fn expand(self) -> Result<Vec<Self>, Diagnostic> {
+    fn expand(self, errors: &mut Vec<Diagnostic>) -> Vec<Self> {
         let mut all = Vec::new();
         for url in self.urls {
-            let urls = flow_core::expand_braces(&url).map_err(|error| Diagnostic::new(error).field("urls"))?;
-            all.extend(urls.into_iter().map(|url| Self { urls: vec![url] }));
+            match flow_core::expand_braces(&url) {
+                Ok(urls) => all.extend(urls.into_iter().map(|url| Self { urls: vec![url] })),
+                Err(error) => errors.push(Diagnostic::new(error).field("urls")),
+            }
         }
-        Ok(all)
+        all
     }
     fn pin(&self) -> Option<Pin> {
         Some(Pin { url: self.urls[0].clone() })

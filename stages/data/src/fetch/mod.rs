@@ -39,9 +39,6 @@ pub struct Fetch {
     /// What the file's BLAKE3 must be, in hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     blake3: Option<String>,
-    /// Which entry of the file's `urls` this node's is, for errors.
-    #[serde(skip)]
-    entry: usize,
 }
 
 /// What the key sees of the URLs: no secrets, and of local paths only the pattern.
@@ -59,13 +56,13 @@ impl Stage for Fetch {
     const ABOUT: &'static str = "Takes files from the web, from the Hugging Face hub, or of this machine";
     const RESUMABLE: bool = true;
 
-    fn expand(self) -> Result<Vec<Self>, Diagnostic> {
+    fn expand(self, errors: &mut Vec<Diagnostic>) -> Vec<Self> {
         for (field, globs) in [("include", &self.include), ("exclude", &self.exclude)] {
             for (i, glob) in globs.iter().enumerate() {
-                GlobBuilder::new(glob).literal_separator(false).build().map_err(|error| {
-                    Diagnostic::new(format!("`{glob}` is not a pattern: {}", error.kind()))
-                        .field(format!("{field}.{i}"))
-                })?;
+                if let Err(error) = GlobBuilder::new(glob).literal_separator(false).build() {
+                    let error = Diagnostic::new(format!("`{glob}` is not a pattern: {}", error.kind()));
+                    errors.push(error.field(format!("{field}.{i}")));
+                }
             }
         }
         for (field, digits) in [("sha256", &self.sha256), ("blake3", &self.blake3)] {
@@ -73,32 +70,10 @@ impl Stage for Fetch {
                 .as_ref()
                 .is_some_and(|digits| digits.len() != 64 || !digits.bytes().all(|c| c.is_ascii_hexdigit()))
             {
-                return Err(Diagnostic::new(format!("not a {field}: 64 hexadecimal digits")).field(field));
+                errors.push(Diagnostic::new(format!("not a {field}: 64 hexadecimal digits")).field(field));
             }
         }
-        let mut nodes = Vec::new();
-        for (i, url) in self.urls.iter().enumerate() {
-            let place = |error: Diagnostic| error.field(format!("urls.{i}")).at(url.span().cloned());
-            let texts = expand_braces(url.text()).map_err(|why| place(Diagnostic::new(why)))?;
-            // An entry without braces keeps its place in the file.
-            let refs =
-                if texts == [url.text()] { vec![url.clone()] } else { texts.into_iter().map(Ref::new).collect() };
-            for url in refs {
-                // One that cannot be fetched is told by the node's check: all such at once.
-                let is_bad = Source::parse(url.text()).is_err();
-                nodes.push(Self {
-                    urls: vec![url],
-                    include: self.include.clone(),
-                    exclude: self.exclude.clone(),
-                    sha256: self.sha256.clone(),
-                    blake3: self.blake3.clone(),
-                    entry: i,
-                });
-                if is_bad {
-                    break;
-                }
-            }
-        }
+        let nodes = self.nodes(errors);
         // Keys and flow.lock know a URL by its redacted text: what differs in a secret alone would pass for the same.
         let mut seen: HashMap<String, String> = HashMap::new();
         for node in &nodes {
@@ -108,20 +83,19 @@ impl Stage for Fetch {
             {
                 let error = Diagnostic::new("two URLs differ only in a parameter that is taken for a secret");
                 let error = error.cause(redacted(url.text())).at(url.span().cloned()).field("urls");
-                return Err(
-                    error.hint("give the parameter another name, or make a stage of each URL under its own path")
-                );
+                let hint = "give the parameter another name, or make a stage of each URL under its own path";
+                errors.push(error.hint(hint));
             }
         }
-        if nodes.is_empty() {
-            return Err(Diagnostic::new("`urls` is empty").field("urls").hint("name at least one URL or path"));
+        if self.urls.is_empty() {
+            errors.push(Diagnostic::new("`urls` is empty").field("urls").hint("name at least one URL or path"));
         }
         let checked = if self.sha256.is_some() { "sha256" } else { "blake3" };
         if nodes.len() > 1 && (self.sha256.is_some() || self.blake3.is_some()) {
             let error = Diagnostic::new(format!("one `{checked}` for {} files", nodes.len())).field(checked);
-            return Err(error.hint("make a stage of each; flow.lock pins the content of all of them anyway"));
+            errors.push(error.hint("make a stage of each; flow.lock pins the content of all of them anyway"));
         }
-        Ok(nodes)
+        nodes
     }
 
     fn ports(&self) -> Vec<Port> {
@@ -143,10 +117,6 @@ impl Stage for Fetch {
     }
 
     fn check(&self, check: &mut Check<'_>) {
-        if let Err(error) = self.source() {
-            check.error(&format!("urls.{}", self.entry), error.at(self.urls[0].span().cloned()));
-            return;
-        }
         let Some(path) = check.input("urls").iter().find_map(|known| known.path.clone()) else { return };
         let filter = self.filter();
         if filter.takes_all() {
@@ -172,6 +142,41 @@ impl Stage for Fetch {
 }
 
 impl Fetch {
+    /// One for each of the URLs, after brace expansion.
+    fn nodes(&self, errors: &mut Vec<Diagnostic>) -> Vec<Self> {
+        let mut nodes = Vec::new();
+        for (i, url) in self.urls.iter().enumerate() {
+            let place = |error: Diagnostic| error.field(format!("urls.{i}")).at(url.span().cloned());
+            let texts = match expand_braces(url.text()) {
+                Ok(texts) => texts,
+                Err(why) => {
+                    errors.push(place(Diagnostic::new(why)));
+                    continue;
+                }
+            };
+            // An entry without braces keeps its place in the file.
+            let refs =
+                if texts == [url.text()] { vec![url.clone()] } else { texts.into_iter().map(Ref::new).collect() };
+            for url in refs {
+                match Source::parse(url.text()) {
+                    Ok(_) => nodes.push(Self {
+                        urls: vec![url],
+                        include: self.include.clone(),
+                        exclude: self.exclude.clone(),
+                        sha256: self.sha256.clone(),
+                        blake3: self.blake3.clone(),
+                    }),
+                    Err(error) => {
+                        // What its braces stand for is wrong in the same way.
+                        errors.push(place(error));
+                        break;
+                    }
+                }
+            }
+        }
+        nodes
+    }
+
     /// What the node fetches: it has exactly one URL.
     fn source(&self) -> Result<Source, Diagnostic> {
         match self.urls.as_slice() {

@@ -101,38 +101,32 @@ impl Stage for Tokenize {
     const VERSION: u32 = 1;
     const ABOUT: &'static str = "Turns JSON lines into Megatron's .bin/.idx of token ids";
 
-    fn expand(mut self) -> Result<Vec<Self>, Diagnostic> {
+    fn expand(mut self, errors: &mut Vec<Diagnostic>) -> Vec<Self> {
         match (&self.json_key, self.json_keys.is_empty()) {
             (Some(_), false) => {
                 let error = Diagnostic::new("`json_key` and `json_keys` are both there").field("json_keys");
-                return Err(error.hint("keep one of them"));
+                errors.push(error.hint("keep one of them"));
             }
             (None, true) => (self.json_key, self.default_key) = (Some("text".to_owned()), true),
             _ => {}
         }
-        let field = if self.json_key.is_some() { "json_key" } else { "json_keys" };
-        for key in self.keys() {
+        for (i, key) in self.keys().iter().enumerate() {
+            let field = if self.json_key.is_some() { "json_key".to_owned() } else { format!("json_keys.{i}") };
             if key.is_empty() || key.contains(['/', '\0']) {
                 let error = Diagnostic::new(format!("`{key}` cannot be part of a file name")).field(field);
-                return Err(error.hint("the key becomes part of NAME_KEY_document.bin"));
+                errors.push(error.hint("the key becomes part of NAME_KEY_document.bin"));
+            } else if self.keys()[..i].contains(key) {
+                errors.push(Diagnostic::new(format!("`{key}` stands there twice")).field(field));
             }
         }
-        if let Some(key) =
-            self.keys().iter().enumerate().find_map(|(i, key)| self.keys()[..i].contains(key).then_some(key))
-        {
-            return Err(Diagnostic::new(format!("`{key}` stands there twice")).field(field));
-        }
         if self.workers == Some(0) {
-            return Err(Diagnostic::new("no worker would encode anything").field("workers").hint("1 or more"));
+            errors.push(Diagnostic::new("no worker would encode anything").field("workers").hint("1 or more"));
         }
-        Ok(vec![self])
+        vec![self]
     }
 
     fn ports(&self) -> Vec<Port> {
-        vec![
-            Port::each("input", &self.input),
-            Port::all("tokenizer", std::slice::from_ref(&self.tokenizer)).only(tokenizer::FILES),
-        ]
+        vec![Port::each("input", &self.input), Port::one("tokenizer", &self.tokenizer).only(tokenizer::FILES)]
     }
 
     fn check(&self, check: &mut Check<'_>) {

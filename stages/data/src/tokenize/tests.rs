@@ -282,7 +282,7 @@ fn what_cannot_work_is_said_before_the_run() {
     for (more, field) in [
         (json!({"json_key": "a", "json_keys": ["b"]}), "json_keys"),
         (json!({"json_key": "a/b"}), "json_key"),
-        (json!({"json_keys": ["a", "a"]}), "json_keys"),
+        (json!({"json_keys": ["a", "a"]}), "json_keys.1"),
         (json!({"workers": 0}), "workers"),
     ] {
         assert_eq!(expand::<Tokenize>(params(more)).unwrap_err().field.as_deref(), Some(field));

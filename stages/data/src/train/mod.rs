@@ -36,7 +36,7 @@ impl Stage for Train {
     const RESUMABLE: bool = true;
 
     fn ports(&self) -> Vec<Port> {
-        let mut ports = vec![Port::all("model", std::slice::from_ref(&self.model))];
+        let mut ports = vec![Port::one("model", &self.model)];
         for (name, mix) in [("train", &self.train), ("validation", &self.validation)] {
             let all = |name: String, refs: &[_]| Port::all(name, refs).or_prefix_of(ENDINGS).only(&["*.bin", "*.idx"]);
             if mix.weights().is_empty() {

@@ -1,0 +1,221 @@
+//! What references mean: a stage, some of its nodes, a file that a stage makes, a path.
+
+use std::{
+    collections::HashMap,
+    path::{Component, Path, PathBuf},
+};
+
+use flow_core::{Diagnostic, did_you_mean, expand_braces};
+
+use crate::{
+    graph::{StageId, bracket},
+    link::Draft,
+    looks,
+    outside::{self, Named},
+};
+
+/// What a reference means.
+#[derive(Debug)]
+pub enum Target {
+    /// All of a stage.
+    Stage(StageId),
+    /// Some nodes of a stage: what stands in the brackets.
+    Some(StageId, String),
+    /// What a stage puts into the project's folder, by the stage and the number of the action.
+    Out(StageId, usize, String),
+    /// A file or directory, relative to the project's folder.
+    Path(PathBuf),
+    /// Files with these endings.
+    Prefix(PathBuf, &'static [&'static str]),
+}
+
+impl Target {
+    /// The stage that it is of.
+    pub fn stage(&self) -> Option<StageId> {
+        match self {
+            Self::Stage(stage) | Self::Some(stage, _) | Self::Out(stage, ..) => Some(*stage),
+            Self::Path(_) | Self::Prefix(..) => None,
+        }
+    }
+}
+
+/// Path in the project's folder → the stage and action that puts a file or directory there.
+pub type Outs = HashMap<String, (StageId, usize, String)>;
+
+/// What stages put into the project's folder.
+pub fn collect_outs(drafts: &[Draft], project: &Path, sources: &[PathBuf], errors: &mut Vec<Diagnostic>) -> Outs {
+    let mut outs = Outs::new();
+    let mut named = Vec::new();
+    for (stage, draft) in drafts.iter().enumerate() {
+        for (nth, action) in draft.actions.iter().enumerate() {
+            let variant = &draft.variants[action.variant];
+            if !variant.common.when {
+                continue;
+            }
+            for (at, out) in action.stage.outs().iter().enumerate() {
+                if out.is_empty() && !action.sound {
+                    continue; // It is made up.
+                }
+                let span = variant.value.nearest(&format!("outs.{at}")).span.clone();
+                named.push(Named { stage: draft.name_of(action.variant), text: out, span, export: false });
+                outs.insert(normal(out), (stage, nth, out.clone()));
+            }
+        }
+        for (nth, variant) in draft.variants.iter().enumerate().filter(|(_, variant)| variant.common.when) {
+            let outs = draft.actions.iter().any(|action| action.variant == nth && !action.stage.outs().is_empty());
+            if variant.common.temp && (outs || variant.common.export.is_some()) {
+                let what = if outs { "outs" } else { "export" };
+                let error = Diagnostic::new(format!("`{}` is `temp` and has `{what}`: its files go", draft.name));
+                errors.push(error.at(draft.span.clone()).hint(format!("leave one of `temp` and `{what}` away")));
+            }
+            if let Some(export) = &variant.common.export {
+                let span = draft.span.clone();
+                named.push(Named { stage: draft.name_of(nth), text: export, span, export: true });
+            }
+        }
+    }
+    outside::check(&named, project, sources, errors);
+    outs
+}
+
+/// `./a//b/../c` → `a/c`.
+pub(crate) fn normal(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    let mut root = "";
+    for part in Path::new(path).components() {
+        match part {
+            Component::ParentDir if parts.last().is_some_and(|last| *last != "..") => {
+                parts.pop();
+            }
+            Component::ParentDir => parts.push(".."),
+            Component::Normal(name) => parts.extend(name.to_str()),
+            Component::RootDir => root = "/",
+            Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    format!("{root}{}", parts.join("/"))
+}
+
+/// Finds what references mean.
+pub struct Finder<'a> {
+    pub by_name: &'a HashMap<String, StageId>,
+    pub names: &'a [String],
+    pub outs: &'a Outs,
+    pub project: &'a Path,
+}
+
+impl Finder<'_> {
+    /// What `text` means: each of the texts that its braces stand for. What is wrong goes to `errors`.
+    pub fn find(
+        &self,
+        text: &str,
+        endings: &'static [&'static str],
+        suggest: bool,
+        errors: &mut Vec<Diagnostic>,
+    ) -> Vec<Target> {
+        let texts = match expand_braces(text) {
+            Ok(texts) => texts,
+            Err(message) => {
+                errors.push(Diagnostic::new(message));
+                return Vec::new();
+            }
+        };
+        let mut targets = Vec::with_capacity(texts.len());
+        for text in texts {
+            match self.find_one(&text, endings, suggest) {
+                Ok(target) => targets.push(target),
+                Err(error) => errors.push(error),
+            }
+        }
+        targets
+    }
+
+    /// What `text` means in `needs`: a stage, or some of its nodes.
+    ///
+    /// # Errors
+    /// There is no such stage.
+    pub fn need(&self, text: &str) -> Result<Target, Diagnostic> {
+        let (stage, inside) = bracket(text).map_or((text, None), |(stage, inside)| (stage, Some(inside)));
+        if let Some(&stage) = self.by_name.get(stage) {
+            return Ok(inside.map_or(Target::Stage(stage), |inside| Target::Some(stage, inside.to_owned())));
+        }
+        let error = Diagnostic::new(format!("there is no stage `{stage}`"));
+        Err(match did_you_mean(stage, self.names.iter().map(String::as_str)) {
+            Some(near) => error.hint(format!("did you mean `{near}`?")),
+            None => error.hint(self.stages()),
+        })
+    }
+
+    /// The names of the stages, for a person.
+    fn stages(&self) -> String {
+        let more = if self.names.len() > 30 { ", …" } else { "" };
+        format!("the stages: {}{more}", self.names[..self.names.len().min(30)].join(", "))
+    }
+
+    /// An out, or something inside of one that is a directory.
+    fn find_out(&self, name: &str) -> Option<Target> {
+        Path::new(name).ancestors().find_map(|above| {
+            let above = above.to_str()?;
+            let (stage, nth, out) = self.outs.get(above)?;
+            Some(Target::Out(*stage, *nth, format!("{out}{}", &name[above.len()..])))
+        })
+    }
+
+    fn find_one(&self, text: &str, endings: &'static [&'static str], suggest: bool) -> Result<Target, Diagnostic> {
+        if let Some(&stage) = self.by_name.get(text) {
+            return Ok(Target::Stage(stage));
+        }
+        if let Some((stage, some)) = bracket(text)
+            && let Some(&stage) = self.by_name.get(stage)
+        {
+            return Ok(Target::Some(stage, some.to_owned()));
+        }
+        if text.is_empty() {
+            return Err(Diagnostic::new("a reference is empty").hint("name a stage, or a path"));
+        }
+        let name = normal(text);
+        if let Some(target) = self.find_out(&name) {
+            return Ok(target);
+        }
+        let path = self.project.join(text);
+        let metadata = path.metadata();
+        looks::found(&path, metadata.as_ref().ok().map(std::fs::Metadata::is_dir));
+        if let Ok(metadata) = metadata {
+            // Only a directory can hold outputs; looking for them is for the few that are.
+            if metadata.is_dir()
+                && let Some((out, (stage, ..))) = self.outs.iter().find(|(out, _)| Path::new(out).starts_with(&name))
+            {
+                let stage = &self.names[*stage];
+                return Err(Diagnostic::new(format!("`{text}` holds `{out}`, which stage `{stage}` makes"))
+                    .hint(format!("name the stage `{stage}`, or the files, so that the order is clear")));
+            }
+            return Ok(Target::Path(PathBuf::from(text)));
+        }
+        let with = |ending: &&str| self.project.join(format!("{text}{ending}"));
+        if !endings.is_empty() {
+            let missing = |ending: &&&str| {
+                let is_dir = with(ending).metadata().ok().map(|metadata| metadata.is_dir());
+                looks::found(&with(ending), is_dir);
+                is_dir.is_none()
+            };
+            let missing: Vec<_> = endings.iter().filter(missing).collect();
+            if missing.is_empty() {
+                return Ok(Target::Prefix(PathBuf::from(text), endings));
+            }
+            if missing.len() < endings.len() {
+                return Err(Diagnostic::new(format!("`{text}{}` is missing", missing[0]))
+                    .cause(format!("`{text}` is the prefix of files that end in {}", endings.join(", "))));
+            }
+        }
+        let error = Diagnostic::new(format!("`{text}` is neither a stage nor a file or directory"));
+        let stage = bracket(text).map_or(text, |(stage, _)| stage);
+        let near = suggest.then(|| did_you_mean(stage, self.names.iter().map(String::as_str))).flatten();
+        Err(match near {
+            Some(near) => error.hint(format!("did you mean the stage `{near}`?")),
+            None if suggest && !text.contains(['/', '.']) => {
+                error.hint(self.stages()).hint(format!("paths are relative to {}", self.project.display()))
+            }
+            None => error.hint(format!("paths are relative to {}", self.project.display())),
+        })
+    }
+}
