@@ -1,8 +1,16 @@
 //! Many flows at once on one cache, killed at random, with gc beside them.
+//!
+//! `FLOW_TEST_LOAD=10` makes ten times as many kills and four times as many flows:
+//! `FLOW_TEST_LOAD=10 cargo test --test it load::`.
 
 use std::{fs, time::Duration};
 
 use crate::support::{Output, Running, Sandbox, until};
+
+/// How much harder than in a hurry.
+fn load() -> u64 {
+    std::env::var("FLOW_TEST_LOAD").ok().and_then(|load| load.parse().ok()).unwrap_or(1)
+}
 
 /// A chain and a fan of stages; each writes down outside that it really ran.
 fn work(stages: usize, sleep: &str) -> Sandbox {
@@ -41,7 +49,8 @@ fn assert_done(output: &Output) {
 #[test]
 fn a_dozen_at_once_do_the_work_once() {
     let sandbox = work(12, "0.02");
-    let all: Vec<Running> = (0..12).map(|_| sandbox.start(&["run", "p.toml", "--jobs", "3"])).collect();
+    let flows = if load() > 1 { 50 } else { 12 };
+    let all: Vec<Running> = (0..flows).map(|_| sandbox.start(&["run", "p.toml", "--jobs", "3"])).collect();
     all.into_iter().for_each(|running| assert_done(&running.end()));
     assert_eq!(ran(&sandbox), (0..12).collect::<Vec<_>>());
     sandbox.ok(&["cache", "verify"]);
@@ -54,7 +63,7 @@ fn killed_twenty_times_it_ends_as_if_it_had_not_been() {
     let wanted: Vec<String> = undisturbed.json(&[]).digests().into_values().map(str::to_owned).collect();
     let sandbox = work(10, "0.01");
     let mut killed = 0;
-    for round in 0..20u64 {
+    for round in 0..20 * load() {
         let pair = [sandbox.start(&["run", "p.toml"]), sandbox.start(&["run", "p.toml"])];
         // Spread over all of a run, without a generator of chance.
         std::thread::sleep(Duration::from_micros(3000 + round * 7919 % 60_000));
@@ -67,7 +76,7 @@ fn killed_twenty_times_it_ends_as_if_it_had_not_been() {
             fs::remove_dir_all(sandbox.cache().join("results")).unwrap();
         }
     }
-    assert!(killed > 10, "only {killed} were killed in time: the test tests nothing");
+    assert!(killed > 10 * load() as usize, "only {killed} were killed in time: the test tests nothing");
     let end = sandbox.json(&[]);
     let digests: Vec<String> = end.digests().into_values().map(str::to_owned).collect();
     assert_eq!(digests.len(), wanted.len());

@@ -4,10 +4,12 @@ use std::{fs, time::Duration};
 
 use crate::support::Sandbox;
 
-const LEAVES: usize = 12;
-const CHAIN: usize = 5;
+const STAGES: usize = 60;
+const CHAIN: usize = STAGES / 5;
+const LEAVES: usize = STAGES - CHAIN;
 
-/// `LEAVES` stages by themselves and a chain of `CHAIN`; each takes the first 64 bytes of one file into another.
+/// `LEAVES` stages by themselves, and a chain of `CHAIN` after the first of them; each takes the first 64 bytes of one
+/// file into another.
 fn many() -> Sandbox {
     let sandbox = Sandbox::new();
     let mut text = String::new();
@@ -21,9 +23,8 @@ fn many() -> Sandbox {
         sandbox.write(&format!("in/{i}.txt"), &content(i));
         stage(&format!("leaf{i}"), &format!("in/{i}.txt"));
     }
-    sandbox.write("in/head.txt", &content(99));
     for i in 0..CHAIN {
-        let from = if i == 0 { "in/head.txt".to_owned() } else { format!("out/chain{}.txt", i - 1) };
+        let from = if i == 0 { "out/leaf0.txt".to_owned() } else { format!("out/chain{}.txt", i - 1) };
         stage(&format!("chain{i}"), &from);
     }
     fs::create_dir(sandbox.path("out")).unwrap();
@@ -45,10 +46,10 @@ fn eight_scenarios_run_exactly_what_must() {
             (0..LEAVES).map(|i| format!("out/leaf{i}.txt")).chain((0..CHAIN).map(|i| format!("out/chain{i}.txt")));
         names.map(|name| sandbox.read(&name)).collect::<Vec<_>>()
     };
-    assert_eq!(ran(), LEAVES + CHAIN, "the first time");
+    assert_eq!(ran(), STAGES, "the first time");
     let first = all();
     assert_eq!(first[3], content(3)[..64]);
-    assert_eq!(first[LEAVES + CHAIN - 1], content(99)[..64]);
+    assert_eq!(first[STAGES - 1], content(0)[..64]);
     assert_eq!(ran(), 0, "nothing changed");
 
     sandbox.write("in/3.txt", &content(1003));
@@ -59,14 +60,14 @@ fn eight_scenarios_run_exactly_what_must() {
     sandbox.write("in/4.txt", &content(4));
     assert_eq!(ran(), 0, "touched only");
 
-    sandbox.write("in/head.txt", &(content(99) + "more"));
-    assert_eq!(sandbox.json(&[]).ran(), ["chain0"], "changed, but the same output");
+    sandbox.write("in/0.txt", &(content(0) + "more"));
+    assert_eq!(sandbox.json(&[]).ran(), ["leaf0"], "changed, but the same output");
 
-    sandbox.write("in/head.txt", &content(98));
-    assert_eq!(ran(), CHAIN, "the head of the chain changed");
+    sandbox.write("in/0.txt", &content(98));
+    assert_eq!(ran(), 1 + CHAIN, "what the chain begins with changed");
     assert_eq!(sandbox.read(&format!("out/chain{}.txt", CHAIN - 1)), content(98)[..64]);
 
-    sandbox.write("in/head.txt", &content(99));
+    sandbox.write("in/0.txt", &content(0));
     sandbox.write("in/3.txt", &content(3));
     assert_eq!(ran(), 0, "reverted");
     assert_eq!(all(), first, "and what was put in place is the old");
