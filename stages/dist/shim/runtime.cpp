@@ -19,6 +19,12 @@ FLOW_EXPORT int flow_be_deterministic(char** error) {
   });
 }
 
+FLOW_EXPORT int flow_device_bytes(int device, int64_t* bytes, char** error) {
+  return flow::guarded(error, [&] {
+    *bytes = static_cast<int64_t>(at::accelerator::getMemoryInfo(static_cast<c10::DeviceIndex>(device)).second);
+  });
+}
+
 // The most bytes that tensors took on a device at one time.
 FLOW_EXPORT int flow_peak_device_bytes(int device, int64_t* bytes, char** error) {
   return flow::guarded(error, [&] {

@@ -33,6 +33,7 @@ unsafe extern "C" {
     pub fn flow_free(text: *mut c_char);
     pub fn flow_libtorch_version() -> *const c_char;
     pub fn flow_be_deterministic(error: *mut *mut c_char) -> c_int;
+    pub fn flow_device_bytes(device: c_int, bytes: *mut i64, error: *mut *mut c_char) -> c_int;
     pub fn flow_peak_device_bytes(device: c_int, bytes: *mut i64, error: *mut *mut c_char) -> c_int;
 
     pub fn flow_adamw(

@@ -41,6 +41,17 @@ pub fn peak_device_bytes(device: usize) -> Result<u64> {
     Ok(bytes.max(0).unsigned_abs())
 }
 
+/// The memory of GPU `device`, all of it.
+///
+/// # Errors
+/// There is no such GPU, or no GPU libraries.
+pub fn device_bytes(device: usize) -> Result<u64> {
+    let mut bytes = 0;
+    // SAFETY: both pointers are valid for the call.
+    call(|error| unsafe { ffi::flow_device_bytes(c_int::try_from(device).unwrap_or(c_int::MAX), &mut bytes, error) })?;
+    Ok(bytes.max(0).unsigned_abs())
+}
+
 /// The numbers of one AdamW step.
 #[derive(Clone, Copy, Debug)]
 pub struct AdamW {

@@ -52,6 +52,18 @@ pub struct RopeScaling {
 }
 
 impl ModelConfig {
+    /// Floating-point operations a token of forward and backward: six a weight that is multiplied with (the output layer is,
+    /// the embedding is not), and those of causal attention over sequences of `seq_length`.
+    #[must_use]
+    pub fn flops_per_token(&self, seq_length: usize) -> f64 {
+        let [h, f, v, layers] =
+            [self.hidden_size, self.intermediate_size, self.vocab_size, self.num_hidden_layers].map(|n| n as f64);
+        let (heads, groups) = (self.num_attention_heads as f64, self.num_key_value_heads as f64);
+        let width = heads * self.head_dim as f64;
+        let dense = layers * h * (2.0 * width + 2.0 * groups * self.head_dim as f64 + 3.0 * f) + v * h;
+        6.0 * dense + 6.0 * layers * width * seq_length as f64
+    }
+
     /// Reads `config.json`: `path` is the file, a Hugging Face directory, or a Megatron checkpoint that keeps it under
     /// `hf/`.
     ///

@@ -1,5 +1,7 @@
 //! [`Training`]: the parameters of a `train` stage that decide the numbers. The stage adds its inputs to them.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
@@ -58,6 +60,9 @@ pub struct Training {
     /// What a rank may take of its device's memory: `"48GB"`, `"80GiB"`. Not part of the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_limit: Option<String>,
+    /// Where TensorBoard's event files go, in a directory named as the node. Not part of the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tensorboard: Option<PathBuf>,
     /// On a GPU too the same input gives the same bits, by slower kernels. (On a CPU it always does.) Not part of the key.
     #[serde(default)]
     pub deterministic: bool,
@@ -71,7 +76,7 @@ impl Training {
     #[must_use]
     pub fn keyed(&self) -> Map<String, Json> {
         let Ok(Json::Object(mut all)) = serde_json::to_value(self) else { unreachable!("a struct is an object") };
-        for knob in ["device", "log_interval", "checkpoint", "memory", "memory_limit", "deterministic"] {
+        for knob in ["device", "log_interval", "checkpoint", "memory", "memory_limit", "deterministic", "tensorboard"] {
             all.remove(knob);
         }
         if let Some(optim) = all.get_mut("optim").and_then(Json::as_object_mut) {
@@ -281,6 +286,7 @@ mod tests {
         training.memory.recompute = Recompute::Full;
         training.memory_limit = Some("48GB".to_owned());
         training.deterministic = true;
+        training.tensorboard = Some("boards".into());
         training.optim.distributed = true;
         assert_eq!(training.keyed(), keyed);
     }
@@ -294,6 +300,7 @@ mod tests {
         training.memory.recompute = Recompute::Full;
         training.memory_limit = Some("48GB".to_owned());
         training.deterministic = true;
+        training.tensorboard = Some("boards".into());
         training.optim.distributed = true;
         let text = serde_json::to_string(&training).unwrap();
         assert_eq!(serde_json::from_str::<Training>(&text).unwrap(), training);

@@ -4,7 +4,7 @@ use std::env;
 
 use anyhow::{Result, bail};
 use flow_dist::runtime;
-use flow_plan::{Device, Rank};
+use flow_plan::{Device, ModelConfig, Rank, Training};
 
 /// Chooses the device of a rank and sets libtorch up for it. On the CPU everything is deterministic, on a GPU what is asked
 /// to be.
@@ -43,6 +43,25 @@ fn keep_memory() {
         libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 30);
         libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX);
     }
+}
+
+/// Refuses a training that does not fit into the memory of a GPU, with what would make it fit.
+pub fn has_room(device: tch::Device, training: &Training, config: &ModelConfig) -> Result<()> {
+    let tch::Device::Cuda(index) = device else { return Ok(()) };
+    let has = runtime::device_bytes(index)?;
+    let Some(wrong) = training.exceeds(config, has, "the GPU's memory") else { return Ok(()) };
+    bail!("{}; {}", wrong.message, wrong.hints.join("; "))
+}
+
+/// What a GPU can do a second in dense bf16 matrix products, by NVIDIA's data sheets; `None` for one that is not in the list.
+pub fn peak_flops(device: tch::Device) -> Option<f64> {
+    let tch::Device::Cuda(_) = device else { return None };
+    let gpu = std::fs::read_dir("/proc/driver/nvidia/gpus").ok()?.flatten().next()?;
+    let text = std::fs::read_to_string(gpu.path().join("information")).ok()?;
+    let name = text.lines().find_map(|line| line.strip_prefix("Model:"))?;
+    let known =
+        [("H100 PCIe", 756.0), ("H100 NVL", 835.0), ("H100", 989.0), ("H200", 989.0), ("A100", 312.0), ("L40S", 362.0)];
+    known.iter().find(|(model, _)| name.contains(model)).map(|(_, tera)| tera * 1e12)
 }
 
 /// Bytes that this process has taken at most: of the GPU's memory, or of the machine's.

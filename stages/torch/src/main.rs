@@ -5,6 +5,7 @@
 //! Exit: 0 done, 1 failed, 75 interrupted with a checkpoint to go on from.
 
 mod batches;
+mod bench;
 mod buckets;
 mod checkpoint;
 mod device;
@@ -19,6 +20,7 @@ mod ranks;
 mod report;
 mod resume;
 mod signals;
+mod tensorboard;
 mod train;
 mod weights;
 
@@ -43,7 +45,8 @@ pub enum Ended {
     Interrupted,
 }
 
-const USAGE: &str = "usage: flow-torch --about | worker JOB.json | logits MODEL_DIR IDS.json OUT.npy";
+const USAGE: &str =
+    "usage: flow-torch --about | worker JOB.json | logits MODEL_DIR IDS.json OUT.npy | bench [--layers N] [--seq S] …";
 /// The version of what `flow` and this program say to each other.
 const PROTOCOL: u32 = 1;
 /// Exit code of an interrupted job (EX_TEMPFAIL).
@@ -57,6 +60,7 @@ fn main() {
         ["logits", model, ids, out] => {
             logits::logits(Path::new(model), Path::new(ids), Path::new(out)).map(|()| Ended::Done)
         }
+        ["bench", ref flags @ ..] => bench::bench(flags).map(|()| Ended::Done),
         _ => {
             eprintln!("{USAGE}");
             leave_process(2);

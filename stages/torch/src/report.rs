@@ -13,6 +13,7 @@ use crate::{
     metrics::Line,
     model::params::{Layout, Share},
     ranks::Ranks,
+    tensorboard::EventFile,
     weights,
 };
 
@@ -23,6 +24,9 @@ pub struct Report<'a> {
     device: Device,
     ranks: usize,
     spikes: Spikes,
+    /// Model FLOPs of a token, and what one GPU can do a second in bf16, where that is known.
+    work: (f64, Option<f64>),
+    board: Option<EventFile>,
     /// When the first step of this process began, and how many were done then.
     began: (Instant, u64),
 }
@@ -36,7 +40,7 @@ impl<'a> Report<'a> {
         ranks: &Ranks,
         device: Device,
         step: u64,
-    ) -> Self {
+    ) -> Result<Self> {
         let training = &job.training;
         let parallel = &training.parallel;
         voice.info(format!(
@@ -57,14 +61,17 @@ impl<'a> Report<'a> {
             voice.warn("ranks on GPUs talk through the machine's memory (Gloo): right, and slow");
         }
         voice.progress(step, Some(training.max_steps), Unit::Steps);
-        Self {
+        let board = training.tensorboard.as_ref().filter(|_| ranks.rank == 0);
+        Ok(Self {
             voice,
             training,
             device,
             ranks: ranks.world.size(),
             spikes: Spikes::default(),
+            work: (config.flops_per_token(training.seq_length), device::peak_flops(device)),
+            board: board.map(|dir| EventFile::create(&dir.join(&job.node))).transpose()?,
             began: (Instant::now(), step),
-        }
+        })
     }
 
     /// Says how a step went that took `seconds`.
@@ -75,12 +82,12 @@ impl<'a> Report<'a> {
         }
         let due = line.step.is_multiple_of(self.training.log_interval.max(1));
         if due || line.step == self.training.max_steps || line.val_loss.is_some() {
-            self.emit(line, seconds);
+            self.emit(line, seconds)?;
         }
         Ok(())
     }
 
-    fn emit(&self, line: &Line, seconds: f64) {
+    fn emit(&mut self, line: &Line, seconds: f64) -> Result<()> {
         let tokens = self.training.consumed_tokens(self.training.global_batch_size as u64) as f64;
         let absent = f64::NAN;
         let (loss, norm) = (line.loss.unwrap_or(absent), line.grad_norm.unwrap_or(absent));
@@ -88,26 +95,33 @@ impl<'a> Report<'a> {
         let left = (self.training.max_steps - line.step) as f64;
         let eta = began.elapsed().as_secs_f64() / (line.step - first) as f64 * left;
         let memory = device::peak_memory(self.device).unwrap_or(absent);
-        self.voice.metrics(
-            line.step,
-            &[
-                ("loss", loss),
-                ("lr", line.lr),
-                ("grad_norm", norm),
-                ("val_loss", line.val_loss.unwrap_or(absent)),
-                ("tokens_per_second", tokens / seconds),
-                ("tokens_per_second_rank", tokens / seconds / self.ranks as f64),
-                ("step_seconds", seconds),
-                ("consumed_samples", line.consumed_samples as f64),
-                ("consumed_tokens", line.consumed_tokens as f64),
-                ("memory_bytes", memory),
-                ("eta_seconds", eta),
-            ],
-        );
+        let (flops, peak) = self.work;
+        let each = tokens / seconds / self.ranks as f64;
+        let mfu = peak.map_or(absent, |peak| each * flops / peak);
+        let values = [
+            ("loss", loss),
+            ("lr", line.lr),
+            ("grad_norm", norm),
+            ("val_loss", line.val_loss.unwrap_or(absent)),
+            ("tokens_per_second", tokens / seconds),
+            ("tokens_per_second_rank", each),
+            ("model_tflops_rank", each * flops / 1e12),
+            ("mfu", mfu),
+            ("step_seconds", seconds),
+            ("consumed_samples", line.consumed_samples as f64),
+            ("consumed_tokens", line.consumed_tokens as f64),
+            ("memory_bytes", memory),
+            ("eta_seconds", eta),
+        ];
+        self.voice.metrics(line.step, &values);
+        if let Some(board) = &mut self.board {
+            board.scalars(line.step, &values)?;
+        }
         let validation = line.val_loss.map(|loss| format!(", validation {loss:.4}")).unwrap_or_default();
+        let mfu = if mfu.is_finite() { format!(", MFU {:.0} %", 100.0 * mfu) } else { String::new() };
         if self.voice.speaks() {
             eprintln!(
-                "step {}/{}: loss {loss:.4}, norm {norm:.3}, lr {:.3e}{validation}, {:.0} tokens/s, {:.1} GiB, {} left",
+                "step {}/{}: loss {loss:.4}, norm {norm:.3}, lr {:.3e}{validation}, {:.0} tokens/s{mfu}, {:.1} GiB, {} left",
                 line.step,
                 self.training.max_steps,
                 line.lr,
@@ -117,6 +131,7 @@ impl<'a> Report<'a> {
             );
         }
         self.voice.progress(line.step, Some(self.training.max_steps), Unit::Steps);
+        Ok(())
     }
 }
 

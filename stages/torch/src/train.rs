@@ -31,6 +31,7 @@ pub fn train(job: &TrainJob, me: &Rank, ranks: &mut Option<Ranks>) -> Result<End
     let config = ModelConfig::read(job.config.as_deref().unwrap_or(&job.model))?;
     fits(training, &config)?;
     let device = device::set_up(training.device, me, job.threads, training.deterministic)?;
+    device::has_room(device, training, &config)?;
     let ranks = &*ranks.insert(Ranks::meet(me, &training.parallel, device)?);
     let voice = Voice::new(&job.node, ranks.rank);
     let data = Data::open(&job.train, &job.validation, training)?;
@@ -51,7 +52,7 @@ pub fn train(job: &TrainJob, me: &Rank, ranks: &mut Option<Ranks>) -> Result<End
     let mut saved = Saved::new(job, ranks, &layout, &flat, &run_config, state.step);
     let batches = Batches { training, data: &data, vocab: config.vocab_size as i64, device, ranks };
     let pipeline = Pipeline { model: &model, batches: &batches, kind: flat.kind(), width: config.hidden_size };
-    let mut report = Report::begin(&voice, job, &config, ranks, device, state.step);
+    let mut report = Report::begin(&voice, job, &config, ranks, device, state.step)?;
 
     let schedule = Schedule::new(training);
     let tied = config.tie_word_embeddings && ranks.ends.size() > 1;

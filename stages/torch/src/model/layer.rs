@@ -86,8 +86,9 @@ impl Layer {
         let qk_bsgnd = shared.rope.rotate(&qkv_bsgnd.narrow(3, 0, queries + 1));
         let heads = |x: Tensor| x.reshape([b, s, -1, d]).transpose(1, 2);
         let q_bnsd = heads(qk_bsgnd.narrow(3, 0, queries));
-        let k_bgsd = heads(qk_bsgnd.narrow(3, queries, 1));
-        let v_bgsd = heads(qkv_bsgnd.narrow(3, queries + 1, 1));
+        // Copies, as q is one: a window would keep all of q, k and v until the backward pass.
+        let k_bgsd = heads(qk_bsgnd.narrow(3, queries, 1).contiguous());
+        let v_bgsd = heads(qkv_bsgnd.narrow(3, queries + 1, 1).contiguous());
         let o_bnsd = shared.cp.attention(&q_bnsd, &k_bgsd, &v_bgsd)?;
         self.proj.forward(&shared.tp, &o_bnsd.transpose(1, 2).reshape([b, s, -1]))
     }

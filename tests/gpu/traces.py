@@ -1,0 +1,139 @@
+#!/usr/bin/env python3
+"""Loss traces on GPUs: tests/gpu/traces.py FLOW_TORCH WORK_DIR
+
+Trains the golden four-layer model on one GPU, and on two in every way that there is, in bf16 and fp32, and prints the largest
+relative difference of the losses from one GPU's. Then a run that is stopped and goes on, also on another mesh.
+Standard library alone."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+MODEL = ROOT / "tests/golden/megatron_ckpt/untied_v512/megatron_core0.16"
+CONFIG = ROOT / "tests/golden/megatron_ckpt/untied_v512/hf/config.json"
+DATA = ROOT / "tests/golden/training"
+PROGRAM, WORK = sys.argv[1], Path(sys.argv[2])
+STEPS = 20
+
+
+def start(name, parallel, precision, device="cuda", **more):
+    directory = WORK / name
+    for folder in ("out", "scratch"):
+        (directory / folder).mkdir(parents=True, exist_ok=True)
+    distributed = more.pop("distributed", False)
+    training = {
+        "seq_length": 64, "micro_batch_size": 2, "global_batch_size": 8, "max_steps": STEPS, "seed": 42,
+        "precision": precision, "device": device, "val_interval": 5, "limit_val_batches": 2, "parallel": parallel,
+        "optim": {"lr": 3e-3, "weight_decay": 0.1, "distributed": distributed}, "sched": {"warmup_steps": 4}, **more,
+    }
+    source = lambda which: [{"prefix": str(DATA / f"{which}_document"), "weight": None}]
+    job = {
+        "job": "train", "node": "train", "model": str(MODEL), "config": str(CONFIG), "train": source("train"),
+        "validation": source("validation"), "training": training, "out": str(directory / "out"),
+        "scratch": str(directory / "scratch"), "threads": 1,
+    }
+    (directory / "job.json").write_text(json.dumps(job))
+    world = 1
+    for size in parallel.values():
+        world *= int(size) if not isinstance(size, bool) else 1
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = lambda rank: {
+        **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "FLOW_COLLECTIVE_TIMEOUT": "60", "OMP_WAIT_POLICY": "passive",
+    }
+    log = lambda rank: open(directory / f"rank{rank}.log", "ab")
+    command = [PROGRAM, "worker", str(directory / "job.json")]
+    return [
+        subprocess.Popen(command, env=environment(rank), stdout=log(rank), stderr=subprocess.STDOUT) for rank in range(world)
+    ]
+
+
+def finish(name, ranks, code=0):
+    codes = [rank.wait(timeout=120) for rank in ranks]
+    if codes != [code] * len(codes):
+        for rank in range(len(ranks)):
+            print(f"  {name} rank {rank}:", (WORK / name / f"rank{rank}.log").read_text()[-1500:])
+        raise RuntimeError(f"{name}: exit codes {codes}")
+
+
+def trace(name, where="out"):
+    lines = (WORK / name / where / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def run(name, parallel, precision, **more):
+    began = time.time()
+    finish(name, start(name, parallel, precision, **more))
+    return trace(name), time.time() - began
+
+
+def difference(ours, theirs, field):
+    return max(abs(a[field] - b[field]) / abs(b[field]) for a, b in zip(ours, theirs, strict=True) if field in b)
+
+
+def report(label, ours, theirs):
+    worst = {field: f"{difference(ours, theirs, field):.1e}" for field in ("loss", "val_loss", "grad_norm")}
+    print(f"{label:44} {worst}", flush=True)
+
+
+def main():
+    shutil.rmtree(WORK, ignore_errors=True)
+    cpu, _ = run("cpu-fp32", {}, "fp32", device="cpu")
+    for precision in ("fp32", "bf16"):
+        one, seconds = run(f"one-{precision}", {}, precision)
+        report(f"{precision} one GPU against the CPU's fp32", one, cpu)
+        again, _ = run(f"again-{precision}", {}, precision)
+        report(f"{precision} one GPU again", again, one)
+        for label, parallel, more in [
+            ("tp2", {"tensor": 2}, {}),
+            ("tp2-sp", {"tensor": 2, "sequence": True}, {}),
+            ("dp2", {"data": 2}, {}),
+            ("dp2-distributed", {"data": 2}, {"distributed": True}),
+            ("pp2", {"pipeline": 2}, {}),
+            ("cp2", {"context": 2}, {}),
+            ("recompute-full", {}, {"memory": {"recompute": "full"}}),
+        ]:
+            try:
+                ours, seconds = run(f"{label}-{precision}", parallel, precision, **more)
+                report(f"{precision} {label} ({seconds:.0f} s)", ours, one)
+            except Exception as error:  # the others are still worth knowing
+                print(f"{precision} {label} FAILED: {error}", flush=True)
+        log = (WORK / f"tp2-{precision}" / "rank0.log").read_text()
+        print("  moved by", "Gloo" if "Gloo" in log else "NCCL")
+
+    # Stopped in the midst of it by a signal to one rank, and gone on with; then on another mesh.
+    parallel, more = {"data": 2}, {"distributed": True, "max_steps": 2000, "sched": {"name": "constant"}}
+    ranks = start("stopped", parallel, "bf16", **more)
+    deadline = time.time() + 60
+    while time.time() < deadline and '"step":30,' not in (WORK / "stopped/rank0.log").read_text():
+        time.sleep(0.05)
+    ranks[1].send_signal(signal.SIGTERM)
+    finish("stopped", ranks, code=75)
+    steps = len(trace("stopped", "scratch"))
+    more["max_steps"] = 2000
+    ranks = start("stopped", {"tensor": 2}, "bf16", **{**more, "distributed": False})
+    while time.time() < deadline + 60 and f'"step":{steps + 20},' not in (WORK / "stopped/rank0.log").read_text():
+        time.sleep(0.05)
+    ranks[0].send_signal(signal.SIGUSR1)
+    finish("stopped", ranks, code=75)
+    whole = start("whole", {}, "bf16", **{**more, "distributed": False})
+    while time.time() < deadline + 120 and f'"step":{steps + 20},' not in (WORK / "whole/rank0.log").read_text():
+        time.sleep(0.05)
+    whole[0].send_signal(signal.SIGTERM)
+    finish("whole", whole, code=75)
+    ours, theirs = trace("stopped", "scratch")[: steps + 20], trace("whole", "scratch")[: steps + 20]
+    print(f"stopped after step {steps} on dp2, gone on with on tp2, against one GPU undisturbed:")
+    print("  loss", f"{difference(ours, theirs, 'loss'):.1e}")
+
+
+if __name__ == "__main__":
+    main()
