@@ -12,7 +12,7 @@ use crate::window::Window;
 /// What a thread takes at once. A power of two, as all lengths here, so that every piece is a whole subtree.
 const PIECE: u64 = 1 << 20;
 /// What is mapped at once: bounds the memory, and large files are read from front to back.
-const STRETCH: u64 = 1 << 30;
+const STRETCH: u64 = 1 << 27;
 
 thread_local! {
     static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };

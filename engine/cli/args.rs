@@ -51,6 +51,10 @@ pub enum Command {
     Init(Init),
     /// Print a completion script for a shell
     Completions(Completions),
+    /// Say what a Hugging Face model or a Megatron checkpoint holds
+    Inspect(Inspect),
+    /// Compare the tensors of two models, each in any of the formats; 1 if they differ
+    DiffWeights(DiffWeights),
     /// Check that this machine has what flow needs
     Doctor,
 }
@@ -197,6 +201,37 @@ pub struct Show {
     #[arg(default_value = "last")]
     pub run: String,
     /// Print one line of JSON a node
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `flow inspect`
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// A Hugging Face directory, a .safetensors file, a Megatron checkpoint or one of its iterations
+    #[arg(value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    pub path: PathBuf,
+    /// Print it as one line of JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `flow diff-weights`
+#[derive(Debug, Args)]
+pub struct DiffWeights {
+    /// The first model, as for `flow inspect`
+    #[arg(value_name = "FIRST", value_hint = ValueHint::AnyPath)]
+    pub first: PathBuf,
+    /// The second
+    #[arg(value_name = "SECOND", value_hint = ValueHint::AnyPath)]
+    pub second: PathBuf,
+    /// Elements may be so far apart
+    #[arg(long, value_name = "MAX_ABS", default_value_t = 0.0)]
+    pub tolerance: f64,
+    /// List equal tensors too
+    #[arg(long)]
+    pub all: bool,
+    /// Print one line of JSON a tensor
     #[arg(long)]
     pub json: bool,
 }

@@ -29,6 +29,8 @@ fn main() -> ExitCode {
         Command::Lock(args) => commands::lock::lock(&args),
         Command::Init(args) => commands::init::init(&args),
         Command::Completions(args) => commands::completions::completions(&args),
+        Command::Inspect(args) => commands::inspect::inspect(&args),
+        Command::DiffWeights(args) => commands::diff_weights::diff_weights(&args),
         Command::Doctor => commands::doctor::doctor(),
     };
     match done {

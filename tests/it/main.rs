@@ -17,3 +17,4 @@ mod support;
 mod temp;
 mod versions;
 mod views;
+mod weights;

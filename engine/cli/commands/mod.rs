@@ -3,9 +3,11 @@
 pub mod cache;
 pub mod check;
 pub mod completions;
+pub mod diff_weights;
 pub mod doctor;
 pub mod graph;
 pub mod init;
+pub mod inspect;
 pub mod lock;
 pub mod log;
 mod nodes;

@@ -18,6 +18,7 @@ mod models;
 mod testing;
 pub mod tokenize;
 mod train;
+pub mod weights;
 mod worker;
 
 pub use worker::{About, PROTOCOL, about, worker};

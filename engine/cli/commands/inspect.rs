@@ -1,0 +1,23 @@
+//! `flow inspect`
+
+use flow_data::weights;
+
+use super::Done;
+use crate::{args, failure, failure::Failure, out};
+
+/// Says what lies at a path.
+pub fn inspect(args: &args::Inspect) -> Done {
+    let found = weights::inspect(&args.path).map_err(|error| unreadable(&error))?;
+    if args.json {
+        return Ok(out::line(found.json.to_string())?);
+    }
+    let facts: Vec<Vec<String>> = found.facts.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
+    out::write(&out::table(&facts, &[]))?;
+    out::line("")?;
+    Ok(out::write(&out::table(&found.rows, &[]))?)
+}
+
+/// A path that was named and cannot be used is usage.
+pub fn unreadable(error: &anyhow::Error) -> Failure {
+    Failure::Pipeline(vec![failure::from_error(error)])
+}
