@@ -5,12 +5,15 @@
 //! object), `.metadata` (which tensor's which chunk is which record), and some small files. Chunks are boxes of a
 //! global tensor; how they are cut is free, so a reader that assembles boxes reads any tensor and pipeline split.
 //!
+//! Megatron-LM's format before this one, `mp_rank_*/model_optim_rng.pt`, is read as if it were this.
+//!
 //! [`Reader`] reads, [`RankWriter`] and [`finish`] write: the ranks in parallel, each its chunks, rank 0 the rest.
 //! Layers are stacked on axis 0 of one tensor (`decoder.layers.mlp.linear_fc1.weight` is [L, 2F, h]); a reader sees
 //! other spellings in this one ([`canonical`](self)).
 
 mod canonical;
 mod finish;
+mod legacy;
 mod metadata;
 mod payload;
 mod reader;
@@ -68,12 +71,22 @@ pub fn begin(root: &Path, iteration: u64) -> Result<PathBuf> {
     Ok(dir)
 }
 
+/// Whether a directory holds an iteration, in this format or in Megatron-LM's older one.
+fn is_iteration(dir: &Path) -> bool {
+    dir.join(METADATA).is_file() || legacy::is_legacy(dir)
+}
+
 /// The newest iteration of a checkpoint, or the one whose own directory this is: its number and its directory.
 ///
 /// # Errors
 /// There is no checkpoint here, or the newest iteration's directory is gone.
 pub fn newest(path: &Path) -> Result<(u64, PathBuf)> {
-    if path.join(METADATA).is_file() {
+    // NeMo 2 keeps the one that it has beside its `context`.
+    let weights = path.join("weights");
+    if !path.join(LATEST).is_file() && is_iteration(&weights) {
+        return Ok((0, weights));
+    }
+    if is_iteration(path) {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         return Ok((number(name).unwrap_or(0), path.to_owned()));
     }
@@ -89,8 +102,8 @@ pub fn newest(path: &Path) -> Result<(u64, PathBuf)> {
                 }
             };
             ensure!(
-                dir.join(METADATA).is_file(),
-                "{} says `{text}`, but {} has no {METADATA}: it is no torch_dist checkpoint, or not complete",
+                is_iteration(&dir),
+                "{} says `{text}`, but {} has neither {METADATA} nor mp_rank_*: it is no checkpoint, or not complete",
                 latest.display(),
                 dir.display()
             );
@@ -101,7 +114,7 @@ pub fn newest(path: &Path) -> Result<(u64, PathBuf)> {
             for entry in fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))? {
                 let dir = entry?.path();
                 let iteration = dir.file_name().and_then(|name| number(name.to_str()?));
-                if let Some(iteration) = iteration.filter(|_| dir.join(METADATA).is_file()) {
+                if let Some(iteration) = iteration.filter(|_| is_iteration(&dir)) {
                     found.push((iteration, dir));
                 }
             }

@@ -79,6 +79,15 @@ pub(super) fn read_object<R: ReadAt + ?Sized>(file: &R, start: u64, len: u64) ->
     Pickle::parse(&archive.read(file, "data.pkl", LONGEST_PICKLE)?)
 }
 
+/// The pickle of an archive whose tensors are to be read too.
+pub(super) fn read_pickle<R: ReadAt + ?Sized>(archive: &Archive, file: &R) -> Result<Pickle> {
+    if archive.member("byteorder").is_some() {
+        let order = archive.read(file, "byteorder", 16)?;
+        ensure!(order == b"little", "its bytes are in {} order", String::from_utf8_lossy(&order));
+    }
+    Pickle::parse(&archive.read(file, "data.pkl", LONGEST_PICKLE)?)
+}
+
 /// Where the bytes of the tensor in the archive at `start..start + len` begin: it must be what the table says.
 pub(super) fn locate_tensor<R: ReadAt + ?Sized>(
     file: &R,
@@ -88,40 +97,27 @@ pub(super) fn locate_tensor<R: ReadAt + ?Sized>(
     shape: &[u64],
 ) -> Result<u64> {
     let archive = Archive::open(file, start, len)?;
-    if archive.member("byteorder").is_some() {
-        let order = archive.read(file, "byteorder", 16)?;
-        ensure!(order == b"little", "its bytes are in {} order", String::from_utf8_lossy(&order));
-    }
-    let pickle = Pickle::parse(&archive.read(file, "data.pkl", LONGEST_PICKLE)?)?;
+    let pickle = read_pickle(&archive, file)?;
     let found = Found::read(pickle.root()).context("its pickle is not a tensor")?;
     ensure!(found.dtype == dtype, "it is {}, and the table says {}", found.dtype.torch(), dtype.torch());
     let elements = |shape: &[u64]| shape.iter().product::<u64>();
     ensure!(elements(&found.shape) == elements(shape), "it has shape {:?}, and the table says {shape:?}", found.shape);
     ensure!(found.is_contiguous(), "its elements do not lie in a row (strides {:?})", found.strides);
-    let storage = archive
-        .member(&format!("data/{}", found.storage))
-        .with_context(|| format!("storage `{}` is missing", found.storage))?;
-    let bytes = byte_len(dtype, shape).context("too large")?;
-    let skip = found.offset.checked_mul(dtype.size()).context("too large")?;
-    ensure!(
-        skip.checked_add(bytes).is_some_and(|end| end <= storage.len),
-        "it needs {bytes} bytes of a storage that has {}",
-        storage.len
-    );
-    Ok(storage.data + skip)
+    Ok(found.place(&archive)?.0)
 }
 
 /// A tensor as its pickle describes it.
-struct Found {
-    dtype: DType,
+pub(super) struct Found {
+    pub dtype: DType,
     storage: String,
     offset: u64,
-    shape: Vec<u64>,
+    pub shape: Vec<u64>,
     strides: Vec<u64>,
 }
 
 impl Found {
-    fn read(view: View<'_>) -> Option<Self> {
+    /// None for what is no tensor, or one that is not understood.
+    pub fn read(view: View<'_>) -> Option<Self> {
         let view = match view.class()? {
             // A parameter: its first argument is the tensor.
             ("torch._utils", "_rebuild_parameter") => *view.args()?.first()?,
@@ -145,7 +141,23 @@ impl Found {
         })
     }
 
-    fn is_contiguous(&self) -> bool {
+    /// Where its bytes are in the file that the archive lies in: the first, and how many.
+    pub fn place(&self, archive: &Archive) -> Result<(u64, u64)> {
+        let storage = archive
+            .member(&format!("data/{}", self.storage))
+            .with_context(|| format!("storage `{}` is missing", self.storage))?;
+        let bytes = byte_len(self.dtype, &self.shape).context("too large")?;
+        let skip = self.offset.checked_mul(self.dtype.size()).context("too large")?;
+        ensure!(
+            skip.checked_add(bytes).is_some_and(|end| end <= storage.len),
+            "it needs {bytes} bytes of a storage that has {}",
+            storage.len
+        );
+        Ok((storage.data + skip, bytes))
+    }
+
+    /// Whether its elements lie in a row.
+    pub fn is_contiguous(&self) -> bool {
         let mut stride = 1;
         self.shape.contains(&0)
             || self.shape.iter().zip(&self.strides).rev().all(|(&size, &found)| {

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use super::{
     METADATA,
     canonical::canonical,
+    legacy,
     metadata::{Place, RawTensor, Table, decode},
     payload::{locate_tensor, read_object},
     region::{Region, overlap},
@@ -77,15 +78,19 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Reads the table of the iteration in `dir`. Keys are given in their canonical spelling: without `module.` and
+    /// Reads the table of the iteration in `dir`, or the tables of the ranks in Megatron-LM's older format. Keys are given in their canonical spelling: without `module.` and
     /// `model.`, layers stacked, fc1 in one.
     ///
     /// # Errors
     /// `dir` holds no DCP checkpoint, or its table is damaged.
     pub fn open(dir: &Path) -> Result<Self> {
-        let path = dir.join(METADATA);
-        let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let table = decode(&bytes).and_then(|Table { tensors, objects, foreign }| {
+        let legacy = legacy::is_legacy(dir);
+        let path = if legacy { dir.to_owned() } else { dir.join(METADATA) };
+        let table = match legacy {
+            true => legacy::read(dir),
+            false => decode(&fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?),
+        };
+        let table = table.and_then(|Table { tensors, objects, foreign }| {
             Ok((canonical(tensors)?.into_iter().map(|(key, raw)| (key, info(raw))).collect(), objects, foreign))
         });
         let (tensors, objects, foreign) = table.with_context(|| format!("cannot use {}", path.display()))?;
@@ -179,6 +184,9 @@ impl Reader {
             return Ok(data);
         }
         let place = &chunk.place;
+        if place.bare {
+            return Ok(place.at);
+        }
         let data = locate_tensor(file, place.at, place.len, dtype, &chunk.region.size)
             .with_context(|| self.where_is(key, place))?;
         Ok(*chunk.data.get_or_init(|| data))
