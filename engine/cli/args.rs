@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
+use crate::complete;
+
 /// Runs pipelines of language-model training: what is already done is never done again.
 #[derive(Debug, Parser)]
 #[command(
@@ -40,6 +42,8 @@ pub enum Command {
     Runs(Runs),
     /// Show a run: what each node did, what it took, what it made
     Show(Show),
+    /// Compare two runs: parameters, inputs, versions, times, metrics
+    Diff(Diff),
     /// Print the log of a stage
     Log(Log),
     /// Look after the cache
@@ -66,7 +70,7 @@ pub struct Pipeline {
     #[arg(value_name = "PIPELINE", value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
     /// Merge this [profile.…] table over the file
-    #[arg(long, short, value_name = "NAME")]
+    #[arg(long, short, value_name = "NAME", add = complete::profiles())]
     pub profile: Option<String>,
     /// Set a value, as `stage.train.max_steps=300`; may be given again
     #[arg(long, value_name = "KEY=VALUE")]
@@ -77,16 +81,16 @@ pub struct Pipeline {
 #[derive(Debug, Args)]
 pub struct Selection {
     /// Only these stages and what they need; all if none is named
-    #[arg(value_name = "STAGE")]
+    #[arg(value_name = "STAGE", add = complete::stages())]
     pub stages: Vec<String>,
     /// Just this stage, its inputs taken from the cache; may be given again
-    #[arg(long, value_name = "STAGE")]
+    #[arg(long, value_name = "STAGE", add = complete::stages())]
     pub only: Vec<String>,
     /// This stage and everything after it, even if cached
-    #[arg(long, value_name = "STAGE")]
+    #[arg(long, value_name = "STAGE", add = complete::stages())]
     pub from: Option<String>,
     /// This stage even if cached; its `outs` and `export` may overwrite files that are not flow's
-    #[arg(long, value_name = "STAGE")]
+    #[arg(long, value_name = "STAGE", add = complete::stages())]
     pub force: Vec<String>,
 }
 
@@ -133,9 +137,10 @@ pub struct Why {
     #[command(flatten)]
     pub pipeline: Pipeline,
     /// A stage, or one node as `tokens[2]`
+    #[arg(add = complete::stages())]
     pub stage: String,
     /// Compare with this run and not with the last
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "RUN", add = complete::runs())]
     pub run: Option<String>,
     /// Print one line of JSON a node
     #[arg(long)]
@@ -148,6 +153,7 @@ pub struct Path {
     #[command(flatten)]
     pub pipeline: Pipeline,
     /// A stage, or one node as `tokens[2]`
+    #[arg(add = complete::stages())]
     pub stage: String,
 }
 
@@ -170,6 +176,8 @@ pub enum GraphFormat {
     Mermaid,
     /// Graphviz
     Dot,
+    /// A picture for a browser or a page
+    Svg,
 }
 
 /// `flow status`
@@ -197,9 +205,12 @@ pub struct Runs {
 /// `flow show`
 #[derive(Debug, Args)]
 pub struct Show {
-    /// A run's id, the beginning of one, or `last`
-    #[arg(default_value = "last")]
+    /// A run: an id, the beginning of one, `last`, `last-1`, …
+    #[arg(default_value = "last", add = complete::runs())]
     pub run: String,
+    /// A stage, or one node as `tokens[2]`: everything about it
+    #[arg(add = complete::stages())]
+    pub stage: Option<String>,
     /// Print one line of JSON a node
     #[arg(long)]
     pub json: bool,
@@ -236,16 +247,34 @@ pub struct DiffWeights {
     pub json: bool,
 }
 
+/// `flow diff`
+#[derive(Debug, Args)]
+pub struct Diff {
+    /// A run: an id, the beginning of one, `last`, `last-1`, …
+    #[arg(value_name = "RUN", default_value = "last-1", add = complete::runs())]
+    pub from: String,
+    /// The run that it is compared with
+    #[arg(value_name = "RUN", default_value = "last", add = complete::runs())]
+    pub to: String,
+    /// Also what does not differ
+    #[arg(long)]
+    pub all: bool,
+    /// Print one line of JSON a difference
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `flow log`
 #[derive(Debug, Args)]
 pub struct Log {
     /// A stage, or one node as `tokens[2]`
+    #[arg(add = complete::stages())]
     pub stage: String,
     /// Go on printing while the stage runs
     #[arg(long, short)]
     pub follow: bool,
     /// Of this run [default: the last one in which the stage ran]
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "RUN", add = complete::runs())]
     pub run: Option<String>,
 }
 
@@ -307,7 +336,7 @@ pub struct Lock {
     #[arg(long)]
     pub update: bool,
     /// Only these stages
-    #[arg(value_name = "STAGE")]
+    #[arg(value_name = "STAGE", add = complete::stages())]
     pub stages: Vec<String>,
 }
 

@@ -2,6 +2,7 @@
 
 mod args;
 mod commands;
+mod complete;
 mod failure;
 mod interrupt;
 mod out;
@@ -9,11 +10,13 @@ mod ui;
 
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use args::{Cli, Command};
 
 fn main() -> ExitCode {
+    // Where a shell asks what could be typed: answers, and ends.
+    clap_complete::CompleteEnv::with_factory(Cli::command).var(complete::VARIABLE).complete();
     let done = match Cli::parse().command {
         Command::Run(args) => commands::run::run(&args),
         Command::Plan(args) => commands::plan::plan(&args),
@@ -24,6 +27,7 @@ fn main() -> ExitCode {
         Command::Status(args) => commands::status::status(&args),
         Command::Runs(args) => commands::runs::runs(&args),
         Command::Show(args) => commands::show::show(&args),
+        Command::Diff(args) => commands::diff::diff(&args),
         Command::Log(args) => commands::log::log(&args),
         Command::Cache(args) => commands::cache::cache(&args),
         Command::Lock(args) => commands::lock::lock(&args),

@@ -179,7 +179,7 @@ fn completions_are_scripts_of_their_shell() {
     let sandbox = Sandbox::new();
     for shell in ["bash", "zsh", "fish"] {
         let script = sandbox.ok(&["completions", shell]);
-        assert!(script.contains("keep-going"), "{shell}");
+        assert!(script.contains("FLOW_COMPLETE"), "{shell}");
         sandbox.write(shell, &script);
     }
     let output = Command::new("bash").arg("-n").arg(sandbox.path("bash")).output().unwrap();
@@ -190,8 +190,10 @@ fn completions_are_scripts_of_their_shell() {
 fn doctor_says_what_is_there_and_what_is_not() {
     let sandbox = Sandbox::new();
     let output = Output::of(sandbox.flow(&["doctor"]).env("FLOW_TORCH", "/nowhere").output().unwrap());
-    assert_eq!(output.code, Some(1), "{output}");
+    assert_eq!(output.code, Some(3), "{output}");
     assert!(output.stdout.contains("ok   flow") && output.stdout.contains("ok   cache"), "{output}");
+    assert!(output.stdout.contains("cache_dir by FLOW_CACHE_DIR") && output.stdout.contains(" free of "), "{output}");
+    assert!(output.stdout.contains("ok   locks    hold"), "{output}");
     assert!(output.stdout.contains("BAD  trainer") && output.stdout.contains("/nowhere"), "{output}");
 }
 

@@ -74,3 +74,171 @@ fn a_run_of_another_machine_is_known_by_its_heart() {
         assert!(sandbox.ok(&["runs"]).contains(&format!(" {state} ")), "{state}");
     }
 }
+
+fn json_lines(text: &str) -> Vec<serde_json::Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// raw (a node a file) → gen → train, a file of its own into the last.
+fn chain() -> Sandbox {
+    let sandbox = Sandbox::with(
+        "[params]\nlr = 1\n\
+         [stage.raw]\nkind = \"fetch\"\nurls = [\"d/{0..2}.txt\"]\n\
+         [stage.gen]\nkind = \"command\"\nin = { r = \"raw\" }\n\
+         run = \"for i in {in.r}; do cat $i/*; done > {out}/x; echo ${lr} >> {out}/x\"\n\
+         [stage.train]\nkind = \"command\"\nin = { x = \"gen\" }\nfiles = [\"y.txt\"]\n\
+         run = \"cat {in.x}/x y.txt > {out}/y\"\n",
+    );
+    for i in 0..3 {
+        sandbox.write(&format!("d/{i}.txt"), &format!("{i}\n"));
+    }
+    sandbox.write("y.txt", "y\n");
+    sandbox
+}
+
+#[test]
+fn why_follows_a_change_to_the_file_or_parameter_that_it_comes_from() {
+    let sandbox = chain();
+    sandbox.ok(&["run", "p.toml"]);
+    sandbox.write("d/1.txt", "changed\n");
+    sandbox.write("y.txt", "changed\n");
+    // Before: the key of the last is not known yet, what it waits for and why is.
+    let text = sandbox.ok(&["why", "p.toml", "train"]);
+    for said in ["its key is known when", "raw[1] would run", "`d/1.txt` changed"] {
+        assert!(text.contains(said), "{said}: {text}");
+    }
+    assert!(!text.contains("raw[0]"), "{text}");
+    let text = sandbox.ok(&["why", "p.toml", "train", "--set", "params.lr=2", "--run", "last"]);
+    assert!(text.contains("raw[1] would run"), "{text}");
+    sandbox.write("d/1.txt", "1\n");
+    let text = sandbox.ok(&["why", "p.toml", "train", "--set", "params.lr=2"]);
+    assert!(text.contains("gen would run") && text.contains("echo 1 >>") && text.contains("echo 2 >>"), "{text}");
+    // After, against the run before.
+    sandbox.write("d/1.txt", "changed\n");
+    sandbox.ok(&["run", "p.toml"]);
+    let text = sandbox.ok(&["why", "p.toml", "train", "--run", "last-1"]);
+    let lines: Vec<&str> = text.lines().collect();
+    let line =
+        |what: &str| lines.iter().position(|line| line.contains(what)).unwrap_or_else(|| panic!("{what}: {text}"));
+    assert!(lines[line("input files: ")].contains("`y.txt` changed"), "{text}");
+    assert!(line("the result of gen") < line("the result of raw[1]"), "{text}");
+    assert!(line("the result of raw[1]") < line("`d/1.txt` changed"), "{text}");
+    // What it was made of, for scripts.
+    let why = &json_lines(&sandbox.ok(&["why", "p.toml", "train", "--run", "last-1", "--json"]))[0];
+    let change = why["changes"].as_array().unwrap().iter().find(|change| change["what"] == "input in.x").unwrap();
+    let up = &change["cause"]["changes"][0]["cause"];
+    assert_eq!((&up["node"], &up["changes"][0]["cause"]["path"]), (&"raw[1]".into(), &"d/1.txt".into()), "{why}");
+    // Many shards that are as they were share a line.
+    let text = sandbox.ok(&["why", "p.toml", "raw"]);
+    assert!(text.starts_with("raw[0] to raw[2]\n  3 cached"), "{text}");
+    let output = sandbox.run(&["why", "p.toml", "train", "--run", "nope"]);
+    assert!(output.code == Some(2) && output.stderr.contains("there is no run `nope`"), "{output}");
+}
+
+#[test]
+fn a_stage_that_gives_other_bytes_under_its_old_key_is_told_so() {
+    let sandbox = Sandbox::with(
+        "[stage.a]\nkind = \"command\"\nrun = \"date +%N > {out}/x\"\n\
+         [stage.b]\nkind = \"command\"\nrun = \"cat {in.x}/x > {out}/y\"\nin = { x = \"a\" }\n",
+    );
+    sandbox.ok(&["run", "p.toml"]);
+    sandbox.ok(&["run", "p.toml", "--force", "a"]);
+    let text = sandbox.ok(&["why", "p.toml", "b", "--run", "last-1"]);
+    assert!(text.contains("the result of a: it ran again, and gave other bytes under the same key"), "{text}");
+}
+
+#[test]
+fn a_plan_knows_times_downloads_and_what_was_left() {
+    let sandbox = chain();
+    let plan = |args: &[&str]| {
+        let args: Vec<&str> = ["plan", "p.toml", "--json"].into_iter().chain(args.iter().copied()).collect();
+        json_lines(&sandbox.ok(&args))
+    };
+    assert!(plan(&[]).iter().all(|line| line["expected"].is_null()), "nothing ran before");
+    sandbox.ok(&["run", "p.toml"]);
+    sandbox.ok(&["run", "p.toml", "--set", "params.lr=2"]);
+    let lines = plan(&["--set", "params.lr=3"]);
+    let gen_line = lines.iter().find(|line| line["node"] == "gen").unwrap();
+    assert_eq!((&gen_line["state"], &gen_line["expected_of"]), (&"run".into(), &2.into()), "{gen_line}");
+    assert!(gen_line["expected"].as_f64().unwrap() > 0.0);
+    let output = sandbox.run(&["plan", "p.toml", "--set", "params.lr=3"]);
+    assert!(output.stdout.contains("(of 2 runs)") && output.stderr.contains(" of work"), "{output}");
+    // A shard that is new is expected to take what the others took.
+    sandbox.write("d/1.txt", "changed\n");
+    let raw = plan(&[]).into_iter().find(|line| line["node"] == "raw[1]").unwrap();
+    assert_eq!((&raw["state"], raw["expected_of"].as_u64() >= Some(1)), (&"run".into(), true), "{raw}");
+}
+
+#[test]
+fn what_two_runs_differ_in_stands_side_by_side() {
+    let sandbox = chain();
+    sandbox.ok(&["run", "p.toml"]);
+    let output = sandbox.run(&["diff", "last", "last"]);
+    assert!(output.code == Some(0) && output.stderr.contains("nothing differs"), "{output}");
+    sandbox.write("y.txt", "changed\n");
+    sandbox.ok(&["run", "p.toml", "--set", "params.lr=2"]);
+    let text = sandbox.ok(&["diff"]);
+    let row = |what: &str| text.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("{what}: {text}"));
+    assert!(row("set").ends_with("params.lr=2"), "{text}");
+    assert!(row("params.run").starts_with("gen ") && row("input files").starts_with("train "), "{text}");
+    assert!(row("how").starts_with("raw x3") && row("how").contains("cached"), "{text}");
+    assert!(!text.contains("machine"), "{text}");
+    assert!(sandbox.ok(&["diff", "--all"]).contains("machine"));
+    let lines = json_lines(&sandbox.ok(&["diff", "last-1", "last", "--json"]));
+    let change = lines.iter().find(|line| line["what"] == "params.run").unwrap();
+    assert!(change["from"].as_str().unwrap().contains("echo 1 >>"), "{change}");
+    assert!(change["to"].as_str().unwrap().contains("echo 2 >>"), "{change}");
+    assert_eq!(sandbox.run(&["diff", "last-7"]).code, Some(2));
+}
+
+#[test]
+fn a_stage_of_a_run_is_shown_with_all_that_is_known_of_it() {
+    let sandbox = chain();
+    sandbox.ok(&["run", "p.toml"]);
+    let text = sandbox.ok(&["show", "last", "gen"]);
+    for said in ["ran in ", "kind command version ", "run = ", "input in.r: ", "    x  "] {
+        assert!(text.contains(said), "{said}: {text}");
+    }
+    assert!(sandbox.ok(&["show"]).contains(" cores, "), "{text}");
+    let output = sandbox.run(&["show", "last", "gne"]);
+    assert!(output.code == Some(2) && output.stderr.contains("did you mean `gen`?"), "{output}");
+    // A failure is told with its causes and its log, also of a run that is long over.
+    let failed = sandbox.run(&["run", "p.toml", "--set", "stage.train.run=echo oops; exit 4"]);
+    assert_eq!(failed.code, Some(1), "{failed}");
+    sandbox.ok(&["run", "p.toml"]);
+    let text = sandbox.ok(&["show", "last-1"]);
+    assert!(text.contains("train failed") && text.contains("exit status 4") && text.contains("oops"), "{text}");
+    assert!(text.contains("set       stage.train.run=echo oops; exit 4"), "{text}");
+}
+
+#[test]
+fn a_followed_log_ends_with_its_stage_and_not_with_the_run() {
+    let sandbox = Sandbox::new();
+    let go = sandbox.outside("go");
+    sandbox.pipeline(&format!(
+        "[stage.a]\nkind = \"command\"\nrun = \"echo first; while ! test -e {}; do sleep 0.05; done; echo second\"\n\
+         [stage.b]\nkind = \"command\"\nrun = \"sleep 1000\"\nneeds = [\"a\"]\n",
+        go.display()
+    ));
+    let run = sandbox.start(&["run", "p.toml"]);
+    until("the log begins", || sandbox.run(&["log", "a"]).stdout == "first\n");
+    let follow = sandbox.start(&["log", "a", "-f"]);
+    fs::write(go, "").unwrap();
+    let followed = follow.end();
+    assert_eq!((followed.code, followed.stdout.as_str()), (Some(0), "first\nsecond\n"), "{followed}");
+    assert!(sandbox.ok(&["runs"]).contains(" running "));
+    drop(run);
+}
+
+#[test]
+fn the_files_are_the_truth_of_history() {
+    let sandbox = chain();
+    sandbox.ok(&["run", "p.toml"]);
+    let told = || ["runs", "status", "show"].map(|command| sandbox.ok(&[command]));
+    let before = told();
+    // Whatever is kept beside the files of the runs is lost, and the directory may only be read.
+    fs::remove_dir_all(sandbox.cache().join("state")).unwrap();
+    fs::create_dir(sandbox.cache().join("runs/not-a-run")).unwrap();
+    fs::write(sandbox.cache().join("runs/neither"), "x").unwrap();
+    assert_eq!(told(), before);
+}

@@ -15,6 +15,7 @@ mod readme;
 mod screen;
 mod support;
 mod temp;
+mod terminal;
 mod versions;
 mod views;
 mod weights;

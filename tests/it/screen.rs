@@ -1,6 +1,9 @@
 //! What a person sees while a run goes on and when it ends.
 
-use crate::support::Sandbox;
+use crate::{
+    support::{Output, Sandbox},
+    terminal::Terminal,
+};
 
 #[test]
 fn the_hint_to_go_on_is_what_was_typed() {
@@ -81,4 +84,153 @@ fn an_empty_directory_in_a_result_is_not_dropped_silently() {
     assert_eq!(output.code, Some(0), "{output}");
     let warnings: Vec<&str> = output.stderr.lines().filter(|line| line.starts_with("warning ")).collect();
     assert!(warnings.len() == 1 && warnings[0].contains("`logs/deep`") && warnings[0].contains("empty"), "{output}");
+}
+
+#[test]
+fn a_terminal_shows_what_runs_and_in_the_end_only_what_is_to_stay() {
+    let sandbox = Sandbox::new();
+    let go = sandbox.outside("go");
+    let text: String = (0..60)
+        .map(|i| {
+            format!(
+                "[stage.s{i:02}]\nkind = \"command\"\nrun = \"while ! test -e {}; do sleep 0.05; done; : {i}\"\n",
+                go.display()
+            )
+        })
+        .collect();
+    sandbox.pipeline(&text);
+    let mut flow = sandbox.flow(&["run", "p.toml", "--jobs", "60"]);
+    flow.env("FLOW_CPUS", "60");
+    let mut terminal = Terminal::start(flow, (80, 24));
+    let folded = |lines: &[String]| lines.iter().any(|line| line.ends_with(" more running"));
+    terminal
+        .until("all of them run", |lines| lines.last().is_some_and(|line| line.starts_with("0/60 done · 60 running")));
+    let lines = terminal.lines();
+    assert!(folded(&lines) && lines.len() <= 24, "{lines:#?}");
+    assert!(lines[0].starts_with("p.toml · 60 nodes · flow "), "{lines:#?}");
+    // Narrow, low, wide: what stands there is one picture, never the rest of an older one.
+    for size in [(30, 10), (120, 40), (24, 5), (80, 24)] {
+        terminal.resize(size);
+        let now = |lines: &[String]| {
+            let counts = lines.iter().filter(|line| line.contains("60 running")).count();
+            lines.len() <= usize::from(size.1)
+                && counts == 1
+                && lines.last().is_some_and(|line| line.contains("60 running"))
+        };
+        terminal.until(&format!("the view at {size:?}"), now);
+    }
+    std::fs::write(&go, "").unwrap();
+    assert!(terminal.end().success());
+    let lines = terminal.lines();
+    assert!(lines.last().unwrap().starts_with("done in ") && lines.last().unwrap().ends_with("60 ran, 0 skipped"));
+    assert!(!lines.iter().any(|line| line.contains("running")), "{lines:#?}");
+    assert!(!terminal.cursor_is_hidden());
+}
+
+#[test]
+fn a_terminal_is_not_painted_more_often_than_an_eye_sees() {
+    let sandbox = Sandbox::with(
+        "[stage.a]\nkind = \"command\"\n\
+         run = \"for i in $(seq 200); do echo $i; sleep 0.01; done\"\n",
+    );
+    let mut terminal = Terminal::start(sandbox.flow(&["run", "p.toml"]), (80, 24));
+    assert!(terminal.end().success());
+    let seconds: f64 = {
+        let runs = sandbox.ok(&["runs", "--json"]);
+        let run: serde_json::Value = serde_json::from_str(runs.lines().next().unwrap()).unwrap();
+        run["finished"].as_f64().unwrap() - run["started"].as_f64().unwrap()
+    };
+    assert!(terminal.writes() as f64 <= 20.0 * seconds + 10.0, "{} in {seconds} s", terminal.writes());
+    // Nothing is cleared before it is painted over.
+    assert!(!terminal.written().contains("\x1b[2J"), "{:?}", terminal.written());
+}
+
+#[test]
+fn ctrl_c_stops_what_does_not_want_to_with_all_that_it_started() {
+    let sandbox = Sandbox::new();
+    let (ids, kept) = (sandbox.outside("ids"), sandbox.outside("kept"));
+    // It ignores the request to end, and so does what it started; what was asked kindly can tidy up.
+    sandbox.pipeline(&format!(
+        "[stage.stubborn]\nkind = \"command\"\nrun = '''\ntrap '' TERM INT\n\
+         (trap '' TERM INT; echo $(exec sh -c 'echo $PPID') >> {ids}; sleep 1000) &\necho $$ >> {ids}; sleep 1000; sleep 1000\n'''\n\
+         [stage.kind]\nkind = \"command\"\nrun = '''\ntrap 'echo tidy > {kept}; exit 1' TERM\necho $$ >> {ids}\nwhile :; do sleep 0.05; done\n'''\n",
+        ids = ids.display(),
+        kept = kept.display()
+    ));
+    let mut terminal = Terminal::start(sandbox.flow(&["run", "p.toml", "--jobs", "4"]), (100, 24));
+    crate::support::until("all of them run", || sandbox.lines("ids").len() == 3);
+    let began = std::time::Instant::now();
+    terminal.type_("\x03");
+    let status = terminal.end();
+    let took = began.elapsed();
+    assert_eq!(status.code(), Some(130));
+    assert!(sandbox.lines("kept") == ["tidy"], "it was not asked before it was killed");
+    for id in sandbox.lines("ids") {
+        // SAFETY: signal 0 only asks whether there is such a process.
+        crate::support::until("they are gone", || unsafe { libc::kill(id.parse().unwrap(), 0) } != 0);
+    }
+    let lines = terminal.lines();
+    assert!(lines.iter().any(|line| line.starts_with("interrupted in ")), "{lines:#?}");
+    assert!(lines.last().unwrap().starts_with("hint: to go on: flow run p.toml --jobs 4"), "{lines:#?}");
+    assert!(!terminal.cursor_is_hidden());
+    eprintln!("interrupted after {took:?}");
+}
+
+#[test]
+fn ctrl_c_twice_ends_at_once() {
+    let sandbox = Sandbox::new();
+    let ids = sandbox.outside("ids");
+    sandbox.pipeline(&format!(
+        "[stage.a]\nkind = \"command\"\nrun = '''\ntrap '' TERM INT\necho $$ > {}\nwhile :; do sleep 0.05; done\n'''\n",
+        ids.display()
+    ));
+    let run = sandbox.start(&["run", "p.toml"]);
+    crate::support::until("it runs", || sandbox.lines("ids").len() == 1);
+    run.signal(libc::SIGINT);
+    run.signal(libc::SIGTERM);
+    assert_eq!(run.end().code, Some(130));
+    let id = sandbox.lines("ids")[0].parse().unwrap();
+    // SAFETY: signal 0 only asks whether there is such a process.
+    crate::support::until("it is gone", || unsafe { libc::kill(id, 0) } != 0);
+    // Nobody could write how it ended: it is known all the same.
+    assert!(sandbox.ok(&["runs"]).contains(" killed "));
+}
+
+#[test]
+fn bash_completes_the_stages_and_profiles_of_the_pipeline_on_the_line() {
+    let sandbox = Sandbox::with(
+        "[profile.mini]\n[profile.full]\n\
+         [stage.train]\nkind = \"command\"\nrun = \"true\"\n[stage.tokens]\nkind = \"command\"\nrun = \"true\"\n",
+    );
+    sandbox.write("comp.bash", &sandbox.ok(&["completions", "bash"]));
+    let bin = std::path::Path::new(env!("CARGO_BIN_EXE_flow")).parent().unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let complete = |words: &[&str]| {
+        let list = words.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" ");
+        let script = format!(
+            "source comp.bash; COMP_WORDS=({list}); COMP_CWORD={}; COMP_LINE='{}'; COMP_POINT=${{#COMP_LINE}}; \
+             f=$(complete -p flow | sed 's/.*-F \\([^ ]*\\).*/\\1/'); $f flow '{}' ''; printf '%s\\n' \"${{COMPREPLY[@]}}\"",
+            words.len() - 1,
+            words.join(" "),
+            words.last().unwrap()
+        );
+        let mut bash = std::process::Command::new("bash");
+        sandbox.at_home(&mut bash);
+        let output = Output::of(bash.env("PATH", &path).args(["--norc", "-c", &script]).output().unwrap());
+        let mut found: Vec<String> = output.stdout.split_whitespace().map(str::to_owned).collect();
+        found.sort();
+        assert_eq!(output.stderr, "", "{output}");
+        found
+    };
+    assert_eq!(complete(&["flow", "run", "p.toml", "--only", "t"]), ["tokens", "train"]);
+    assert_eq!(complete(&["flow", "why", "p.toml", "tr"]), ["train"]);
+    assert_eq!(complete(&["flow", "plan", "p.toml", "--profile", ""]), ["full", "mini"]);
+    assert_eq!(complete(&["flow", "comp"]), ["completions"]);
+    sandbox.ok(&["run", "p.toml"]);
+    assert_eq!(complete(&["flow", "log", "tok"]), ["tokens"]);
+    let id = sandbox.ok(&["runs"]).split(' ').next().unwrap().to_owned();
+    assert!(complete(&["flow", "show", ""]).contains(&id));
+    // A file that is none breaks no line.
+    sandbox.write("p.toml", "[[[");
+    assert_eq!(complete(&["flow", "run", "p.toml", "--only", "t"]), [""; 0]);
 }

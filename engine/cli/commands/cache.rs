@@ -1,11 +1,13 @@
 //! `flow cache`
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeMap, HashSet},
     time::{Duration, Instant},
 };
 
+use anyhow::Result;
 use flow_cache::{GcPolicy, ResultRecord};
+use flow_core::Key;
 use flow_engine::History;
 use serde_json::json;
 
@@ -61,12 +63,16 @@ fn ls(as_json: bool) -> Done {
     let (_, cache) = open_here()?;
     let mut results: Vec<ResultRecord> = cache.results().collect();
     results.sort_by(|a, b| b.created.total_cmp(&a.created).then(a.key.cmp(&b.key)));
+    let uses = uses(&History::open(&cache))?;
     if as_json {
         let line = |result: &ResultRecord| {
             json!({
                 "key": result.key, "kind": result.parts.kind, "digest": result.tree.digest(), "bytes": result.tree.size(),
                 "files": result.tree.entries().len(), "cost": result.cost, "created": result.created,
                 "host": result.host, "version": result.version,
+                "pipeline": uses.get(&result.key).map(|of| &of.pipeline),
+                "node": uses.get(&result.key).map(|of| &of.node),
+                "used": uses.get(&result.key).map(|of| of.when),
             })
         };
         let lines: String = results.iter().map(|result| format!("{}\n", line(result))).collect();
@@ -75,17 +81,39 @@ fn ls(as_json: bool) -> Done {
     let rows: Vec<Vec<String>> = results
         .iter()
         .map(|result| {
+            let of = uses.get(&result.key);
             vec![
                 result.key.short(),
-                result.parts.kind.clone(),
+                of.map_or_else(|| result.parts.kind.clone(), |of| of.node.clone()),
+                of.map(|of| of.pipeline.clone()).unwrap_or_default(),
                 clock(result.created),
+                of.map_or_else(|| "not by a run that is known".into(), |of| format!("used {}", clock(of.when))),
                 duration(result.cost),
                 bytes(result.tree.size()),
                 files(result),
             ]
         })
         .collect();
-    Ok(out::write(&out::table(&rows, &[3, 4]))?)
+    Ok(out::write(&out::table(&rows, &[5, 6]))?)
+}
+
+/// Who used a result last.
+struct Use {
+    pipeline: String,
+    node: String,
+    when: f64,
+}
+
+/// By key: the last of the runs that are kept in which it was made or taken.
+fn uses(history: &History) -> Result<BTreeMap<Key, Use>> {
+    let mut uses = BTreeMap::new();
+    for run in history.list()? {
+        for (node, record) in run.nodes().unwrap_or_default() {
+            let pipeline = run.head.pipeline.clone();
+            uses.entry(record.key).or_insert(Use { pipeline, node, when: run.head.started });
+        }
+    }
+    Ok(uses)
 }
 
 /// What a result holds, in a few names.

@@ -1,59 +1,126 @@
-//! `flow doctor`
+//! `flow doctor`: what this machine has, where each setting comes from, and what is wrong.
 
-use std::path::Path;
+use std::{
+    fs::{File, OpenOptions, TryLockError},
+    path::Path,
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use flow_cache::Cache;
-use flow_core::Diagnostic;
 use flow_engine::Settings;
 
 use super::Done;
 use crate::{failure::Failure, out, ui::format::bytes};
 
+/// Where the way out may lead through.
+const PROXIES: [&str; 4] = ["https_proxy", "http_proxy", "all_proxy", "no_proxy"];
+
+/// Lines, and how many of them say that something is wrong.
+#[derive(Default)]
+struct Report {
+    lines: Vec<Vec<String>>,
+    wrong: usize,
+}
+
+impl Report {
+    fn say(&mut self, what: &str, found: Result<String>) {
+        let (state, text) = match found {
+            Ok(text) => ("ok", text),
+            Err(error) => {
+                self.wrong += 1;
+                ("BAD", format!("{error:#}"))
+            }
+        };
+        self.lines.push(vec![state.to_owned(), what.to_owned(), text]);
+    }
+}
+
 /// Checks that this machine has what flow needs.
 pub fn doctor() -> Done {
-    let mut lines = vec![("ok", "flow", env!("CARGO_PKG_VERSION").to_owned())];
-    let mut wrong = 0;
-    let mut say = |what: &'static str, found: Result<String>| match found {
-        Ok(found) => lines.push(("ok", what, found)),
-        Err(error) => {
-            wrong += 1;
-            lines.push(("BAD", what, format!("{error:#}")));
-        }
-    };
+    let mut report = Report::default();
+    report.say("flow", Ok(format!("{} at {}", env!("CARGO_PKG_VERSION"), own_path())));
     match Settings::load(Path::new("."), &|name| std::env::var(name).ok()) {
         Ok(settings) => {
-            let files: Vec<String> = settings.sources.iter().map(|path| path.display().to_string()).collect();
-            say("settings", Ok(if files.is_empty() { "defaults".into() } else { files.join(", ") }));
-            say("cache", cache(&settings.cache_dir));
             let (cpus, gpus, memory) = (settings.cpus, settings.gpus, bytes(settings.memory));
-            say("machine", Ok(format!("{cpus} cores, {gpus} GPUs, {memory} of memory")));
+            report.say("machine", Ok(format!("{cpus} cores, {gpus} GPUs, {memory} of memory")));
+            tell_settings(&settings, &mut report);
+            report.say("cache", cache(&settings.cache_dir));
+            report.say("locks", locks(&settings.cache_dir));
         }
         Err(errors) => {
             for error in errors {
-                say("settings", Err(error.into()));
+                report.say("settings", Err(error.into()));
             }
         }
     }
-    say("trainer", trainer());
-    let rows: Vec<Vec<String>> =
-        lines.into_iter().map(|(state, what, found)| vec![state.to_owned(), what.to_owned(), found]).collect();
-    out::write(&out::table(&rows, &[]))?;
-    if wrong == 0 {
-        return Ok(());
+    report.say("trainer", trainer());
+    for (name, value) in PROXIES.iter().filter_map(|name| proxy(name)) {
+        report.say("proxy", Ok(format!("{name} = {}", without_password(&value))));
     }
-    Err(Failure::absent(Diagnostic::new("this machine lacks something").hint("see the lines marked BAD")))
+    out::write(&out::table(&report.lines, &[]))?;
+    match report.wrong {
+        0 => Ok(()),
+        wrong => Err(Failure::Cache(anyhow::anyhow!("{wrong} of this is not as it must be: see the lines marked BAD"))),
+    }
 }
 
-/// The cache's directory can be written.
+fn own_path() -> String {
+    std::env::current_exe().map_or_else(|_| "an unknown place".into(), |path| path.display().to_string())
+}
+
+/// Each setting that somebody made, and who.
+fn tell_settings(settings: &Settings, report: &mut Report) {
+    let mut made: Vec<(String, String)> = Vec::new();
+    for path in &settings.sources {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        // It was read as settings before, so it is a table.
+        for name in text.parse::<toml::Table>().unwrap_or_default().keys() {
+            made.retain(|(known, _)| known != name);
+            made.push((name.clone(), path.display().to_string()));
+        }
+    }
+    for name in ["cache_dir", "jobs", "cpus", "gpus", "memory"] {
+        let variable = format!("FLOW_{}", name.to_uppercase());
+        if std::env::var_os(&variable).is_some() {
+            made.retain(|(known, _)| known != name);
+            made.push((name.to_owned(), variable));
+        }
+    }
+    if made.is_empty() {
+        return report.say("settings", Ok("none: all is as it comes".into()));
+    }
+    for (name, by) in made {
+        report.say("setting", Ok(format!("{name} by {by}")));
+    }
+}
+
+/// The cache's directory can be written, and has room.
 fn cache(dir: &Path) -> Result<String> {
     let cache = Cache::open(dir)?;
+    let root = cache.root().display();
     let trial = cache.root().join("tmp").join(format!("doctor-{}", std::process::id()));
-    let written =
-        std::fs::write(&trial, b"flow").with_context(|| format!("cannot write in {}", cache.root().display()));
+    let written = std::fs::write(&trial, b"flow").with_context(|| format!("cannot write in {root}"));
     let _ = std::fs::remove_file(&trial);
     written?;
-    Ok(format!("{}, writable", cache.root().display()))
+    let space = rustix::fs::statvfs(cache.root()).with_context(|| format!("cannot ask for the room in {root}"))?;
+    let free = space.f_bavail.saturating_mul(space.f_frsize);
+    Ok(format!("{root}, writable, {} free of {}", bytes(free), bytes(space.f_blocks.saturating_mul(space.f_frsize))))
+}
+
+/// Locks hold: who has the same file open cannot take what is taken.
+fn locks(dir: &Path) -> Result<String> {
+    let path = dir.join("tmp").join(format!("doctor-{}.lock", std::process::id()));
+    let open = || OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path);
+    let tried = (|| -> Result<String> {
+        let (first, second): (File, File) = (open()?, open()?);
+        first.try_lock().context("the file system has no locks: two flows may do the same work twice")?;
+        match second.try_lock() {
+            Err(TryLockError::WouldBlock) => Ok("hold".into()),
+            _ => bail!("the file system gives the same lock twice: two flows may do the same work twice"),
+        }
+    })();
+    let _ = std::fs::remove_file(&path);
+    tried
 }
 
 /// The worker program answers, and speaks our language.
@@ -61,4 +128,30 @@ fn trainer() -> Result<String> {
     let program = flow_data::worker()?;
     let about = flow_data::about(&program)?;
     Ok(format!("{} {}, libtorch {}, CUDA {}", program.display(), about.version, about.libtorch, about.cuda))
+}
+
+/// The variable in either spelling.
+fn proxy(name: &str) -> Option<(String, String)> {
+    let spellings = [name.to_owned(), name.to_uppercase()];
+    let set = |name: String| std::env::var(&name).ok().filter(|value| !value.is_empty()).map(|value| (name, value));
+    spellings.into_iter().find_map(set)
+}
+
+/// `http://user:secret@host` → `http://***@host`
+fn without_password(url: &str) -> String {
+    match url.split_once("://").map(|(scheme, rest)| (scheme, rest.rsplit_once('@'))) {
+        Some((scheme, Some((_, host)))) => format!("{scheme}://***@{host}"),
+        _ => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_uses_a_proxy_is_not_told() {
+        assert_eq!(without_password("http://a:b@proxy:3128"), "http://***@proxy:3128");
+        assert_eq!(without_password("http://proxy:3128"), "http://proxy:3128");
+    }
 }

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use flow_engine::Graph;
 
-use super::{Done, load};
+use super::{Done, load, svg};
 use crate::{
     args::{self, GraphFormat},
     out,
@@ -18,6 +18,7 @@ pub fn graph(args: &args::Graph) -> Done {
         GraphFormat::Ascii => drawing.ascii(),
         GraphFormat::Mermaid => drawing.mermaid(),
         GraphFormat::Dot => drawing.dot(project.name()),
+        GraphFormat::Svg => drawing.svg(project.name()),
     };
     Ok(out::write(&text)?)
 }
@@ -108,6 +109,17 @@ impl Drawing {
             }
         }
         text + "}\n"
+    }
+}
+
+impl Drawing {
+    fn svg(&self, title: &str) -> String {
+        let stages: Vec<svg::Stage<'_>> = self
+            .stages
+            .iter()
+            .map(|stage| svg::Stage { name: &stage.name, label: stage.label(), on: stage.on, takes: &stage.takes })
+            .collect();
+        svg::draw(title, &stages)
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use flow_core::{Diagnostic, How, did_you_mean};
+use flow_core::{Diagnostic, Event, How, Record, did_you_mean};
 use flow_engine::{History, RunInfo};
 
 use super::{Done, open_here, show::find};
@@ -45,19 +45,18 @@ pub fn log(args: &args::Log) -> Done {
 
 /// Says why there is no log of a stage.
 fn without_log(runs: &[RunInfo], stage: &str) -> Done {
-    let is_it = |node: &str| node.strip_prefix(stage).is_some_and(|rest| rest.is_empty() || rest.starts_with('['));
     let ran = |how: Option<How>| matches!(how, None | Some(How::Ran | How::Resumed));
     let mut known = BTreeSet::new();
     for run in runs.iter().take(LOOK_BACK) {
         let nodes = run.nodes().unwrap_or_default();
-        if nodes.iter().any(|(node, record)| is_it(node) && ran(record.how)) {
+        if nodes.iter().any(|(node, record)| is_of(node, stage) && ran(record.how)) {
             eprintln!("`{stage}` wrote nothing to its log in run {}", run.id);
             return Ok(());
         }
         known.extend(nodes.into_keys());
     }
     let wrong = Diagnostic::new(format!("no run has a log of `{stage}`"));
-    if known.iter().any(|node| is_it(node)) {
+    if known.iter().any(|node| is_of(node, stage)) {
         return Err(Failure::absent(wrong.hint("it was cached, and what does not run has no log")));
     }
     let mut stages: Vec<&str> =
@@ -102,13 +101,17 @@ fn print(logs: &[(String, PathBuf)]) -> Result<()> {
     Ok(())
 }
 
-/// Prints what comes, until the run is over.
+/// Prints what comes, until the stage or the run is over.
 fn follow(history: &History, run: &str, stage: &str) -> Result<()> {
     let mut read: Vec<(String, u64)> = Vec::new();
     let mut last = None;
+    let info = history.find(run)?;
+    let nodes = info.stages().into_iter().find(|known| known.name == stage).map_or(1, |known| known.nodes);
+    let mut ends = Ends { events: info.dir.join("events.jsonl"), at: 0, ended: BTreeSet::new() };
     loop {
         // Whether it is over must be known before its last lines are read.
         let info = history.find(run)?;
+        let over = !info.alive || ends.count(stage)? >= nodes;
         let logs = logs(&info, stage);
         for (name, path) in &logs {
             let at = read.iter().position(|(known, _)| known == name).unwrap_or_else(|| {
@@ -124,11 +127,51 @@ fn follow(history: &History, run: &str, stage: &str) -> Result<()> {
                 read[at].1 = copy(path, read[at].1)?;
             }
         }
-        if !info.alive {
+        if over {
             return Ok(());
         }
         sleep(Duration::from_millis(200));
     }
+}
+
+/// Which nodes have ended: reads of a run's events only what is new.
+struct Ends {
+    events: PathBuf,
+    at: u64,
+    ended: BTreeSet<String>,
+}
+
+impl Ends {
+    /// How many nodes of a stage have ended by now.
+    fn count(&mut self, stage: &str) -> Result<usize> {
+        let context = || format!("cannot read {}", self.events.display());
+        let mut new = Vec::new();
+        match File::open(&self.events) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
+            Err(error) => return Err(error).with_context(context),
+            Ok(mut file) => {
+                file.seek(SeekFrom::Start(self.at)).with_context(context)?;
+                file.read_to_end(&mut new).with_context(context)?;
+            }
+        }
+        let whole = new.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        self.at += whole as u64;
+        for record in new[..whole].split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()) {
+            let Record { event, .. } = record;
+            if let Event::Finished { node, .. }
+            | Event::Failed { node, retry_after: None, .. }
+            | Event::Blocked { node, .. } = event
+            {
+                self.ended.insert(node);
+            }
+        }
+        Ok(self.ended.iter().filter(|node| is_of(node, stage)).count())
+    }
+}
+
+/// Whether a node is a stage's, or is the one of that name.
+fn is_of(node: &str, stage: &str) -> bool {
+    node.strip_prefix(stage).is_some_and(|rest| rest.is_empty() || rest.starts_with('['))
 }
 
 /// Prints a file from `start`; where it ended.

@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod check;
 pub mod completions;
+pub mod diff;
 pub mod diff_weights;
 pub mod doctor;
 pub mod graph;
@@ -18,6 +19,7 @@ pub mod run;
 pub mod runs;
 pub mod show;
 pub mod status;
+mod svg;
 pub mod why;
 
 use std::path::Path;
@@ -58,7 +60,7 @@ fn load_and_open(args: &Pipeline) -> Result<(Project, Settings, Cache), Failure>
 }
 
 /// The settings and the cache where no pipeline is named: those of the current directory.
-fn open_here() -> Result<(Settings, Cache), Failure> {
+pub fn open_here() -> Result<(Settings, Cache), Failure> {
     open(Path::new("."))
 }
 

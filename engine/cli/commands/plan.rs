@@ -14,7 +14,7 @@ use crate::{
     out,
     ui::{
         diagnostic::Severity,
-        format::{WHY, duration, fit},
+        format::{WHY, bytes, duration, fit, plural},
     },
 };
 
@@ -71,10 +71,18 @@ pub fn row(graph: &Graph, planned: &Planned) -> Row {
             Row { note: graph.stages[graph.nodes[planned.node].stage].off.clone().unwrap_or_default(), ..row }
         }
         Verdict::Unselected => row,
-        Verdict::Cached { bytes, cost, .. } => Row { seconds: Some(*cost), bytes: Some(*bytes), ..row },
-        Verdict::Run { why, expected, .. } => {
-            let last_time = expected.map_or_else(String::new, |seconds| format!(" (last time {})", duration(seconds)));
-            Row { note: format!("{}{last_time}", fit(why, WHY)), ..row }
+        Verdict::Cached { bytes: size, cost, .. } => Row { seconds: Some(*cost), bytes: Some(*size), ..row },
+        Verdict::Run { why, left, expected, download, .. } => {
+            let mut parts = vec![fit(why, WHY)];
+            parts.extend(left.as_ref().map(|left| {
+                let what = left.note.clone().unwrap_or_else(|| "from what was left".into());
+                format!("goes on {what} ({})", bytes(left.bytes))
+            }));
+            parts.extend(download.map(|download| {
+                format!("downloads {}", download.bytes.map_or_else(|| "an unknown size".into(), bytes))
+            }));
+            parts.extend(expected.map(|of| format!("about {} (of {})", duration(of.seconds), plural(of.runs, "run"))));
+            Row { note: parts.join(" · "), ..row }
         }
         Verdict::After { upstream } => Row { note: format!("after {}", names(graph, upstream)), ..row },
     }
@@ -86,7 +94,7 @@ pub fn state(verdict: &Verdict) -> &'static str {
         Verdict::Off => "off",
         Verdict::Unselected => "unselected",
         Verdict::Cached { .. } => "cached",
-        Verdict::Run { resumes: true, .. } => "resume",
+        Verdict::Run { left: Some(_), .. } => "resume",
         Verdict::Run { .. } => "run",
         Verdict::After { .. } => "later",
     }
@@ -105,16 +113,45 @@ fn names(graph: &Graph, nodes: &[usize]) -> String {
 
 fn summary(nodes: &[Planned]) -> String {
     let number = |word: &str| nodes.iter().filter(|planned| state(&planned.verdict) == word).count();
-    let saved: f64 =
-        nodes.iter().map(|planned| if let Verdict::Cached { cost, .. } = planned.verdict { cost } else { 0.0 }).sum();
-    let counted = tally(&[
+    let mut parts = vec![tally(&[
         (number("run"), "to run"),
         (number("resume"), "to resume"),
         (number("later"), "after them (cached if these give what they gave)"),
         (number("cached"), "cached"),
         (number("off"), "off"),
-    ]);
-    if saved >= 1.0 { format!("{counted}; the cache saves {}", duration(saved)) } else { counted }
+    ])];
+    let (mut time, mut known, mut size, mut unknown, mut saved) = (0.0, 0, 0, 0, 0.0);
+    for planned in nodes {
+        match &planned.verdict {
+            Verdict::Cached { cost, .. } => saved += cost,
+            Verdict::Run { expected, download, .. } => {
+                if let Some(expected) = expected {
+                    (time, known) = (time + expected.seconds, known + 1);
+                }
+                match download.map(|download| download.bytes) {
+                    Some(Some(bytes)) => size += bytes,
+                    Some(None) => unknown += 1,
+                    None => {}
+                }
+            }
+            _ => {}
+        }
+    }
+    if known > 0 {
+        let all = number("run") + number("resume");
+        let of = if known < all { format!(" for {known} of {all}") } else { String::new() };
+        parts.push(format!("about {} of work{of}", duration(time)));
+    }
+    if size > 0 || unknown > 0 {
+        let more = if unknown > 0 { format!("{} of unknown size", plural(unknown, "file")) } else { String::new() };
+        let size = if size > 0 { bytes(size) } else { String::new() };
+        let and = if size.is_empty() || more.is_empty() { "" } else { " and " };
+        parts.push(format!("downloads {size}{and}{more}"));
+    }
+    if saved >= 1.0 {
+        parts.push(format!("the cache saves {}", duration(saved)));
+    }
+    parts.join("; ")
 }
 
 /// A line of JSON.
@@ -126,9 +163,22 @@ struct Line<'a> {
     key: Option<&'a Key>,
     #[serde(skip_serializing_if = "Option::is_none")]
     why: Option<&'a str>,
-    /// Seconds that the last run of this node took.
+    /// Seconds that it took in the mean …
     #[serde(skip_serializing_if = "Option::is_none")]
     expected: Option<f64>,
+    /// … of so many runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expected_of: Option<usize>,
+    /// What an interrupted run left: bytes, and what the stage says of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    left: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    goes_on: Option<&'a str>,
+    /// Whether it takes something from outside, and how much if that is known.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    downloads: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    download: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     bytes: Option<u64>,
     /// Seconds that the cached result took.
@@ -146,6 +196,11 @@ impl<'a> Line<'a> {
             key: None,
             why: None,
             expected: None,
+            expected_of: None,
+            left: None,
+            goes_on: None,
+            downloads: false,
+            download: None,
             bytes: None,
             cost: None,
             after: Vec::new(),
@@ -155,8 +210,12 @@ impl<'a> Line<'a> {
             Verdict::Cached { key, bytes, cost } => {
                 (line.key, line.bytes, line.cost) = (Some(key), Some(*bytes), Some(*cost));
             }
-            Verdict::Run { key, why, expected, .. } => {
-                (line.key, line.why, line.expected) = (Some(key), Some(why.as_str()), *expected);
+            Verdict::Run { key, why, left, expected, download } => {
+                (line.key, line.why) = (Some(key), Some(why.as_str()));
+                (line.expected, line.expected_of) = expected.map(|of| (of.seconds, of.runs)).unzip();
+                line.left = left.as_ref().map(|left| left.bytes);
+                line.goes_on = left.as_ref().and_then(|left| left.note.as_deref());
+                (line.downloads, line.download) = (download.is_some(), download.and_then(|download| download.bytes));
             }
             Verdict::After { upstream } => {
                 line.after = upstream.iter().map(|node| graph.nodes[*node].name.as_str()).collect();

@@ -44,7 +44,7 @@ pub fn status(args: &args::Status) -> Done {
         }
     };
     if args.json {
-        return Ok(out::write(&json(&run)?)?);
+        return Ok(out::write(&json(&run, &|_| true)?)?);
     }
     out::write(&table(&run)?)?;
     let head = &run.head;
@@ -95,13 +95,15 @@ pub fn table(run: &RunInfo) -> Result<String> {
     ))
 }
 
-/// The nodes of a run, one JSON object a line.
-pub fn json(run: &RunInfo) -> Result<String> {
+/// The nodes of a run that are `wanted`, one JSON object a line.
+pub fn json(run: &RunInfo, wanted: &dyn Fn(&str) -> bool) -> Result<String> {
     let mut text = String::new();
-    for (node, state) in nodes(run)? {
+    let metrics = run.metrics()?;
+    for (node, state) in nodes(run)?.into_iter().filter(|(node, _)| wanted(node)) {
+        let measured = metrics.get(&node).map(|measured| json!({ "step": measured.step, "values": measured.values }));
         let line = json!({
             "node": node, "state": state.word, "seconds": state.seconds, "bytes": state.bytes, "note": state.note,
-            "key": state.key, "digest": state.digest,
+            "key": state.key, "digest": state.digest, "metrics": measured,
         });
         text += &format!("{line}\n");
     }
@@ -135,7 +137,8 @@ fn nodes(run: &RunInfo) -> Result<Vec<(String, State)>> {
         states.insert(node, state);
     }
     for record in run.events()? {
-        if let Some(node) = record.event.node() {
+        // A line of a log is about no node's state, or about no node at all.
+        if let (Some(node), false) = (record.event.node(), matches!(record.event, Event::Log { .. })) {
             states.entry(node.to_owned()).or_default().apply(&record.event, record.time);
         }
     }
@@ -191,7 +194,8 @@ impl State {
     }
 }
 
-fn word(how: How) -> &'static str {
+/// How a result came, in a word.
+pub fn word(how: How) -> &'static str {
     match how {
         How::Ran => "ran",
         How::Resumed => "resumed",
@@ -203,7 +207,7 @@ fn word(how: How) -> &'static str {
 }
 
 /// `tokens[10]` → `tokens`, 10.
-fn natural(node: &str) -> (String, u64) {
+pub fn natural(node: &str) -> (String, u64) {
     let shard = node.strip_suffix(']').and_then(|node| node.rsplit_once('['));
     match shard.and_then(|(stage, index)| Some((stage, index.parse().ok()?))) {
         Some((stage, index)) => (stage.to_owned(), index),

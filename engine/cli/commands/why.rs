@@ -3,8 +3,8 @@
 use std::fmt::Write;
 
 use flow_core::KeyParts;
-use flow_engine::{Change, Verdict, Why};
-use serde_json::json;
+use flow_engine::{Cause, Change, Verdict, Why};
+use serde_json::{Value as Json, json};
 
 use super::{Done, load_and_open, plan::state};
 use crate::{
@@ -14,13 +14,36 @@ use crate::{
 
 /// A value of a key is shown up to so many columns.
 const VALUE: usize = 100;
+/// So many inputs of one node that changed are told one by one.
+const INPUTS: usize = 8;
+/// So many nodes of a stage are told one by one.
+const NODES: usize = 8;
 
 /// Explains a stage.
 pub fn why(args: &args::Why) -> Done {
     let (project, _, cache) = load_and_open(&args.pipeline)?;
     let whys = flow_engine::why(&project, &cache, &args.stage, args.run.as_deref())?;
-    let texts: Vec<String> = whys.iter().map(if args.json { json_line } else { text }).collect();
-    Ok(out::write(&texts.join(if args.json { "" } else { "\n" }))?)
+    if args.json {
+        let lines: String = whys.iter().map(json_line).collect();
+        return Ok(out::write(&lines)?);
+    }
+    // Of many shards, those that are as they were say nothing.
+    let many = whys.len() > 1;
+    let (quiet, told): (Vec<&Why>, Vec<&Why>) = whys.iter().partition(|why| many && is_quiet(why));
+    let mut texts = Vec::new();
+    if let (Some(first), Some(last)) = (quiet.first(), quiet.last()) {
+        let names = if quiet.len() == 1 { first.node.clone() } else { format!("{} to {}", first.node, last.node) };
+        texts.push(format!("{names}\n  {} cached, as they were\n", quiet.len()));
+    }
+    texts.extend(told.iter().take(NODES).map(|why| text(why)));
+    if told.len() > NODES {
+        texts.push(format!("and {} more: name one, as {}\n", told.len() - NODES, told[NODES].node));
+    }
+    Ok(out::write(&texts.join("\n"))?)
+}
+
+fn is_quiet(why: &Why) -> bool {
+    matches!(why.verdict, Verdict::Cached { .. }) && why.changes.is_empty()
 }
 
 /// For people.
@@ -31,24 +54,30 @@ fn text(why: &Why) -> String {
         Verdict::Cached { bytes: size, cost, .. } => {
             format!("cached: {}, took {}", bytes(*size), duration(*cost))
         }
-        Verdict::Run { why: reason, resumes, .. } => {
-            let verb = if *resumes { "would resume" } else { "would run" };
+        Verdict::Run { why: reason, left, .. } => {
+            let verb = if left.is_some() { "would resume" } else { "would run" };
             // What changed stands below, each change on its line.
             if why.changes.is_empty() { format!("{verb}: {reason}") } else { verb.to_owned() }
         }
-        Verdict::After { .. } => "its key is known when what it takes from has run".to_owned(),
+        Verdict::After { .. } => "its key is known when what it takes from has run:".to_owned(),
     };
     let mut text = format!("{}\n  {verdict}\n", why.node);
+    for cause in why.waits_for.iter().take(INPUTS) {
+        let _ = writeln!(text, "    {} would run{}", cause.of, note(cause));
+        below(cause, 6, &mut text);
+    }
+    more(why.waits_for.len(), 4, &mut text);
     if let Some(previous) = &why.previous {
-        let _ = if why.changes.is_empty() && why.key.is_some() {
+        let _ = if why.key.is_none() {
+            writeln!(text, "  in run {} its key was {}", previous.run, previous.key.short())
+        } else if why.changes.is_empty() && why.comparable {
             writeln!(text, "  nothing differs from run {}", previous.run)
         } else {
-            writeln!(text, "  since run {} (key {}):", previous.run, previous.key.short())
+            let unknown = if why.comparable { "" } else { " what it was made from is not in the cache any more" };
+            writeln!(text, "  since run {} (key {}):{unknown}", previous.run, previous.key.short())
         };
     }
-    for change in &why.changes {
-        text += &change_line(change);
-    }
+    change_lines(&why.changes, 4, &mut text);
     if let (Some(key), Some(parts)) = (&why.key, &why.parts) {
         let _ = writeln!(text, "  key {}", key.short());
         text += &parts_lines(parts);
@@ -56,9 +85,37 @@ fn text(why: &Why) -> String {
     text
 }
 
-fn change_line(change: &Change) -> String {
-    let value = |value: &Option<String>| value.as_deref().map_or("nothing".to_owned(), |value| fit(value, VALUE));
-    format!("    {}: {} -> {}\n", change.what, value(&change.from), value(&change.to))
+/// Each change on a line, and where it comes from below it.
+fn change_lines(changes: &[Change], indent: usize, text: &mut String) {
+    let inputs = |change: &&Change| change.input.is_some();
+    for change in changes.iter().filter(|change| !inputs(change)).chain(changes.iter().filter(inputs).take(INPUTS)) {
+        let value = |value: &Option<String>| value.as_deref().map_or("nothing".to_owned(), |value| fit(value, VALUE));
+        let of = match &change.cause {
+            Some(Cause { of, is_path: true, .. }) => format!(", `{of}` changed"),
+            Some(cause) => format!(", the result of {}{}", cause.of, note(cause)),
+            None => String::new(),
+        };
+        let (from, to) = (value(&change.from), value(&change.to));
+        let _ = writeln!(text, "{:indent$}{}: {from} -> {to}{of}", "", change.what);
+        if let Some(cause) = &change.cause {
+            below(cause, indent + 2, text);
+        }
+    }
+    more(changes.iter().filter(inputs).count(), indent, text);
+}
+
+fn below(cause: &Cause, indent: usize, text: &mut String) {
+    change_lines(&cause.changes, indent, text);
+}
+
+fn note(cause: &Cause) -> String {
+    cause.note.as_ref().map_or_else(String::new, |note| format!(": {note}"))
+}
+
+fn more(count: usize, indent: usize, text: &mut String) {
+    if count > INPUTS {
+        let _ = writeln!(text, "{:indent$}and {} more", "", count - INPUTS);
+    }
 }
 
 /// What the key is made of.
@@ -83,15 +140,27 @@ fn parts_lines(parts: &KeyParts) -> String {
 }
 
 fn json_line(why: &Why) -> String {
-    let changes: Vec<_> =
-        why.changes.iter().map(|change| json!({ "what": change.what, "from": change.from, "to": change.to })).collect();
     let line = json!({
         "node": why.node,
         "state": state(&why.verdict),
         "key": why.key,
         "parts": why.parts,
         "previous": why.previous.as_ref().map(|previous| json!({ "run": previous.run, "key": previous.key })),
-        "changes": changes,
+        "changes": json_changes(&why.changes),
+        "waits_for": why.waits_for.iter().map(json_cause).collect::<Vec<_>>(),
     });
     format!("{line}\n")
+}
+
+fn json_changes(changes: &[Change]) -> Json {
+    let one = |change: &Change| {
+        let cause = change.cause.as_ref().map(json_cause);
+        json!({ "what": change.what, "from": change.from, "to": change.to, "cause": cause })
+    };
+    changes.iter().map(one).collect()
+}
+
+fn json_cause(cause: &Cause) -> Json {
+    let of = if cause.is_path { "path" } else { "node" };
+    json!({ of: cause.of, "note": cause.note, "changes": json_changes(&cause.changes) })
 }

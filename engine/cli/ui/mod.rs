@@ -103,9 +103,9 @@ impl Header {
         self.0 = Some(format!("{} {nodes}", paint.bold(&format!("{pipeline}{profile}"))));
     }
 
-    /// `text`, after the header if that was not said.
-    fn before(&mut self, text: String, rerun: &Rerun, paint: Paint) -> String {
-        if text.is_empty() {
+    /// `text`, after the header if that was not said. Without a text the header waits, unless the run `begins`.
+    fn before(&mut self, text: String, begins: bool, rerun: &Rerun, paint: Paint) -> String {
+        if text.is_empty() && !begins {
             return text;
         }
         let Some(head) = self.0.take() else { return text };

@@ -54,7 +54,7 @@ impl Sink for Plain<'_> {
             let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             let text = state.tell(&event, Instant::now(), self.rerun, self.paint);
             let text = if text.is_empty() { text } else { state.tell_hits(self.paint, &event) + &text };
-            state.header.before(text, self.rerun, self.paint)
+            state.header.before(text, false, self.rerun, self.paint)
         };
         // Nobody can be told that stderr is gone.
         let _ = std::io::stderr().lock().write_all(text.as_bytes());

@@ -90,6 +90,7 @@ impl Drop for Tty<'_> {
 
 impl Sink for Tty<'_> {
     fn emit(&self, event: Event) {
+        let begins = matches!(event, Event::Started { .. } | Event::Waiting { .. });
         let mut state = self.shared.lock();
         let mut text = state.tell(&event, self.rerun, self.paint);
         state.board.apply(&event, Instant::now());
@@ -98,7 +99,7 @@ impl Sink for Tty<'_> {
             let end = End { ok, interrupted, seconds, saved };
             text = summary(&state.board, end, self.rerun, self.paint);
         }
-        let text = state.header.before(text, self.rerun, self.paint);
+        let text = state.header.before(text, begins, self.rerun, self.paint);
         state.above.push_str(&text);
     }
 }
@@ -167,12 +168,20 @@ impl State {
         // A terminal that became narrower has broken the old lines into more rows.
         let rows: usize = self.below.iter().map(|width| 1 + width.saturating_sub(1) / columns.max(1)).sum();
         if rows > 0 {
-            text.push_str(&format!("\x1b[{rows}A\r\x1b[J"));
+            text.push_str(&format!("\x1b[{rows}A\r"));
+        }
+        // What only moves is painted over and not taken away first, or it would flicker. What stays may be wider than
+        // the terminal, and needs clear ground.
+        if rows > 0 && !self.above.is_empty() {
+            text.push_str("\x1b[J");
         }
         text.push_str(&std::mem::take(&mut self.above));
         for line in lines {
             text.push_str(line);
-            text.push('\n');
+            text.push_str("\x1b[K\n");
+        }
+        if rows > 0 {
+            text.push_str("\x1b[J");
         }
         self.below = lines.iter().map(|line| width(&bare(line))).collect();
         text
@@ -323,10 +332,11 @@ mod tests {
             above: "said\n".into(),
             below: Vec::new(),
         };
-        assert_eq!(state.compose(&["x".repeat(30), "y".into()], 80), format!("said\n{}\ny\n", "x".repeat(30)));
+        let painted = format!("said\n{}\x1b[K\ny\x1b[K\n", "x".repeat(30));
+        assert_eq!(state.compose(&["x".repeat(30), "y".into()], 80), painted);
         assert_eq!(state.compose(&[], 80), "\x1b[2A\r\x1b[J");
         state.below = vec![30, 1];
-        assert_eq!(state.compose(&["z".into()], 10), "\x1b[4A\r\x1b[Jz\n");
+        assert_eq!(state.compose(&["z".into()], 10), "\x1b[4A\rz\x1b[K\n\x1b[J");
     }
 
     #[test]

@@ -67,6 +67,12 @@ pub trait Stage: Serialize + DeserializeOwned + fmt::Debug + Send + Sync + 'stat
         let _ = check;
     }
 
+    /// What an interrupted run left in `scratch`, for people: `from its checkpoint of step 50`.
+    fn left(&self, scratch: &Path) -> Option<String> {
+        let _ = scratch;
+        None
+    }
+
     /// Does the work: reads [`Ctx::inputs`], fills [`Ctx::out`] with regular files. Blocking; on its own thread.
     ///
     /// # Errors
@@ -442,6 +448,8 @@ pub trait DynStage: fmt::Debug + Send + Sync {
     fn pin(&self) -> Option<Pin>;
     /// [`Stage::check`]
     fn check(&self, check: &mut Check<'_>);
+    /// [`Stage::left`]
+    fn left(&self, scratch: &Path) -> Option<String>;
     /// [`Stage::run`]
     ///
     /// # Errors
@@ -463,6 +471,9 @@ impl<S: Stage> DynStage for S {
     }
     fn check(&self, check: &mut Check<'_>) {
         Stage::check(self, check);
+    }
+    fn left(&self, scratch: &Path) -> Option<String> {
+        Stage::left(self, scratch)
     }
     fn run(&self, ctx: &Ctx<'_>) -> anyhow::Result<()> {
         Stage::run(self, ctx)

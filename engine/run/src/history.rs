@@ -12,7 +12,7 @@ use flow_cache::Cache;
 use flow_core::{Diagnostic, Digest, Event, How, Key, Record, did_you_mean};
 use serde::{Deserialize, Serialize};
 
-use crate::record::{ALIVE, EVENTS, HEARTBEAT, RUN, RunHead, host, log_path, now};
+use crate::record::{ALIVE, EVENTS, HEARTBEAT, RUN, RunHead, StageHead, host, log_path, now};
 
 /// A run on another machine that did not show itself for so long is dead.
 const HEART_STOPS: Duration = HEARTBEAT.saturating_mul(6);
@@ -49,6 +49,15 @@ pub struct NodeRecord {
     pub seconds: f64,
     /// The size of its result.
     pub bytes: u64,
+}
+
+/// What a node measured.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Measured {
+    /// The last step.
+    pub step: u64,
+    /// Name → newest value.
+    pub values: BTreeMap<String, f64>,
 }
 
 impl History {
@@ -100,6 +109,29 @@ impl History {
                 Err(wrong.hint(format!("write more of the id: {first}, {second}, …")).into())
             }
         }
+    }
+
+    /// What the nodes with these keys measured in the newest run up to `run` that made their results.
+    ///
+    /// # Errors
+    /// The directory of runs cannot be read.
+    pub fn measured(&self, run: &RunInfo, mut keys: BTreeMap<String, Key>) -> Result<BTreeMap<String, Measured>> {
+        let mut all = BTreeMap::new();
+        for run in self.list()?.filter(|other| other.id <= run.id && other.head.same_nodes_as.is_none()) {
+            if keys.is_empty() {
+                break;
+            }
+            let mut metrics = None;
+            for (node, record) in run.nodes().unwrap_or_default() {
+                let ran = matches!(record.how, None | Some(How::Ran | How::Resumed));
+                if ran && keys.get(&node) == Some(&record.key) {
+                    keys.remove(&node);
+                    let metrics = metrics.get_or_insert_with(|| run.metrics().unwrap_or_default());
+                    all.extend(metrics.remove(&node).map(|measured| (node, measured)));
+                }
+            }
+        }
+        Ok(all)
     }
 
     /// The newest run of a pipeline file (absolute).
@@ -225,6 +257,30 @@ impl RunInfo {
             }
         }
         Ok(nodes)
+    }
+
+    /// What each node measured: of everything the newest, with the last step.
+    ///
+    /// # Errors
+    /// The record cannot be read.
+    pub fn metrics(&self) -> Result<BTreeMap<String, Measured>> {
+        let mut metrics: BTreeMap<String, Measured> = BTreeMap::new();
+        for record in self.events()? {
+            if let Event::Metrics { node, step, values } = record.event {
+                let measured = metrics.entry(node).or_default();
+                measured.step = step;
+                measured.values.extend(values);
+            }
+        }
+        Ok(metrics)
+    }
+
+    /// The stages of the run.
+    #[must_use]
+    pub fn stages(&self) -> Vec<StageHead> {
+        let Some(other) = &self.head.same_nodes_as else { return self.head.stages.clone() };
+        let bytes = fs::read(self.dir.with_file_name(other).join(RUN)).unwrap_or_default();
+        serde_json::from_slice(&bytes).map_or_else(|_| Vec::new(), |head: RunHead| head.stages)
     }
 
     /// Where the log of a node is, if it wrote one: plain lines.

@@ -10,6 +10,7 @@
 
 mod aside;
 mod assign;
+mod cause;
 mod common;
 mod decide;
 mod exec;
@@ -41,14 +42,15 @@ mod unchanged;
 mod when;
 mod why;
 
+pub use cause::Cause;
 pub use common::{Common, Resources};
 pub use graph::{Graph, Node, NodeId, PortInputs, Source, StageId, StageInfo, Variant};
-pub use history::{History, NodeRecord, RunInfo};
+pub use history::{History, Measured, NodeRecord, RunInfo};
 pub use load::{LoadOptions, Outline, outline};
 pub use lockfile::{LOCK_FILE, LockFile};
-pub use plan::{Plan, Planned, Verdict, outputs, plan};
+pub use plan::{Download, Expected, Left, Plan, Planned, Verdict, outputs, plan};
 pub use project::{Checked, Project, project_dir};
-pub use record::RunHead;
+pub use record::{RunHead, StageHead};
 pub use runner::run;
 pub use select::RunOptions;
 pub use settings::{SETTINGS_FILE, Settings};

@@ -240,6 +240,9 @@ impl DynStage for Unread {
         None
     }
     fn check(&self, _check: &mut Check<'_>) {}
+    fn left(&self, _: &Path) -> Option<String> {
+        None
+    }
     fn run(&self, _ctx: &Ctx<'_>) -> anyhow::Result<()> {
         anyhow::bail!("the stage could not be read")
     }

@@ -1,13 +1,13 @@
 //! `flow plan`: what a run would do, decided by the same code, with nothing run.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use flow_cache::Cache;
 use flow_core::{Diagnostic, Key};
 
 use crate::{
     decide::{Decider, Decision, Work},
-    graph::NodeId,
+    graph::{Graph, NodeId},
     project::Project,
     runner::memo_name,
     select::{RunOptions, Selection},
@@ -53,16 +53,43 @@ pub enum Verdict {
         key: Key,
         /// Why.
         why: String,
-        /// It goes on from what an interrupted run left.
-        resumes: bool,
-        /// How long it took last time, in seconds.
-        expected: Option<f64>,
+        /// What an interrupted run left, from which it goes on.
+        left: Option<Left>,
+        /// How long it will take, by those that were.
+        expected: Option<Expected>,
+        /// What it takes from outside, if it does.
+        download: Option<Download>,
     },
     /// Its key depends on what these give, which must run before.
     After {
         /// The nodes that it takes from and whose results are not known.
         upstream: Vec<NodeId>,
     },
+}
+
+/// What an interrupted run left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// Its size.
+    pub bytes: u64,
+    /// What the stage says of it: `from its checkpoint of step 50`.
+    pub note: Option<String>,
+}
+
+/// How long a node will take.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Expected {
+    /// The mean.
+    pub seconds: f64,
+    /// Of so many.
+    pub runs: usize,
+}
+
+/// What a node takes from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Download {
+    /// Its size, if `flow.lock` says it.
+    pub bytes: Option<u64>,
 }
 
 /// What a run with these options would do.
@@ -89,8 +116,9 @@ pub(crate) fn plan_with<'a>(
     let run = |id: NodeId, work: &Work| Verdict::Run {
         key: work.key,
         why: explainer.explain(&graph.nodes[id].name, work),
-        resumes: graph.stage_of(id).kind.resumable && has_scratch(cache, &work.run_parts().key()),
+        left: graph.stage_of(id).kind.resumable.then(|| left(graph, id, cache, work)).flatten(),
         expected: explainer.expected(&graph.nodes[id].name),
+        download: work.pin_url.as_ref().map(|_| Download { bytes: work.pinned.as_ref().map(|pinned| pinned.size) }),
     };
     let mut freed = Vec::new();
     for (id, node) in graph.nodes.iter().enumerate() {
@@ -132,10 +160,25 @@ pub(crate) fn plan_with<'a>(
     Ok((Plan { nodes }, decider))
 }
 
-/// Whether an interrupted run of the key left something to go on from.
-fn has_scratch(cache: &Cache, key: &Key) -> bool {
-    let work = cache.root().join("scratch").join(key.to_string());
-    std::fs::read_dir(work).is_ok_and(|mut entries| entries.next().is_some())
+/// What an interrupted run of the node left to go on from.
+fn left(graph: &Graph, id: NodeId, cache: &Cache, work: &Work) -> Option<Left> {
+    let key = work.run_parts().key();
+    if !cache.has_scratch(&key) {
+        return None;
+    }
+    let scratch = cache.root().join("scratch").join(key.to_string());
+    Some(Left { bytes: size(&scratch), note: graph.nodes[id].action.left(&scratch) })
+}
+
+/// The size of everything in a directory. What cannot be read has none.
+fn size(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let size = |entry: std::fs::DirEntry| match entry.metadata() {
+        Ok(meta) if meta.is_dir() => size(&entry.path()),
+        Ok(meta) => meta.len(),
+        Err(_) => 0,
+    };
+    entries.map(size).sum()
 }
 
 /// The directories of the results that `name` (a stage or node) means: node → directory.

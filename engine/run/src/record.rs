@@ -17,7 +17,7 @@ use flow_cache::Cache;
 use flow_core::{Digest, Event, How, Level, Record, Sink};
 use serde::{Deserialize, Serialize};
 
-use crate::summary::Summary;
+use crate::{graph::Graph, summary::Summary};
 
 /// How many of the last lines of a node's log a failure shows.
 const TAIL: usize = 20;
@@ -65,6 +65,38 @@ pub struct RunHead {
     pub saved: f64,
     /// Every node had the key that it had in this run, and nothing ran.
     pub same_nodes_as: Option<String>,
+    /// The stages that were asked for, in the order of running; not where [`RunHead::same_nodes_as`] has them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stages: Vec<StageHead>,
+    /// What the machine has: cores, GPUs, bytes of memory.
+    #[serde(default)]
+    pub machine: (u32, u32, u64),
+}
+
+/// A stage of a run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StageHead {
+    /// Its name.
+    pub name: String,
+    /// Its kind.
+    pub kind: String,
+    /// The kind's version.
+    pub version: u32,
+    /// How many nodes of it were asked for.
+    pub nodes: usize,
+}
+
+/// The stages of the nodes that are asked for, in the order of running.
+pub fn stage_heads(graph: &Graph, wanted: &[bool]) -> Vec<StageHead> {
+    let mut stages: Vec<_> = graph.stages.iter().collect();
+    stages.sort_by_key(|stage| stage.nodes.start);
+    let heads = stages.into_iter().map(|stage| StageHead {
+        name: stage.name.clone(),
+        kind: stage.kind.name.to_owned(),
+        version: stage.kind.version,
+        nodes: wanted[stage.nodes.clone()].iter().filter(|wanted| **wanted).count(),
+    });
+    heads.filter(|stage| stage.nodes > 0).collect()
 }
 
 /// What a run is, when it begins.
@@ -79,6 +111,10 @@ pub struct Head<'a> {
     pub set: &'a [String],
     /// How many nodes are asked for.
     pub nodes: usize,
+    /// The stages that they are of.
+    pub stages: Vec<StageHead>,
+    /// Cores, GPUs, bytes of memory.
+    pub machine: (u32, u32, u64),
 }
 
 /// What is known of all nodes when a run ends.
@@ -157,6 +193,8 @@ impl<'a> Recorder<'a> {
             host: host(),
             pid: std::process::id(),
             nodes: head.nodes,
+            stages: head.stages,
+            machine: head.machine,
             ..RunHead::default()
         };
         let last = last_file(cache, &head.file);
@@ -230,6 +268,7 @@ impl<'a> Recorder<'a> {
         match same {
             Some(run) if state.disk.is_none() => {
                 state.head.same_nodes_as = Some(run);
+                state.head.stages.clear();
                 let dir = self.make_dir(&mut state.head)?;
                 write_atomic(&dir.join(RUN), &serde_json::to_vec_pretty(&state.head)?)?;
             }

@@ -29,7 +29,7 @@ use crate::{
     graph::NodeId,
     place::{Placer, Put, refusal},
     project::Project,
-    record::{Ended, Head, Recorder},
+    record::{Ended, Head, Recorder, stage_heads},
     sched::{Pools, Request, Sched, State},
     select::{RunOptions, Selection},
     settings::Settings,
@@ -70,6 +70,8 @@ pub fn run(
         profile: project.profile(),
         set: project.set(),
         nodes: selection.wanted.iter().filter(|wanted| **wanted).count(),
+        stages: stage_heads(project.graph(), &selection.wanted),
+        machine: (settings.cpus, settings.gpus, settings.memory),
     };
     let recorder = Recorder::new(head, cache, sink);
     let placer = Placer::new(project, cache, &recorder);
@@ -411,6 +413,9 @@ impl<'a> Runner<'a> {
             self.summary.interrupted = true;
             self.sched.stop();
             self.active.values().for_each(|active| active.cancel.set());
+            if !self.active.is_empty() {
+                self.warn("interrupted: what runs is asked to stop; again, and it is stopped at once".into());
+            }
         }
         for active in self.active.values_mut() {
             if active.deadline.is_some_and(|deadline| deadline <= now) && !active.timed_out {

@@ -56,7 +56,16 @@ pub fn unchanged(asked: &Asked<'_>, cache: &Cache, sink: &dyn Sink) -> Option<Su
     let bytes = cache.ask_witness(&memo_name(&file, asked.load.profile.as_deref()), &guard)?;
     let conclusion = Conclusion::load(&bytes)?;
     let profile = asked.load.profile.as_deref();
-    let head = Head { pipeline: conclusion.name, file, profile, set: &asked.load.set, nodes: conclusion.nodes.len() };
+    let settings = asked.settings;
+    let head = Head {
+        pipeline: conclusion.name,
+        file,
+        profile,
+        set: &asked.load.set,
+        nodes: conclusion.nodes.len(),
+        stages: Vec::new(),
+        machine: (settings.cpus, settings.gpus, settings.memory),
+    };
     let recorder = Recorder::new(head, cache, sink);
     let same = recorder.last(&conclusion.fingerprint)?;
     let mut summary = Summary { ok: true, run: recorder.id(), ..Summary::default() };

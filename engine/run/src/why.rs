@@ -6,13 +6,14 @@ use std::{
 };
 
 use flow_cache::Cache;
-use flow_core::{Diagnostic, Digest, Key, KeyParts};
+use flow_core::{Diagnostic, Digest, How, Key, KeyParts};
 use serde_json::Value as Json;
 
 use crate::{
-    decide::{Decider, Decision, Reason, Work},
+    cause::{Cause, Tracer, known_parts},
+    decide::{Reason, Work},
     history::{History, NodeRecord},
-    plan::{Verdict, plan_with},
+    plan::{Expected, Verdict, plan_with},
     project::Project,
     select::{RunOptions, Selection},
     summary::RunError,
@@ -27,6 +28,10 @@ pub struct Change {
     pub from: Option<String>,
     /// What it is, if it is there.
     pub to: Option<String>,
+    /// The port and the number in it, if it is an input.
+    pub input: Option<(String, usize)>,
+    /// Where that comes from, if it is an input and somebody asked.
+    pub cause: Option<Cause>,
 }
 
 impl std::fmt::Display for Change {
@@ -42,7 +47,7 @@ pub fn changes(from: &KeyParts, to: &KeyParts) -> Vec<Change> {
     let mut changes = Vec::new();
     let mut differ = |what: String, from: Option<String>, to: Option<String>| {
         if from != to {
-            changes.push(Change { what, from, to });
+            changes.push(Change { what, from, to, input: None, cause: None });
         }
     };
     differ("kind".into(), Some(from.kind.clone()), Some(to.kind.clone()));
@@ -51,13 +56,12 @@ pub fn changes(from: &KeyParts, to: &KeyParts) -> Vec<Change> {
     let (mut before, mut after) = (BTreeMap::new(), BTreeMap::new());
     flatten("params", &from.params, &mut before);
     flatten("params", &to.params, &mut after);
-    inputs(from, &mut before);
-    inputs(to, &mut after);
     let names: BTreeSet<_> = before.keys().chain(after.keys()).cloned().collect();
     for name in names {
         let (from, to) = (before.remove(&name), after.remove(&name));
         differ(name, from, to);
     }
+    inputs(from, to, &mut changes);
     changes
 }
 
@@ -70,11 +74,17 @@ fn flatten(path: &str, value: &Json, into: &mut BTreeMap<String, String>) {
     }
 }
 
-fn inputs(parts: &KeyParts, into: &mut BTreeMap<String, String>) {
-    for (port, digests) in &parts.inputs {
-        for (i, digest) in digests.iter().enumerate() {
-            let name = if digests.len() == 1 { format!("input {port}") } else { format!("input {port}[{i:04}]") };
-            into.insert(name.replace("[000", "[").replace("[00", "[").replace("[0", "["), digest.short());
+fn inputs(from: &KeyParts, to: &KeyParts, changes: &mut Vec<Change>) {
+    let ports: BTreeSet<&String> = from.inputs.keys().chain(to.inputs.keys()).collect();
+    for port in ports {
+        let of = |parts: &KeyParts| parts.inputs.get(port).cloned().unwrap_or_default();
+        let (before, after) = (of(from), of(to));
+        let count = before.len().max(after.len());
+        for i in (0..count).filter(|&i| before.get(i) != after.get(i)) {
+            let what = if count == 1 { format!("input {port}") } else { format!("input {port}[{i}]") };
+            let short = |digests: &[Digest]| digests.get(i).map(Digest::short);
+            let (from, to) = (short(&before), short(&after));
+            changes.push(Change { what, from, to, input: Some((port.clone(), i)), cause: None });
         }
     }
 }
@@ -105,6 +115,8 @@ pub struct Why {
     pub changes: Vec<Change>,
     /// What the other key was made of is known.
     pub comparable: bool,
+    /// What must run before its key is known, and why that runs.
+    pub waits_for: Vec<Cause>,
 }
 
 /// Explains the nodes that `name` (a stage or node) means, against the run `against` or the last that had them.
@@ -121,39 +133,40 @@ pub fn why(project: &Project, cache: &Cache, name: &str, against: Option<&str>) 
     let history = History::open(cache);
     let against = match against {
         Some(id) => {
-            let run = history.find(id).map_err(|error| RunError::Pipeline(vec![Diagnostic::new(error.to_string())]))?;
+            let run = history.find(id).map_err(|error| match error.downcast::<Diagnostic>() {
+                Ok(unknown) => RunError::Pipeline(vec![unknown]),
+                Err(error) => RunError::Cache(error),
+            })?;
             let nodes = run.nodes().map_err(RunError::Cache)?;
             Some((run.id, nodes))
         }
         None => None,
     };
+    let previous = |node: &str| match &against {
+        Some((run, nodes)) => nodes.get(node).map(|record| Previous { run: run.clone(), key: record.key }),
+        None => explainer.previous(node).map(|(run, record)| Previous { run: run.clone(), key: record.key }),
+    };
+    let key_before = |node: &str| previous(node).map(|previous| previous.key);
     let mut answers = Vec::new();
     for id in nodes {
+        let mut tracer = Tracer::new(graph, cache, &decider, &key_before);
         let node = graph.nodes[id].name.clone();
-        let previous = match &against {
-            Some((run, nodes)) => nodes.get(&node).map(|record| Previous { run: run.clone(), key: record.key }),
-            None => explainer.previous(&node).map(|(run, record)| Previous { run: run.clone(), key: record.key }),
-        };
-        let parts = if decider.is_decidable(id) { known_parts(&decider, cache, id)? } else { None };
+        let previous = previous(&node);
+        let decidable = decider.is_decidable(id);
+        let parts = if decidable { known_parts(&decider, cache, id).map_err(RunError::Cache)? } else { None };
         let before = match &previous {
             Some(previous) => cache.record(&previous.key).map_err(RunError::Cache)?.map(|record| record.parts),
             None => None,
         };
         let comparable = before.is_some() && parts.is_some();
-        let changes = before.zip(parts.as_ref()).map_or_else(Vec::new, |(before, now)| changes(&before, now));
+        let mut changes = before.zip(parts.as_ref()).map_or_else(Vec::new, |(before, now)| changes(&before, now));
+        tracer.trace(id, &mut changes).map_err(RunError::Cache)?;
+        let waits_for = if decidable { Vec::new() } else { tracer.waits_for(id, &plan).map_err(RunError::Cache)? };
         let verdict = plan.nodes[id].verdict.clone();
         let key = parts.as_ref().map(KeyParts::key);
-        answers.push(Why { node, key, parts, verdict, previous, changes, comparable });
+        answers.push(Why { node, key, parts, verdict, previous, changes, comparable, waits_for });
     }
     Ok(answers)
-}
-
-fn known_parts(decider: &Decider<'_>, cache: &Cache, id: usize) -> Result<Option<KeyParts>, RunError> {
-    Ok(match decider.decide(id).map_err(RunError::Cache)? {
-        Decision::Off => None,
-        Decision::Run(work) | Decision::Freed(_, work) | Decision::Hit(_, Some(work)) => Some(work.parts),
-        Decision::Hit(outcome, None) => cache.record(&outcome.key).map_err(RunError::Cache)?.map(|record| record.parts),
-    })
 }
 
 /// Says in a line why nodes run. Looks into past runs when it is asked first, and not before.
@@ -161,6 +174,7 @@ pub struct Explainer<'a> {
     project: &'a Project,
     cache: &'a Cache,
     last: OnceCell<BTreeMap<String, (String, NodeRecord)>>,
+    times: OnceCell<BTreeMap<String, Vec<f64>>>,
 }
 
 /// How many past runs are looked through for the last one that had a node.
@@ -168,7 +182,7 @@ const LOOK_BACK: usize = 20;
 
 impl<'a> Explainer<'a> {
     pub fn new(project: &'a Project, cache: &'a Cache) -> Self {
-        Self { project, cache, last: OnceCell::new() }
+        Self { project, cache, last: OnceCell::new(), times: OnceCell::new() }
     }
 
     /// The last run that had the node, and what became of it there.
@@ -219,11 +233,43 @@ impl<'a> Explainer<'a> {
         text.join(", ")
     }
 
-    /// How long the node took when it last ran, in seconds.
-    pub fn expected(&self, node: &str) -> Option<f64> {
-        let (_, before) = self.previous(node)?;
-        self.cache.record(&before.key).ok()?.map(|record| record.cost)
+    /// How long the node will take, by the runs of it that were; by those of its stage if it is new there.
+    pub fn expected(&self, node: &str) -> Option<Expected> {
+        let times = self.times.get_or_init(|| self.look_at_times());
+        let mean = |times: Vec<f64>| {
+            let runs = times.len();
+            (runs > 0).then(|| Expected { seconds: times.iter().sum::<f64>() / runs as f64, runs })
+        };
+        if let Some(own) = times.get(node) {
+            return mean(own.clone());
+        }
+        let alike = times.iter().filter(|(other, _)| stage_of(other) == stage_of(node));
+        mean(alike.flat_map(|(_, times)| times.clone()).collect()).or_else(|| {
+            let (_, before) = self.previous(node)?;
+            let record = self.cache.record(&before.key).ok()??;
+            Some(Expected { seconds: record.cost, runs: 1 })
+        })
     }
+
+    /// Node → the seconds of each time that it ran to its end.
+    fn look_at_times(&self) -> BTreeMap<String, Vec<f64>> {
+        let mut times: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+        let (history, file) = (History::open(self.cache), self.project.absolute_file());
+        let Ok(runs) = history.of(&file) else { return times };
+        for run in runs.filter(|run| run.head.same_nodes_as.is_none()).take(LOOK_BACK) {
+            for (node, record) in run.nodes().unwrap_or_default() {
+                if record.how == Some(How::Ran) {
+                    times.entry(node).or_default().push(record.seconds);
+                }
+            }
+        }
+        times
+    }
+}
+
+/// `tokens[2]` → `tokens`
+fn stage_of(node: &str) -> &str {
+    node.split_once('[').map_or(node, |(stage, _)| stage)
 }
 
 /// The digest of nothing: stands where a node that is off has no key.

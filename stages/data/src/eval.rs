@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use flow_core::{Check, Ctx, Diagnostic, Input, Level, Port, Ref, Refs, Stage, Unit, did_you_mean};
+use flow_core::{Check, Ctx, Diagnostic, Event, Input, Level, Port, Ref, Refs, Stage, Unit, did_you_mean};
 use flow_formats::{
     compressed::{Decoder, strip_ending},
     documents::{Blocks, Lines, Text, texts},
@@ -161,6 +161,15 @@ impl Stage for Eval {
                     result.tokens
                 ),
             );
+            if port == "model" {
+                let values = [
+                    ("eval_loss", result.loss()),
+                    ("perplexity", result.token_perplexity()),
+                    ("byte_perplexity", result.byte_perplexity()),
+                ];
+                let values = values.map(|(name, value)| (name.to_owned(), value)).into();
+                ctx.sink.emit(Event::Metrics { node: ctx.node.to_owned(), step: 1, values });
+            }
             measured.insert(port.to_owned(), table(&result));
             results.push(result);
         }

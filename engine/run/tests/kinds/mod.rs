@@ -320,7 +320,7 @@ impl Lab {
             Verdict::Off => "off".to_owned(),
             Verdict::Unselected => "unselected".into(),
             Verdict::Cached { .. } => "cached".into(),
-            Verdict::Run { why, resumes, .. } => format!("run ({why}){}", if *resumes { ", resumes" } else { "" }),
+            Verdict::Run { why, left, .. } => format!("run ({why}){}", if left.is_some() { ", resumes" } else { "" }),
             Verdict::After { upstream } => format!("after {}", upstream.len()),
         };
         let nodes = &project.graph().nodes;

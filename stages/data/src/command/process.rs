@@ -22,7 +22,7 @@ use flow_core::{Cancelled, Ctx, Level};
 use super::{guard, lines::Lines};
 
 /// How long a group that was asked to end may take.
-const GRACE: Duration = Duration::from_secs(5);
+const GRACE: Duration = Duration::from_millis(1200);
 
 /// The longest time between two looks at whether to stop.
 const LOOK: Duration = Duration::from_millis(20);

@@ -51,6 +51,13 @@ impl Stage for Train {
         ports
     }
 
+    fn left(&self, scratch: &Path) -> Option<String> {
+        let step = |name: String| name.strip_prefix("iter_")?.parse::<u64>().ok();
+        let names = fs::read_dir(scratch).ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+        let newest = names.filter_map(step).max();
+        Some(newest.map_or("no checkpoint yet".into(), |step| format!("from its checkpoint of step {step}")))
+    }
+
     fn check(&self, check: &mut Check<'_>) {
         self.check_sources(check);
         let model = check.input("model").first().map(known_model).transpose();
