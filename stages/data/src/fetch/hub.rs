@@ -13,7 +13,7 @@ use reqwest::{
 };
 use serde::Deserialize;
 
-use super::source::percent_decoded;
+use super::{hub_cache::HubCache, source::percent_decoded};
 use crate::http::{Failure, Http};
 
 /// What an `hf://` URL names.
@@ -30,12 +30,16 @@ pub struct Repository {
 }
 
 /// A hub, and who asks.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Hub {
     /// Where it is, without a slash at the end.
     pub endpoint: String,
     /// The token of its user.
     pub token: Option<String>,
+    /// What its own tools keep on this machine.
+    pub cache: Option<HubCache>,
+    /// It is not asked: what the cache holds is all there is.
+    pub offline: bool,
 }
 
 /// One file of a repository.
@@ -93,7 +97,8 @@ impl Repository {
 
 impl Hub {
     /// The hub and the user that the environment names: `HF_ENDPOINT`; `HF_TOKEN`, or the file that
-    /// `hf auth login` writes (`HF_TOKEN_PATH`, `HF_HOME/token`, `~/.cache/huggingface/token`).
+    /// `hf auth login` writes (`HF_TOKEN_PATH`, `HF_HOME/token`, `~/.cache/huggingface/token`); its cache directory, and
+    /// `HF_HUB_OFFLINE`.
     #[must_use]
     pub fn from_environment() -> Self {
         let set = |name: &str| env::var(name).ok().filter(|value| !value.trim().is_empty());
@@ -106,7 +111,9 @@ impl Hub {
         let token =
             set("HF_TOKEN").or_else(from_file).map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
         let endpoint = set("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".to_owned());
-        Self { endpoint: endpoint.trim_end_matches('/').to_owned(), token }
+        let on = |value: String| ["1", "on", "yes", "true"].contains(&value.to_lowercase().as_str());
+        let (cache, offline) = (HubCache::from_environment(), set("HF_HUB_OFFLINE").is_some_and(on));
+        Self { endpoint: endpoint.trim_end_matches('/').to_owned(), token, cache, offline }
     }
 
     /// Resolves the revision, or the commit that is `pinned` for it, and lists the files.
@@ -136,6 +143,10 @@ impl Hub {
             sha256: Option<String>,
         }
         let revision = pinned.or(repository.revision.as_deref()).unwrap_or("main");
+        if self.offline {
+            let cache = self.cache.as_ref().context("HF_HUB_OFFLINE is set, and there is no home for a cache")?;
+            return cache.commit(repository, revision);
+        }
         let mut url = self.url(&["api", repository.kind], repository, &["revision", revision])?;
         url.set_query(Some("blobs=true"));
         let mut headers = HeaderMap::new();
@@ -171,6 +182,13 @@ impl Hub {
             bail!("{}: `{}` is not a commit", repository.name, answer.sha);
         }
         Ok(Commit { id: answer.sha, files })
+    }
+
+    /// A file of a commit that is on this machine already. While the hub can be asked, only one whose content it names
+    /// is taken: the others are small.
+    pub fn cached(&self, repository: &Repository, commit: &str, file: &HubFile) -> Option<PathBuf> {
+        let cache = self.cache.as_ref().filter(|_| self.offline || file.sha256.is_some())?;
+        cache.file(repository, commit, file)
     }
 
     /// Where a file of a commit lies.
@@ -253,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_revision_with_a_slash_stays_one_part() {
-        let hub = Hub { endpoint: "http://127.0.0.1:1/mirror".into(), token: None };
+        let hub = Hub { endpoint: "http://127.0.0.1:1/mirror".into(), ..Hub::default() };
         let repository = Repository::parse("datasets/a/b@refs%2Fpr%2F1").unwrap();
         let url = hub.url(&["api", "datasets"], &repository, &["revision", "refs/pr/1"]).unwrap();
         assert_eq!(url.as_str(), "http://127.0.0.1:1/mirror/api/datasets/a/b/revision/refs%2Fpr%2F1");

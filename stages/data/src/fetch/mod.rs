@@ -1,6 +1,7 @@
 //! `fetch`: files from the web, from the hub, or of this machine.
 
 mod hub;
+mod hub_cache;
 mod local;
 mod remote;
 mod source;

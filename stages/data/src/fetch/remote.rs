@@ -9,7 +9,8 @@ use reqwest::{StatusCode, Url};
 
 use super::{
     Filter,
-    hub::{Hub, Repository},
+    hub::{Hub, HubFile, Repository},
+    local::copy_file,
     source::file_name,
 };
 use crate::http::{Checksums, Download, Downloaded, Http, redacted, wait};
@@ -96,6 +97,12 @@ pub fn repository(ctx: &Ctx<'_>, http: &Http, hub: &Hub, repository: &Repository
                     resumed.set(true);
                     continue;
                 }
+                if let Some(cached) = hub.cached(repository, &commit.id, file) {
+                    take(ctx, &cached, file, &parts.join(format!("{i}.copy")), &target)?;
+                    progress(file.size.unwrap_or(0), None);
+                    ctx.log(Level::Info, format!("{}: from {}", file.name, cached.display()));
+                    continue;
+                }
                 let url = hub.file_url(repository, &commit.id, &file.name)?;
                 let checksums = Checksums { sha256: file.sha256.clone(), blake3: None };
                 let (part, token) = (parts.join(i.to_string()), hub.token.as_deref());
@@ -114,6 +121,17 @@ pub fn repository(ctx: &Ctx<'_>, http: &Http, hub: &Hub, repository: &Repository
         }
         Ok(())
     })
+}
+
+/// Takes a file from the hub's cache of this machine, if it is what it must be.
+fn take(ctx: &Ctx<'_>, cached: &Path, file: &HubFile, copy: &Path, target: &Path) -> Result<()> {
+    let _ = fs::remove_file(copy);
+    copy_file(cached, copy, |_| Ok(ctx.go_on()?))?;
+    let checksums = Checksums { sha256: file.sha256.clone(), blake3: None };
+    let mut hashers = checksums.hashers();
+    hashers.update_from(copy, u64::MAX)?;
+    checksums.verify(hashers, &cached.display().to_string())?;
+    fs::rename(copy, target).with_context(|| format!("cannot create {}", target.display()))
 }
 
 fn told(name: &str, downloaded: &Downloaded) -> String {

@@ -20,7 +20,7 @@ const QUICK: Patience = Patience {
 };
 
 fn nowhere() -> Hub {
-    Hub { endpoint: "http://127.0.0.1:1".into(), token: None }
+    Hub { endpoint: "http://127.0.0.1:1".into(), ..Hub::default() }
 }
 
 fn fetch(url: &str) -> Fetch {
@@ -178,6 +178,7 @@ fn a_server_with_its_hands_full_is_waited_for() {
     let server = Server::start(|request, number| match number {
         0 => Answer::status(503),
         1 => Answer::status(429).with("Retry-After", "1"),
+        2 => Answer::status(429).with("Retry-After", "Wed, 21 Oct 2015 07:28:00 GMT"),
         _ => Answer::file(request, b"there", "\"v1\""),
     });
     let stand = Stand::new();
@@ -185,6 +186,15 @@ fn a_server_with_its_hands_full_is_waited_for() {
     run(&stand, &fetch(&server.url("/f")), &nowhere()).unwrap();
     assert!(started.elapsed() >= Duration::from_secs(1), "Retry-After is kept");
     assert_eq!(stand.out("f"), b"there");
+
+    let later = httpdate::fmt_http_date(std::time::SystemTime::now() + Duration::from_secs(3600));
+    let server = Server::start(move |request, number| match number {
+        0 => Answer::status(503).with("Retry-After", later.as_str()),
+        _ => Answer::file(request, b"there", "\"v1\""),
+    });
+    let stand = Stand::new();
+    run(&stand, &fetch(&server.url("/f")), &nowhere()).unwrap();
+    assert!(stand.log()[0].contains("trying again in 1.2 s"), "the longest pause there is: {:?}", stand.log());
 
     let down = Server::start(|_, _| Answer::status(500));
     let text = error(&Stand::new(), &fetch(&down.url("/f")), &nowhere());
@@ -314,7 +324,7 @@ fn hub() -> (Server, Hub) {
         }
     });
     let endpoint = server.url("");
-    (server, Hub { endpoint, token: None })
+    (server, Hub { endpoint, ..Hub::default() })
 }
 
 #[test]
@@ -428,4 +438,53 @@ fn urls_become_nodes_and_keys_know_no_paths() {
     ] {
         assert_eq!(expand::<Fetch>(params).unwrap_err().field.as_deref(), Some(field));
     }
+}
+
+/// A cache as `hf download` leaves it, of commit `c0ffee`: one file in LFS, one not.
+fn hub_cache(stand: &Stand, weights: &[u8]) -> hub_cache::HubCache {
+    let digest = <sha2::Sha256 as sha2::Digest>::digest(noise(500_000));
+    let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    let root = "hub/models--org--open";
+    stand.write(&format!("{root}/refs/main"), "c0ffee");
+    stand.write(&format!("{root}/blobs/{digest}"), weights);
+    stand.write(&format!("{root}/blobs/0a1b"), "{}");
+    let snapshot = stand.place(root).join("snapshots/c0ffee");
+    fs::create_dir_all(snapshot.join("sub")).unwrap();
+    std::os::unix::fs::symlink("../../blobs/0a1b", snapshot.join("config.json")).unwrap();
+    std::os::unix::fs::symlink(format!("../../../blobs/{digest}"), snapshot.join("sub/model.safetensors")).unwrap();
+    hub_cache::HubCache(stand.place("hub"))
+}
+
+#[test]
+fn the_cache_of_the_hubs_own_tools_is_used() {
+    let (server, hub) = hub();
+    let stand = Stand::new();
+    let cached = Hub { cache: Some(hub_cache(&stand, &noise(500_000))), ..hub };
+    run(&stand, &fetch("hf://org/open"), &cached).unwrap();
+    assert!(stand.out("sub/model.safetensors") == noise(500_000));
+    assert_eq!(
+        stand.out("config.json"),
+        b"{\"vocab_size\": 8}",
+        "what the hub does not name by content it is asked for"
+    );
+    assert!(server.requests().iter().all(|asked| !asked.path.contains("model.safetensors")));
+
+    // Nobody is asked, and what is there is taken; a name that is not there is told.
+    let offline = Hub { offline: true, cache: cached.cache.clone(), ..nowhere() };
+    stand.again();
+    fs::remove_dir_all(stand.place("scratch")).unwrap();
+    fs::create_dir(stand.place("scratch")).unwrap();
+    run(&stand, &fetch("hf://org/open"), &offline).unwrap();
+    assert_eq!(stand.outs(), ["config.json", "sub/model.safetensors"]);
+    assert_eq!(stand.remarks.lock().unwrap().revision.as_deref(), Some("c0ffee"));
+    for url in ["hf://org/open@v1", "hf://org/other"] {
+        let text = error(&Stand::new(), &fetch(url), &offline);
+        assert!(text.contains("HF_HUB_OFFLINE is set") && text.contains("hf download org/"), "{text}");
+    }
+
+    // A blob that is not what it is called by is not taken.
+    let damaged = Stand::new();
+    let offline = Hub { cache: Some(hub_cache(&damaged, &[0; 500_000])), ..offline };
+    let text = error(&damaged, &fetch("hf://org/open"), &offline);
+    assert!(text.contains("the sha256 of") && text.contains("model.safetensors"), "{text}");
 }

@@ -180,6 +180,13 @@ pub fn wait<T>(ctx: &Ctx<'_>, future: impl Future<Output = Result<T>>) -> Result
     result
 }
 
+/// How long a server wants to be left alone: in seconds, or until a date.
+fn retry_after(text: &str) -> Option<Duration> {
+    let date = || httpdate::parse_http_date(text.trim()).ok();
+    let until = || Some(date()?.duration_since(SystemTime::now()).unwrap_or_default());
+    text.trim().parse().ok().map(Duration::from_secs).or_else(until)
+}
+
 impl Failure {
     /// The connection failed, or broke.
     pub fn broken(url: &Url, error: reqwest::Error) -> Self {
@@ -204,13 +211,12 @@ impl Failure {
             500..600 => ": the server has a problem",
             _ => "",
         };
-        let after =
-            response.headers().get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let after = response.headers().get(header::RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?));
         let again = matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502 | 503 | 504);
         Self {
             error: anyhow::anyhow!("GET {}: {status}{what}", redacted(url.as_str())),
             status: Some(status),
-            retry: again.then_some(after.map(Duration::from_secs)),
+            retry: again.then_some(after),
         }
     }
 

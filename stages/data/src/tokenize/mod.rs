@@ -193,8 +193,14 @@ impl Stage for Tokenize {
         let text = serde_json::to_string_pretty(&stats)? + "\n";
         std::fs::write(ctx.out.join("stats.json"), text).context("cannot write stats.json")?;
         let seconds = started.elapsed().as_secs_f64();
-        let rate = bytes as f64 / 1e6 / seconds;
-        ctx.log(Level::Info, format!("{documents} documents, {tokens} tokens, {rate:.1} MB/s"));
+        let rate = |count: u64| count as f64 / seconds;
+        let text = format!(
+            "{documents} documents, {tokens} tokens in {seconds:.1} s: {:.0} documents/s, {:.0} tokens/s, {:.1} MB/s",
+            rate(documents),
+            rate(tokens),
+            rate(bytes) / 1e6
+        );
+        ctx.log(Level::Info, text);
         Ok(())
     }
 }
