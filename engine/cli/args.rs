@@ -129,6 +129,9 @@ pub struct Plan {
 pub struct Check {
     #[command(flatten)]
     pub pipeline: Pipeline,
+    /// Print every error and warning as a line of JSON on stdout
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `flow why`

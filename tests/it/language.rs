@@ -321,3 +321,41 @@ fn comments_order_and_spelling_are_no_change() {
     );
     assert_eq!(sandbox.json(&[]).ran(), Vec::<&str>::new());
 }
+
+#[test]
+fn what_is_no_toml_says_what_to_type() {
+    let sandbox = Sandbox::new();
+    for (text, place, hint) in [
+        ("[params]\na = \"x\n", "p.toml:2", "close the text"),
+        ("[params]\na = [1, 2\n", "p.toml:2", "close the list with `]`"),
+        ("[params]\na 1\n", "p.toml:2:3", "write a = …"),
+        ("[params]\na = x\n", "p.toml:2:5", "a text stands in quotes: a = \"x\""),
+        ("[params]\na =\n", "p.toml:2", "a value is missing: a = …"),
+        ("[params]\na: 1\n", "p.toml:2:2", "a = 1"),
+        ("[params]\na = True\n", "p.toml:2:5", "written small"),
+        ("[params]\na = 1\nb = 2\na = 3\n", "p.toml:4:1", "it stands in line 2 for the first time"),
+        ("[params]\na = 1\n[params]\na = 3\n", "p.toml:3:2", "it stands in line 1 for the first time"),
+    ] {
+        sandbox.write("p.toml", text);
+        let said = refused(&sandbox, &[]);
+        assert!(said.contains(place) && said.contains(hint), "{text}\n{said}");
+    }
+    let output = sandbox.run(&["check", "q.toml"]);
+    assert!(output.code == Some(2) && output.stderr.contains("did you mean `p.toml`?"), "{output}");
+    let output = sandbox.run(&["check", "pipeline.toml"]);
+    assert!(output.code == Some(2) && output.stderr.contains("pipelines here: p.toml"), "{output}");
+}
+
+#[test]
+fn check_speaks_json() {
+    let sandbox = Sandbox::with("[stage.a]\nkind = \"command\"\nrnu = 1\n");
+    let output = sandbox.run(&["check", "p.toml", "--json"]);
+    assert_eq!((output.code, output.stderr.as_str()), (Some(2), ""), "{output}");
+    let lines: Vec<serde_json::Value> = output.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2, "{output}");
+    let place = |at: &serde_json::Value| (at["file"].clone(), at["line"].clone(), at["column"].clone());
+    assert_eq!(place(&lines[1]), ("p.toml".into(), 5.into(), 1.into()));
+    assert_eq!((&lines[1]["severity"], &lines[1]["hints"][0]), (&"error".into(), &"did you mean `run`?".into()));
+    sandbox.pipeline("[stage.a]\nkind = \"command\"\nrun = \"true > {out}/a\"\n");
+    assert_eq!(sandbox.ok(&["check", "p.toml", "--json"]), "");
+}

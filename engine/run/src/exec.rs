@@ -186,7 +186,9 @@ impl Env<'_> {
                 return Err(anyhow!("pinned {} ({} bytes)", pinned.digest.short(), pinned.size))
                     .context(format!("it gave   {} ({} bytes)", digest.short(), outcome.tree.size()))
                     .context(format!(
-                        "{url} gives something else than {LOCK_FILE} pins: `flow lock --update` takes what it gives now"
+                        "{url} gives something else than {LOCK_FILE} pins: `flow lock --update {}{}` takes what it gives now",
+                        self.project.file().display(),
+                        self.project.profile().map_or_else(String::new, |profile| format!(" --profile {profile}"))
                     ));
             }
             Some(_) => {}

@@ -26,8 +26,7 @@ use crate::{looks, syntax};
 /// The lock file's name in the project's folder.
 pub const LOCK_FILE: &str = "flow.lock";
 
-const HEADER: &str =
-    "# Written by flow: what each URL gave when it was first fetched. Commit it; `flow lock --update` looks again.\n";
+const HEADER: &str = "# Written by flow: what each URL gave when it was first fetched. Commit it; `flow lock --update PIPELINE` looks again.\n";
 
 /// The pins of a project, by URL.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -85,7 +85,7 @@ pub fn parse(path: &Path, text: String, errors: &mut Vec<Diagnostic>) -> Result<
     let source = Arc::new(Source { path: path.to_owned(), text });
     let (document, wrong) = DeTable::parse_recoverable(&source.text);
     if !wrong.is_empty() {
-        return Err(wrong.iter().map(|error| syntax_error(error, &source)).collect());
+        return Err(syntax_errors(&wrong, &source));
     }
     let span = Span::new(&source, document.span());
     let table = table(document.into_inner(), &source, errors);
@@ -123,9 +123,77 @@ fn set_span(value: &mut Value, span: Option<&Span>) {
     }
 }
 
-fn syntax_error(error: &toml::de::Error, source: &Arc<Source>) -> Diagnostic {
-    let span = error.span().map(|range| Span::new(source, range));
-    Diagnostic::new(error.message().trim().replace('\n', ", ")).at(span)
+/// What is no TOML, with what to type instead.
+fn syntax_errors(wrong: &[toml::de::Error], source: &Arc<Source>) -> Vec<Diagnostic> {
+    let mut errors = Vec::new();
+    // The keys of a table that stands there twice are twice there as well: that is one mistake.
+    let mut doubled = false;
+    for error in wrong {
+        let range = error.span().unwrap_or(0..0);
+        let text = &source.text;
+        let at = (0..=range.start.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        let start = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
+        let line = text[start..].lines().next().unwrap_or_default().trim();
+        let duplicate = error.message().starts_with("duplicate key");
+        if duplicate && doubled && !line.starts_with('[') {
+            continue;
+        }
+        doubled = duplicate && line.starts_with('[');
+        let span = Span::new(source, range);
+        let diagnostic = Diagnostic::new(error.message().trim().replace('\n', ", ")).at(Some(span));
+        let hint = if duplicate { first_of(text, start, line) } else { syntax_hint(error.message(), line) };
+        errors.push(match hint {
+            Some(hint) => diagnostic.hint(hint),
+            None => diagnostic,
+        });
+    }
+    errors
+}
+
+/// Where the key or table of this line stands for the first time: in an earlier line of the same table.
+fn first_of(text: &str, start: usize, line: &str) -> Option<String> {
+    let key = |line: &str| line.split('=').next().unwrap_or_default().trim().to_owned();
+    let is_table = line.starts_with('[');
+    let mut first = None;
+    for (number, earlier) in text[..start].lines().enumerate() {
+        let earlier = earlier.trim();
+        if !is_table && earlier.starts_with('[') {
+            first = None;
+        } else if first.is_none() && (if is_table { earlier == line } else { key(earlier) == key(line) }) {
+            first = Some(number + 1);
+        }
+    }
+    let first = first?;
+    Some(format!("it stands in line {first} for the first time: remove one of them, or make one of both"))
+}
+
+/// What to type instead, for the usual slips.
+fn syntax_hint(message: &str, line: &str) -> Option<String> {
+    let (key, value) = line.split_once('=').map_or((line, ""), |(key, value)| (key.trim(), value.trim()));
+    let starts = |with: &str| message.starts_with(with);
+    if starts("string values must be quoted") {
+        return Some(match value {
+            "" => format!("a value is missing: {key} = …"),
+            _ => format!("a text stands in quotes: {key} = \"{value}\""),
+        });
+    }
+    let hint = match line.split_once(':') {
+        Some((key, value)) if starts("invalid unquoted key") && !key.contains(['=', '"']) => {
+            return Some(format!("TOML has `=` and not `:`: {} = {}", key.trim(), value.trim()));
+        }
+        _ if starts("invalid basic string") => "close the text with `\"`, or put one of several lines in `\"\"\"`",
+        _ if starts("invalid literal string") => "close the text with `'`, or put one of several lines in `'''`",
+        _ if starts("unclosed array") => "close the list with `]`",
+        _ if starts("unclosed inline table") => "close the table with `}`",
+        _ if starts("unclosed table") => "a table begins with its name in brackets: [stage.NAME]",
+        _ if starts("key with no value") => return Some(format!("write {} = …", line.split_whitespace().next()?)),
+        _ if starts("invalid boolean") => "`true` and `false` are written small",
+        _ if starts("unexpected key or value") => {
+            "every `key = value` has its own line; a text with `'` in it stands in `\"`"
+        }
+        _ => return None,
+    };
+    Some(hint.to_owned())
 }
 
 fn table(entries: DeTable<'_>, source: &Arc<Source>, errors: &mut Vec<Diagnostic>) -> Table {

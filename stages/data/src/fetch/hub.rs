@@ -161,7 +161,7 @@ impl Hub {
         });
         let body = asked.await.map_err(|failure| match (failure.status.map(|status| status.as_u16()), pinned) {
             (Some(404), Some(commit)) => self.explain(repository, failure).context(format!(
-                "{} has no commit {commit}, which flow.lock pins: `flow lock --update` takes what there is now",
+                "{} has no commit {commit}, which flow.lock pins: `flow lock --update PIPELINE` takes what there is now",
                 repository.name
             )),
             _ => self.explain(repository, failure),
