@@ -4,7 +4,7 @@ use std::{
     fmt, fs,
     io::{ErrorKind, Write as _},
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use anyhow::{Context as _, Result};
@@ -26,6 +26,7 @@ pub(crate) struct Inner {
     pub root: PathBuf,
     pub index: Index,
     pub holds: Holds,
+    pub remote: OnceLock<Arc<crate::remote::Inner>>,
     memo: Mutex<Memo>,
     witness: Mutex<Option<Witness>>,
     warnings: Mutex<Vec<String>>,
@@ -62,6 +63,7 @@ impl Cache {
         Ok(Self(Arc::new(Inner {
             index: Index::new(root.join("state/index")),
             holds: Holds::new(root.join("locks")),
+            remote: OnceLock::new(),
             memo: Mutex::default(),
             witness: Mutex::default(),
             warnings: Mutex::default(),

@@ -140,6 +140,7 @@ impl Cache {
             host: host(),
             version: env!("CARGO_PKG_VERSION").into(),
             freed: false,
+            shared: None,
         };
         let path = self.record_path(&key);
         let bytes =

@@ -10,7 +10,7 @@
 //! trees/ab/<digest>/        views: directories of symbolic links to objects
 //! scratch/<key>/            work in progress; <key>.tmp/ when a later run could not go on from it; <key>.out/ results
 //! locks/                    kernel locks: <key>, the gate (see `holds`), what running flows use
-//! state/                    memos: index/ (sled) and one file a pipeline
+//! state/                    memos: index/ (sled) and one file a pipeline; team/<remote>/ (see `remote`)
 //! quarantine/               what was found damaged
 //! pins/                     what gc leaves alone, by key
 //! runs/                     the engine's
@@ -37,6 +37,7 @@ mod pin;
 mod place;
 mod proof;
 mod record;
+mod remote;
 mod trust;
 mod verify;
 mod view;
@@ -50,5 +51,8 @@ pub use files::Unusable;
 pub use gc::{GcItem, GcPolicy, GcReport, KindStats, Stats};
 pub use lookup::Outcome;
 pub use place::Place;
-pub use record::ResultRecord;
+pub use record::{Origin, ResultRecord};
+pub use remote::{
+    Archived, Location, PublicKey, Pushed, Remote, RemoteConfig, TeamResult, Trust, TrustedKey, Uploads, generate_key,
+};
 pub use verify::{BadRecord, Damaged, VerifyReport};

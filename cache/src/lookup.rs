@@ -112,12 +112,13 @@ impl Cache {
         }
     }
 
-    /// A key's record as it stands, its objects unseen. `None` also when it cannot be used.
+    /// A key's record as it stands, its objects unseen, or as the team told it. `None` also when it cannot be used.
     ///
     /// # Errors
     /// It cannot be read.
     pub fn record(&self, key: &Key) -> Result<Option<ResultRecord>> {
-        self.read_record(key)
+        let here = self.read_record(key)?;
+        Ok(here.or_else(|| Some(self.remote()?.known(key)?.record)))
     }
 
     /// Every record that can be read, in order of key; objects unseen.

@@ -1,7 +1,11 @@
 //! [`ResultRecord`]: the file that says what a key's result is.
 
-use flow_core::{Key, KeyParts, Tree};
+use std::collections::BTreeMap;
+
+use flow_core::{Digest, Entry, Key, KeyParts, Tree};
 use serde::{Deserialize, Serialize};
+
+use crate::remote::PublicKey;
 
 /// The version of the record's format.
 pub(crate) const FORMAT: u32 = 1;
@@ -28,6 +32,35 @@ pub struct ResultRecord {
     /// Its objects were freed: what it was is known, and it has to be made again when it is needed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub freed: bool,
+    /// Who gave it to the team, if it came from there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared: Option<Origin>,
+}
+
+/// Who gave a result to the team, when, and how its objects lie there.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Origin {
+    /// `user@host`, as he says.
+    pub by: String,
+    /// In seconds since 1970, UTC, as his clock says.
+    pub time: f64,
+    /// The objects that lie there compressed, with their sizes as such.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub compressed: BTreeMap<Digest, u64>,
+    /// Whose signature it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<PublicKey>,
+    /// Ed25519, in hexadecimal digits, over the canonical JSON of the record without this field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
+}
+
+impl Origin {
+    /// How many bytes of an entry go over the wire.
+    #[must_use]
+    pub fn wire_size(&self, entry: &Entry) -> u64 {
+        self.compressed.get(&entry.digest).copied().unwrap_or(entry.size)
+    }
 }
 
 /// Why a record cannot be used.
@@ -81,7 +114,7 @@ impl ResultRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use flow_core::{Digest, KEY_FORMAT};
+    use flow_core::KEY_FORMAT;
     use serde_json::{Value, json};
 
     fn sample() -> (Key, Value) {

@@ -328,6 +328,47 @@ pub enum Cache {
         /// A stage, or one node as `tokens[2]` [default: all]
         stage: Option<String>,
     },
+    /// Give results to the team: a pipeline's, or all
+    Push(Part),
+    /// Fetch results from the team: a pipeline's, or all that it has
+    Pull(Part),
+    /// Write results and their objects to one file, for machines that share no network
+    Export {
+        /// The archive
+        #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+        to: PathBuf,
+        #[command(flatten)]
+        part: Part,
+    },
+    /// Take the results of an archive
+    Import {
+        /// The archive
+        #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+        from: PathBuf,
+    },
+    /// Make a key to sign results with, and print its public half
+    Keygen {
+        /// The file of the secret half [default: flow/signing-key in the user's configuration]
+        #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+        to: Option<PathBuf>,
+    },
+}
+
+/// Some results of a cache.
+#[derive(Debug, Args)]
+pub struct Part {
+    /// The results of this pipeline; all if none is named
+    #[arg(value_name = "PIPELINE", value_hint = ValueHint::FilePath)]
+    pub file: Option<PathBuf>,
+    /// Merge this [profile.…] table over the file
+    #[arg(long, short, value_name = "NAME", requires = "file")]
+    pub profile: Option<String>,
+    /// Set a value, as `stage.train.max_steps=300`; may be given again
+    #[arg(long, value_name = "KEY=VALUE", requires = "file")]
+    pub set: Vec<String>,
+    /// Only these stages and what they need
+    #[arg(value_name = "STAGE", requires = "file")]
+    pub stages: Vec<String>,
 }
 
 /// `flow lock`

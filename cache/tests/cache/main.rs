@@ -8,3 +8,4 @@ mod gc;
 mod kit;
 mod memos;
 mod placing;
+mod team;

@@ -11,7 +11,7 @@ use flow_core::Key;
 use flow_engine::History;
 use serde_json::json;
 
-use super::{Done, open_here, pin};
+use super::{Done, open_here, pin, team};
 use crate::{
     args,
     failure::Failure,
@@ -29,6 +29,11 @@ pub fn cache(args: &args::Cache) -> Done {
         args::Cache::Pin { file: None, .. } => pin::list(),
         args::Cache::Pin { file: Some(file), stage, profile } => pin::pin(file, stage.as_deref(), profile.as_deref()),
         args::Cache::Unpin { file, stage } => pin::unpin(file, stage.as_deref()),
+        args::Cache::Push(part) => team::push(part),
+        args::Cache::Pull(part) => team::pull(part),
+        args::Cache::Export { to, part } => team::export(to, part),
+        args::Cache::Import { from } => team::import(from),
+        args::Cache::Keygen { to } => team::keygen(to.as_deref()),
     }
 }
 

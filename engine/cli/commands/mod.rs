@@ -20,17 +20,19 @@ pub mod runs;
 pub mod show;
 pub mod status;
 mod svg;
+mod team;
 pub mod why;
 
 use std::path::Path;
 
 use flow_cache::Cache;
+use flow_core::Diagnostic;
 use flow_engine::{LoadOptions, Project, RunOptions, Settings, project_dir};
 
 use crate::{
     args::{Pipeline, Selection},
-    failure::Failure,
-    ui::shell_word,
+    failure::{Failure, draw_all},
+    ui::{diagnostic::Severity, shell_word},
 };
 
 /// A command's end.
@@ -50,7 +52,16 @@ fn text((name, value): (std::ffi::OsString, std::ffi::OsString)) -> Option<(Stri
 fn open(project: &Path) -> Result<(Settings, Cache), Failure> {
     let settings = Settings::load(project, &|name| std::env::var(name).ok())?;
     let cache = Cache::open(&settings.cache_dir)?;
+    if let Some(remote) = &settings.remote {
+        cache.connect(remote.config.clone());
+    }
     Ok((settings, cache))
+}
+
+/// What went wrong in the cache and was survived, where no run tells it.
+fn draw_warnings(cache: &Cache) {
+    let warnings: Vec<Diagnostic> = cache.take_warnings().into_iter().map(Diagnostic::new).collect();
+    draw_all(&warnings, Severity::Warning);
 }
 
 /// A pipeline with its settings and cache.

@@ -54,6 +54,8 @@ fn once(dir: &Path) {
     let loaded = began.elapsed();
     let cache = Cache::open(&dir.join("cache")).expect("a cache");
     let settings = Settings {
+        remote: None,
+        trust: flow_cache::Trust::default(),
         cache_dir: cache.root().to_owned(),
         jobs: 2,
         cpus: 2,

@@ -104,6 +104,11 @@ impl Reason {
     pub fn ignores_hits(self) -> bool {
         matches!(self, Self::Forced | Self::NotCached)
     }
+
+    /// Its result is of use to others.
+    pub fn may_be_shared(self) -> bool {
+        self != Self::NotCached
+    }
 }
 
 /// Decides about one node after the other, each after what it needs.

@@ -12,6 +12,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use flow_cache::{Cache, Claim, ClaimOptions, Outcome, Slot};
 use flow_core::{Cancel, Cancelled, Ctx, Event, How, Input, Level, Pinned, Remarks, Sink, Unchanged};
+use globset::GlobSet;
 
 use crate::{
     aside::Aside,
@@ -28,6 +29,8 @@ pub struct Env<'a> {
     pub cache: &'a Cache,
     pub sink: &'a dyn Sink,
     pub placer: &'a Placer<'a>,
+    /// The stages whose results are given to the team.
+    pub pushes: Option<GlobSet>,
 }
 
 /// One node's work, with all that it needs.
@@ -75,6 +78,9 @@ impl Env<'_> {
             waiting: &waiting,
             ignore_hit: stale || job.work.reason.ignores_hits(),
         };
+        if let Some(made) = self.take_from_team(job)? {
+            return Ok(made);
+        }
         let remarks = Mutex::default();
         let (outcome, how) = match self.cache.claim(&run_key, &options)? {
             Claim::Hit(outcome) => {
@@ -105,6 +111,9 @@ impl Env<'_> {
         let remarks = remarks.into_inner().unwrap_or_else(PoisonError::into_inner);
         let outcome = self.pin(&job.work, outcome, remarks)?;
         self.place(job.id, &outcome, job.overwrite, &job.cancel)?;
+        if matches!(how, How::Ran | How::Resumed) {
+            self.share(job, &outcome, &job.work);
+        }
         Ok(Made { outcome, how })
     }
 

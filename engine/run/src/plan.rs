@@ -181,6 +181,36 @@ fn size(dir: &Path) -> u64 {
     entries.map(size).sum()
 }
 
+/// What of a pipeline is here, and what is not.
+#[derive(Debug, Default)]
+pub struct Holdings {
+    /// The keys of results that are here.
+    pub here: Vec<Key>,
+    /// The keys of results that are not, as far as they are known.
+    pub missing: Vec<Key>,
+    /// How many keys are not known: they depend on results that are missing.
+    pub unknown: usize,
+}
+
+/// What there is of these stages and what they need; of all, if none is named.
+///
+/// # Errors
+/// A name is not in the graph, an input or the cache cannot be read.
+pub fn holdings(project: &Project, cache: &Cache, stages: &[String]) -> Result<Holdings, RunError> {
+    let options = RunOptions { targets: stages.to_vec(), ..RunOptions::default() };
+    let plan = plan(project, cache, &options)?;
+    let mut holdings = Holdings::default();
+    for planned in &plan.nodes {
+        match &planned.verdict {
+            Verdict::Cached { key, .. } => holdings.here.push(*key),
+            Verdict::Run { key, .. } => holdings.missing.push(*key),
+            Verdict::After { .. } => holdings.unknown += 1,
+            Verdict::Off | Verdict::Unselected => {}
+        }
+    }
+    Ok(holdings)
+}
+
 /// The directories of the results that `name` (a stage or node) means: node → directory.
 ///
 /// # Errors

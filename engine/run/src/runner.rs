@@ -18,7 +18,7 @@ use std::{
 };
 
 use anyhow::{Result, anyhow, bail};
-use flow_cache::{Cache, Outcome, Unusable};
+use flow_cache::{Cache, Outcome, Remote, Unusable};
 use flow_core::{Cancel, Cancelled, Diagnostic, Digest, Event, How, Key, Level, Remarks, Sink};
 
 use temp::Temps;
@@ -30,10 +30,12 @@ use crate::{
     place::{Placer, Put, refusal},
     project::Project,
     record::{Ended, Head, Recorder, stage_heads},
+    remote_settings::RemoteSettings,
     sched::{Pools, Request, Sched, State},
     select::{RunOptions, Selection},
     settings::Settings,
     summary::{RunError, Summary},
+    team::finish_uploads,
     unchanged::attest,
     why::{Explainer, NO_DIGEST},
 };
@@ -75,7 +77,12 @@ pub fn run(
     };
     let recorder = Recorder::new(head, cache, sink);
     let placer = Placer::new(project, cache, &recorder);
-    let env = Env { project, cache, sink: &recorder, placer: &placer };
+    let remote = settings.remote.as_ref().filter(|remote| remote.config.write);
+    let pushes = remote.map(RemoteSettings::pushes);
+    if let Some(remote) = cache.remote().filter(Remote::writes) {
+        remote.push_noted();
+    }
+    let env = Env { project, cache, sink: &recorder, placer: &placer, pushes };
     let (sender, receiver) = channel();
     let pools = Pools {
         jobs: u32::try_from(settings.jobs).unwrap_or(u32::MAX),
@@ -251,6 +258,7 @@ impl<'a> Runner<'a> {
                 }
             }
         }
+        finish_uploads(self.env.cache, self.recorder, self.cancel);
         self.pass_on_warnings();
         self.free(true);
         self.tell_absent();

@@ -2,10 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
+use flow_cache::Trust;
 use flow_core::{Diagnostic, from_value};
 use serde::Deserialize;
 
-use crate::{common, syntax};
+use crate::{
+    common,
+    remote_settings::{RemoteFile, RemoteSettings},
+    syntax,
+};
 
 /// The settings file of a project, in the pipeline's folder or the nearest one above that has it.
 pub const SETTINGS_FILE: &str = "flow.toml";
@@ -25,6 +30,10 @@ pub struct Settings {
     pub gpu_names: Vec<String>,
     /// Bytes of memory to use.
     pub memory: u64,
+    /// The team's cache.
+    pub remote: Option<RemoteSettings>,
+    /// Whose results are believed, from there and from archives.
+    pub trust: Trust,
     /// The files that were read, the strongest last.
     pub sources: Vec<PathBuf>,
 }
@@ -43,9 +52,11 @@ struct File {
     gpus: Option<u32>,
     #[serde(default, deserialize_with = "optional_bytes")]
     memory: Option<u64>,
+    #[serde(default)]
+    remote: RemoteFile,
 }
 
-fn optional_bytes<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+pub(crate) fn optional_bytes<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
     common::bytes(deserializer).map(Some)
 }
 
@@ -54,8 +65,8 @@ type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 impl Settings {
     /// Reads the user's file (`flow/config.toml` under `$XDG_CONFIG_HOME` or `~/.config`), the project's
-    /// ([`SETTINGS_FILE`]) and the environment (`FLOW_CACHE_DIR`, `FLOW_JOBS`, `FLOW_CPUS`, `FLOW_GPUS`, `FLOW_MEMORY`):
-    /// later wins. What nobody says, the machine says.
+    /// ([`SETTINGS_FILE`]) and the environment (`FLOW_CACHE_DIR`, `FLOW_JOBS`, `FLOW_CPUS`, `FLOW_GPUS`, `FLOW_MEMORY`,
+    /// `FLOW_REMOTE`, `FLOW_REMOTE_MODE`): later wins. What nobody says, the machine says.
     ///
     /// # Errors
     /// A file or variable cannot be understood: all of them, with their places.
@@ -72,7 +83,11 @@ impl Settings {
         let mut merged = File::default();
         let mut sources = Vec::new();
         for path in [user.filter(|path| path.is_file()), projects].into_iter().flatten() {
-            let read = syntax::read(&path).and_then(|value| from_value::<File>(&value).map_err(|error| vec![error]));
+            let read = syntax::read(&path).and_then(|value| {
+                let file: File = from_value(&value).map_err(|error| vec![error])?;
+                file.remote.check(&path, &value)?;
+                Ok(file)
+            });
             match read {
                 Ok(file) => merged.lay_over(file, path.parent().unwrap_or(project), home.as_deref()),
                 Err(wrong) => errors.extend(wrong),
@@ -80,6 +95,11 @@ impl Settings {
             sources.push(path);
         }
         merged.lay_over(from_env(env, &mut errors), project, home.as_deref());
+        let trust = merged.remote.trust();
+        let remote = merged.remote.settings().unwrap_or_else(|error| {
+            errors.push(error);
+            None
+        });
 
         let cache =
             merged.cache_dir.map(PathBuf::from).or_else(|| Some(directory("XDG_CACHE_HOME", ".cache")?.join("flow")));
@@ -100,6 +120,8 @@ impl Settings {
                     gpus: visible.as_ref().map_or(gpus, |names| gpus.min(names.len() as u32)),
                     gpu_names: visible.unwrap_or_default(),
                     memory: merged.memory.unwrap_or_else(machine_memory),
+                    remote,
+                    trust,
                     sources,
                 })
             }
@@ -121,6 +143,7 @@ impl File {
         self.cpus = over.cpus.or(self.cpus);
         self.gpus = over.gpus.or(self.gpus);
         self.memory = over.memory.or(self.memory);
+        self.remote.lay_over(over.remote, &absolute);
     }
 }
 
@@ -143,6 +166,7 @@ fn from_env(env: Env<'_>, errors: &mut Vec<Diagnostic>) -> File {
             // A variable's path is relative to where the person stands, not to the project.
             std::path::absolute(&path).map_or(path, |path| path.to_string_lossy().into_owned())
         }),
+        remote: RemoteFile::from_env(env),
     }
 }
 

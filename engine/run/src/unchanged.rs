@@ -46,7 +46,9 @@ pub struct Asked<'a> {
 /// records it. `None`: something may have changed, or more is asked for than everything; load it and [`crate::run`] it.
 #[must_use]
 pub fn unchanged(asked: &Asked<'_>, cache: &Cache, sink: &dyn Sink) -> Option<Summary> {
-    if !asked.run.is_plain() {
+    // What an earlier run could not push is pushed by a run.
+    let pushes = || cache.remote().is_some_and(|remote| remote.writes() && remote.has_notes());
+    if !asked.run.is_plain() || pushes() {
         return None;
     }
     let began = Instant::now();

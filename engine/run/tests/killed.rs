@@ -22,6 +22,8 @@ fn child() {
     let project = Project::load(&dir.join("p/pipe.toml"), KINDS, &LoadOptions::default()).unwrap();
     let cache = flow_cache::Cache::open(&dir.join("cache")).unwrap();
     let settings = flow_engine::Settings {
+        remote: None,
+        trust: flow_cache::Trust::default(),
         cache_dir: dir.join("cache"),
         jobs: 2,
         cpus: 2,

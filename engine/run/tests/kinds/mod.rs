@@ -252,6 +252,8 @@ impl Lab {
 
     pub fn settings(&self) -> Settings {
         Settings {
+            remote: None,
+            trust: flow_cache::Trust::default(),
             cache_dir: self.cache.root().to_owned(),
             jobs: 4,
             cpus: 4,

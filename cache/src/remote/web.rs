@@ -1,0 +1,203 @@
+//! A web server that knows GET (with ranges), HEAD and PUT.
+//!
+//! Credentials come from the environment: `FLOW_REMOTE_TOKEN` (Bearer), or `FLOW_REMOTE_USER` and
+//! `FLOW_REMOTE_PASSWORD` (Basic). They are sent to the server itself, not to where it redirects.
+
+use std::{
+    collections::HashSet,
+    net::IpAddr,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _};
+use reqwest::{Body as Outgoing, Client, Method, RequestBuilder, Response, StatusCode, Url, header};
+use tokio::io::AsyncReadExt as _;
+
+use super::{
+    STALL,
+    store::{Body, Failure, Store, Upload},
+};
+
+#[derive(Debug)]
+pub(crate) struct Web {
+    client: Client,
+    base: Url,
+    /// Directories that were asked for.
+    made: Mutex<HashSet<String>>,
+}
+
+const CONNECT: Duration = Duration::from_secs(5);
+
+impl Web {
+    pub fn new(base: &Url) -> Result<Self> {
+        let host = base.host_str().unwrap_or_default().trim_matches(['[', ']']);
+        let here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+        let builder = || {
+            let builder = Client::builder()
+                .user_agent(concat!("flow/", env!("CARGO_PKG_VERSION")))
+                .connect_timeout(CONNECT)
+                .read_timeout(STALL);
+            if here { builder.no_proxy() } else { builder }
+        };
+        let client = match builder().build() {
+            // A machine without certificates still speaks plain HTTP.
+            Err(_) if base.scheme() == "http" => builder().tls_certs_only([]).build(),
+            built => built,
+        };
+        let client =
+            client.context("cannot make an HTTPS client; if the system has no certificates, set SSL_CERT_FILE")?;
+        Ok(Self { client, base: base.clone(), made: Mutex::default() })
+    }
+
+    fn url(&self, name: &str) -> Result<Url, Failure> {
+        self.base.join(name).map_err(Failure::remote)
+    }
+
+    /// WebDAV puts files into directories that are there (RFC 4918, 9.7.1); other servers make them, and know no MKCOL.
+    async fn make_room(&self, name: &str) -> Result<(), Failure> {
+        let mkcol = Method::from_bytes(b"MKCOL").map_err(Failure::remote)?;
+        let base = self.base.path().trim_matches('/').split('/').filter(|part| !part.is_empty()).count();
+        let mut url = self.url(name)?;
+        let Some((dirs, _)) = url.path().rsplit_once('/').map(|(dirs, last)| (dirs.to_owned(), last.to_owned())) else {
+            return Ok(());
+        };
+        let parts: Vec<&str> = dirs.split('/').filter(|part| !part.is_empty()).collect();
+        for end in base.max(1)..=parts.len() {
+            let path = format!("/{}/", parts[..end].join("/"));
+            let known = |made: &HashSet<String>| made.contains(&path);
+            if known(&self.made.lock().unwrap_or_else(PoisonError::into_inner)) {
+                continue;
+            }
+            url.set_path(&path);
+            // Whatever it answers: the PUT tells whether it may.
+            self.send(self.client.request(mkcol.clone(), url.clone())).await?;
+            self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(path);
+        }
+        Ok(())
+    }
+
+    async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let request = match (variable("FLOW_REMOTE_TOKEN"), variable("FLOW_REMOTE_USER")) {
+            (Some(token), _) => request.bearer_auth(token),
+            (None, Some(user)) => request.basic_auth(user, variable("FLOW_REMOTE_PASSWORD")),
+            (None, None) => request,
+        };
+        request.send().await.map_err(|error| failure(&error))
+    }
+}
+
+/// All causes in a line; the innermost says most.
+fn failure(error: &reqwest::Error) -> Failure {
+    let mut text = error.to_string();
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    Failure::remote(text)
+}
+
+fn refused(response: &Response) -> Failure {
+    let (url, status) = (response.url(), response.status());
+    let advice = match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            ": check FLOW_REMOTE_TOKEN, or FLOW_REMOTE_USER and FLOW_REMOTE_PASSWORD"
+        }
+        StatusCode::METHOD_NOT_ALLOWED => ": the server must allow PUT",
+        _ => "",
+    };
+    Failure::remote(format!("{url} answers {status}{advice}"))
+}
+
+#[async_trait]
+impl Store for Web {
+    async fn get(&self, name: &str, from: u64) -> Result<Option<Body>, Failure> {
+        // What is asked for are the bytes as they lie there.
+        let mut request = self.client.get(self.url(name)?).header(header::ACCEPT_ENCODING, "identity");
+        if from > 0 {
+            request = request.header(header::RANGE, format!("bytes={from}-"));
+        }
+        let response = self.send(request).await?;
+        let from = match response.status() {
+            StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),
+            // Nothing lies behind what we have.
+            StatusCode::RANGE_NOT_SATISFIABLE => {
+                return Ok(Some(Body { from, stream: futures_util::stream::empty().boxed() }));
+            }
+            StatusCode::PARTIAL_CONTENT => {
+                let range = response.headers().get(header::CONTENT_RANGE).and_then(|range| range.to_str().ok());
+                let first =
+                    range.and_then(|range| range.trim().strip_prefix("bytes ")?.split('-').next()?.parse().ok());
+                if first != Some(from) {
+                    return Err(Failure::remote(format!(
+                        "{} sends another range than it was asked for",
+                        response.url()
+                    )));
+                }
+                from
+            }
+            StatusCode::OK => 0,
+            _ => return Err(refused(&response)),
+        };
+        Ok(Some(Body { from, stream: response.bytes_stream().map_err(|error| failure(&error)).boxed() }))
+    }
+
+    async fn size(&self, name: &str) -> Result<Option<u64>, Failure> {
+        let response = self.send(self.client.head(self.url(name)?)).await?;
+        match response.status() {
+            StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
+            status if status.is_success() => {
+                // The body of a HEAD is empty; its header tells the length.
+                let length = response
+                    .headers()
+                    .get(header::CONTENT_LENGTH)
+                    .and_then(|length| length.to_str().ok()?.parse().ok());
+                length.map(Some).ok_or_else(|| Failure::remote(format!("{} tells no length", response.url())))
+            }
+            _ => Err(refused(&response)),
+        }
+    }
+
+    async fn put(&self, name: &str, bytes: Bytes) -> Result<(), Failure> {
+        self.make_room(name).await?;
+        let response = self.send(self.client.put(self.url(name)?).body(bytes)).await?;
+        if response.status().is_success() { Ok(()) } else { Err(refused(&response)) }
+    }
+
+    async fn put_file(&self, name: &str, upload: &Upload<'_>) -> Result<(), Failure> {
+        self.make_room(name).await?;
+        // There is no way to go on with half a PUT that all servers know: it begins anew.
+        let file = tokio::fs::File::open(upload.file).await.map_err(Failure::local)?;
+        let stream = futures_util::stream::unfold(file, |mut file| async move {
+            let mut buffer = bytes::BytesMut::with_capacity(1 << 18);
+            match file.read_buf(&mut buffer).await {
+                Ok(0) => None,
+                Ok(_) => Some((Ok(buffer.freeze()), file)),
+                Err(error) => Some((Err(error), file)),
+            }
+        });
+        let body = Outgoing::wrap_stream(stream);
+        let request = self.client.put(self.url(name)?).header(header::CONTENT_LENGTH, upload.size).body(body);
+        let response = self.send(request).await?;
+        if !response.status().is_success() {
+            return Err(refused(&response));
+        }
+        // Servers that do not write to a file on the side leave half of one when they are killed: it is looked at.
+        match self.size(name).await? {
+            Some(size) if size == upload.size => {
+                (upload.progress)(upload.size);
+                Ok(())
+            }
+            size => Err(Failure::remote(format!("{name} has {size:?} bytes after {} were put there", upload.size))),
+        }
+    }
+
+    async fn list(&self, _: &str) -> Result<Vec<String>, Failure> {
+        Err(Failure::remote("plain HTTP has no list: name a pipeline, and its results are asked for one by one"))
+    }
+}

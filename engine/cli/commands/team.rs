@@ -1,0 +1,186 @@
+//! `flow cache push`, `pull`, `export`, `import` and `keygen`: results that change hands.
+
+use std::{fs::File, path::Path};
+
+use anyhow::{Context as _, anyhow};
+use flow_cache::{Archived, Cache, Pushed, Remote};
+use flow_core::{Diagnostic, Key};
+use flow_engine::{Settings, holdings};
+
+use super::{Done, draw_warnings, load_and_open, open_here};
+use crate::{
+    args::{Part, Pipeline},
+    failure::Failure,
+    interrupt, out,
+    ui::format::{bytes, count, plural},
+};
+
+/// Gives results to the team.
+pub fn push(part: &Part) -> Done {
+    let (_, cache, keys) = find(part)?;
+    let remote = remote(&cache)?;
+    if !remote.writes() {
+        let error = Diagnostic::new(format!("the team's cache {} may only be read", remote.location()));
+        return Err(error.hint("set `mode = \"read-write\"` in [remote], or FLOW_REMOTE_MODE=read-write").into());
+    }
+    let cancel = interrupt::watch().map_err(|error| Failure::Cache(error.into()))?;
+    let (mut new, mut known, mut too_big, mut sent) = (0, 0, 0, 0);
+    for key in &keys {
+        let pushed = remote.push_now(key, &cancel);
+        if cancel.is_set() {
+            return Err(Failure::Interrupted);
+        }
+        match pushed.with_context(|| format!("cannot push to the team's cache {}", remote.location()))? {
+            Pushed::New(size) => (new, sent) = (new + 1, sent + size),
+            Pushed::Known => known += 1,
+            Pushed::TooBig => too_big += 1,
+            Pushed::Gone => {}
+        }
+    }
+    draw_warnings(&cache);
+    let mut text = format!("{} pushed ({}), {} there before", results(new), bytes(sent), count(known));
+    if too_big > 0 {
+        text += &format!(", {} above `push_limit`", count(too_big));
+    }
+    eprintln!("{text}");
+    Ok(())
+}
+
+/// Fetches results from the team.
+pub fn pull(part: &Part) -> Done {
+    let (cache, remote, project) = match &part.file {
+        None => {
+            let (_, cache) = open_here()?;
+            (cache.clone(), remote(&cache)?, None)
+        }
+        Some(_) => {
+            let (project, _, cache) = load_and_open(&part.pipeline())?;
+            (cache.clone(), remote(&cache)?, Some(project))
+        }
+    };
+    remote.insist();
+    let failed = || anyhow!("the team's cache {} cannot be used", remote.location());
+    let cancel = interrupt::watch().map_err(|error| Failure::Cache(error.into()))?;
+    let (mut taken, mut fetched) = (0, 0);
+    // What is fetched tells the keys of what comes after it.
+    let absent = loop {
+        let (open, unknown) = match &project {
+            Some(project) => {
+                let holdings = holdings(project, &cache, &part.stages)?;
+                (holdings.missing, holdings.unknown)
+            }
+            None => {
+                let mut open = remote.keys().with_context(failed)?;
+                open.retain(|key| !matches!(cache.lookup(key), Ok(Some(_))));
+                (open, 0)
+            }
+        };
+        let found: Vec<_> = remote.ask_all(&open).into_iter().flatten().collect();
+        if remote.has_failed() {
+            draw_warnings(&cache);
+            return Err(Failure::Cache(failed()));
+        }
+        for result in &found {
+            let size = result.to_fetch(&cache);
+            let pulled = remote.pull_now(result, &|_| (), &cancel);
+            if cancel.is_set() {
+                return Err(Failure::Interrupted);
+            }
+            pulled?;
+            (taken, fetched) = (taken + 1, fetched + size);
+        }
+        if found.is_empty() || project.is_none() {
+            break open.len() - found.len() + unknown;
+        }
+    };
+    draw_warnings(&cache);
+    let mut text = format!("{} fetched ({})", results(taken), bytes(fetched));
+    if absent > 0 {
+        text += &format!(", {} that the team does not have", count(absent as u64));
+    }
+    eprintln!("{text}");
+    Ok(())
+}
+
+/// Writes results to an archive.
+pub fn export(to: &Path, part: &Part) -> Done {
+    let (settings, cache, keys) = find(part)?;
+    if keys.is_empty() {
+        return Err(Failure::absent(Diagnostic::new("there is no result to export").hint("run the pipeline first")));
+    }
+    let archived = cache.export(&keys, to, &settings.trust)?;
+    draw_warnings(&cache);
+    eprintln!("{}", told(&archived));
+    Ok(())
+}
+
+/// Takes the results of an archive.
+pub fn import(from: &Path) -> Done {
+    let (settings, cache) = open_here()?;
+    let file = File::open(from).map_err(|error| {
+        Failure::Pipeline(vec![Diagnostic::new(format!("cannot read {}", from.display())).cause(error.to_string())])
+    })?;
+    let imported = cache.import(file, &settings.trust);
+    draw_warnings(&cache);
+    let imported = imported.with_context(|| format!("cannot import {}", from.display()))?;
+    eprintln!("{}", told(&imported));
+    match imported.refused {
+        0 => Ok(()),
+        n => Err(Failure::Cache(anyhow!("{} of the archive cannot be trusted and were not taken", results(n)))),
+    }
+}
+
+/// Makes a signing key.
+pub fn keygen(to: Option<&Path>) -> Done {
+    let usual = || {
+        let directory = |name: &str| std::env::var_os(name).filter(|dir| !dir.is_empty()).map(std::path::PathBuf::from);
+        let config = directory("XDG_CONFIG_HOME").or_else(|| Some(directory("HOME")?.join(".config")));
+        config.map(|config| config.join("flow/signing-key"))
+    };
+    let Some(to) = to.map(Path::to_owned).or_else(usual) else {
+        return Err(Diagnostic::new("there is no place for the key").hint("name a file, or set HOME").into());
+    };
+    let public =
+        flow_cache::generate_key(&to).map_err(|error| Failure::Pipeline(vec![crate::failure::from_error(&error)]))?;
+    out::line(public.to_string())?;
+    eprintln!(
+        "the secret half is {}: name it as `sign_key` in [remote]; the line above goes to the `trusted_keys` of others",
+        to.display()
+    );
+    Ok(())
+}
+
+/// The keys of the results of a part of a pipeline that are here; of all, if no pipeline is named.
+fn find(part: &Part) -> Result<(Settings, Cache, Vec<Key>), Failure> {
+    if part.file.is_none() {
+        let (settings, cache) = open_here()?;
+        let keys = cache.results().filter(|record| !record.freed).map(|record| record.key).collect();
+        return Ok((settings, cache, keys));
+    }
+    let (project, settings, cache) = load_and_open(&part.pipeline())?;
+    let keys = holdings(&project, &cache, &part.stages)?.here;
+    Ok((settings, cache, keys))
+}
+
+impl Part {
+    fn pipeline(&self) -> Pipeline {
+        let file = self.file.clone().unwrap_or_default();
+        Pipeline { file, profile: self.profile.clone(), set: self.set.clone() }
+    }
+}
+
+fn remote(cache: &Cache) -> Result<Remote, Failure> {
+    let remote = cache.remote().ok_or_else(|| {
+        let error = Diagnostic::new("no team's cache is named");
+        error.hint("set `url` in [remote] of flow.toml or of the user's config.toml, or FLOW_REMOTE")
+    })?;
+    Ok(remote)
+}
+
+fn told(archived: &Archived) -> String {
+    format!("{} with {}, {}", results(archived.results), plural(archived.objects, "object"), bytes(archived.bytes))
+}
+
+fn results(n: usize) -> String {
+    plural(n, "result")
+}
