@@ -50,22 +50,21 @@ source = "hf"
 TOML
 seconds() { start=$(date +%s%N); "$@"; echo $((($(date +%s%N) - start) / 1000000)); }
 copy() { cp hf/model.safetensors copy; sync copy; }
-export FLOW_CACHE_DIR="$work/cache" FLOW_SCRATCH_DIR=
+export FLOW_CACHE_DIR="$work/cache"
 echo "bytes: $(stat -c %s hf/model.safetensors)"
 cat hf/model.safetensors > /dev/null
-echo "cp, before: $(seconds copy) ms"; rm copy
+echo "cp, before: $(seconds copy) ms"
+rm copy
 for stage in megatron back; do
-    /usr/bin/env python3 - "$flow" "$stage" <<'PYTHON'
-import json, resource, subprocess, sys, time
-start = time.time()
-run = subprocess.run([sys.argv[1], "run", "convert.toml", "--only" if sys.argv[2] == "megatron" else sys.argv[2], *( ["megatron"] if sys.argv[2] == "megatron" else []), "--json"],
-                     stdout=subprocess.PIPE, text=True)
-wall = time.time() - start
+    python3 - "$flow" "$stage" <<'PYTHON'
+import json, resource, subprocess, sys
+flow, stage = sys.argv[1:]
+run = subprocess.run([flow, "run", "convert.toml", stage, "--json"], stdout=subprocess.PIPE, text=True)
 assert run.returncode == 0, run.stdout
-for line in run.stdout.splitlines():
-    open(f"events.{sys.argv[2]}", "a").write(line + "\n")
-print(f"flow run of {sys.argv[2]}: {1000 * wall:.0f} ms, peak RSS {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024} MB")
+ended = [json.loads(line) for line in run.stdout.splitlines() if '"event":"finished"' in line and f'"node":"{stage}"' in line]
+peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
+print(f"{stage}: {1000 * ended[0]['seconds']:.0f} ms with hashing, {1000 * ended[0]['cost']:.0f} ms without; peak RSS {peak} MB", flush=True)
 PYTHON
+    echo "cp, after: $(seconds copy) ms"
+    rm copy
 done
-echo "cp, after: $(seconds copy) ms"
-tail -n 3 events.*

@@ -58,12 +58,13 @@ pub fn of(known: &Known) -> Result<Facts> {
     }
 }
 
-/// The facts about the inputs of a port, together; what cannot be read is said of the port.
+/// The facts about the inputs of a port, together, without what is said of their makers alone; what cannot be read is said
+/// of the port.
 pub fn of_port(check: &mut Check<'_>, port: &str) -> Facts {
     let (mut facts, mut errors) = (Facts::new(), Vec::new());
     for read in check.input(port).iter().map(of) {
         match read {
-            Ok(more) => facts.extend(more),
+            Ok(more) => facts.extend(more.into_iter().filter(|(name, _)| name != "plan_notes")),
             Err(error) => errors.push(crate::diagnostic(&error)),
         }
     }

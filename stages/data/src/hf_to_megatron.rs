@@ -47,8 +47,11 @@ impl Stage for HfToMegatron {
             check.error("input", error);
         }
         let facts = facts::of_port(check, "input");
-        if let Some(Err(error)) = facts.get("model_config").map(Model::of) {
-            check.error("input", crate::diagnostic(&error));
+        if let Some(config) = facts.get("model_config") {
+            match Model::of(config) {
+                Ok(model) => check.provide("plan_notes", vec![model.size_note(Model::dtype(config))]),
+                Err(error) => check.error("input", crate::diagnostic(&error)),
+            }
         }
         check.facts.extend(facts);
     }

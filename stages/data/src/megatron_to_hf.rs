@@ -132,8 +132,12 @@ impl Stage for MegatronToHf {
             check.error("source", error);
         }
         let facts = facts::of_port(check, "source");
-        if let Some(Err(error)) = facts.get("model_config").map(Model::of) {
-            check.error("source", crate::diagnostic(&error));
+        if let Some(config) = facts.get("model_config") {
+            let dtype = self.dtype.map(Dtype::of).or_else(|| Model::dtype(config));
+            match Model::of(config) {
+                Ok(model) => check.provide("plan_notes", vec![model.size_note(dtype)]),
+                Err(error) => check.error("source", crate::diagnostic(&error)),
+            }
         }
         let trained = check.fact("input", "vocab_size").and_then(Json::as_u64);
         if let (Some(trained), Some(exported)) = (trained, facts.get("vocab_size").and_then(Json::as_u64))
@@ -182,8 +186,7 @@ impl MegatronToHf {
         }
         let has_weights = source.files.keys().any(|name| name.ends_with(".safetensors"));
         let index = if has_weights { Index::read(&source.files)? } else { Index::default() };
-        let named = ["torch_dtype", "dtype"].iter().find_map(|field| config[*field].as_str());
-        let named = named.and_then(DType::from_torch);
+        let named = Model::dtype(config);
         let mut types = vec![named; layout.hf.len()];
         for rows in &layout.rows {
             let target = &layout.megatron[rows.target];

@@ -1,6 +1,7 @@
 //! [`Family`]: a table of names, shapes and fields; [`Model`]: what it makes of one `config.json`.
 
 use anyhow::{Context, Result, bail, ensure};
+use flow_formats::DType;
 use flow_plan::ModelConfig;
 use serde_json::{Map, Value as Json};
 
@@ -203,6 +204,23 @@ impl Model {
         let mut model = Self { family, geometry, experts, run_config, layout: Layout::default() };
         model.layout = Layout::of(&model);
         Ok(model)
+    }
+
+    /// The type of the weights, where the config says it.
+    #[must_use]
+    pub fn dtype(config: &Json) -> Option<DType> {
+        ["torch_dtype", "dtype"].iter().find_map(|field| config[*field].as_str()).and_then(DType::from_torch)
+    }
+
+    /// A line for `flow plan`: what will be written.
+    #[must_use]
+    pub fn size_note(&self, dtype: Option<DType>) -> String {
+        let parameters: u64 = self.layout.hf.iter().map(|tensor| tensor.shape.iter().product::<u64>()).sum();
+        let bytes = match dtype {
+            Some(dtype) => format!(", {:.1} MB in {}", (parameters * dtype.size()) as f64 / 1e6, dtype.torch()),
+            None => String::new(),
+        };
+        format!("{parameters} parameters in {} tensors{bytes}", self.layout.hf.len())
     }
 
     pub(super) fn len(&self, dim: Dim) -> u64 {

@@ -392,6 +392,7 @@ fn wrong_directories_are_spotted_before_the_run() {
     };
     let (errors, facts) = check::<HfToMegatron>(json!({"input": "x"}), &[("input", known(golden("hf")))]);
     assert_eq!((errors, facts["vocab_size"].as_u64()), (vec![], Some(512)));
+    assert_eq!(facts["plan_notes"], json!(["238144 parameters in 39 tensors, 0.5 MB in bfloat16"]));
     let (errors, _) = check::<HfToMegatron>(json!({"input": "x"}), &[("input", known(golden("megatron_core0.16")))]);
     assert!(errors[0].starts_with("input: ") && errors[0].contains("is a Megatron checkpoint"), "{errors:?}");
     let (errors, _) = check::<HfToMegatron>(json!({"input": "x"}), &[("input", known(golden("")))]);
