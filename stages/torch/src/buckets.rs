@@ -36,7 +36,7 @@ pub struct Buckets {
 impl Buckets {
     /// Those of a layout that is aligned to the size of `group`.
     pub fn new(layout: &Layout, group: &Group) -> Self {
-        let size = (layout.matrices / FEWEST).min(LARGEST).max(1).next_multiple_of(group.size());
+        let size = (layout.matrices / FEWEST).clamp(1, LARGEST).next_multiple_of(group.size());
         let cut = |whole: Range<usize>| {
             let end = whole.end;
             whole.step_by(size).map(move |at| at..end.min(at + size))

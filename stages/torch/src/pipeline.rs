@@ -81,7 +81,7 @@ impl Pipeline<'_> {
         let received = self.receive(&ids_bs)?;
         let (tape, hidden_bsh) = self.model.forward(received.as_ref().map_or(Input::Tokens(&ids_bs), Input::Hidden))?;
         if !self.is_last() {
-            self.send_on(hidden_bsh, sent)?;
+            self.send_on(&hidden_bsh, sent)?;
             return Ok(InFlight { tape, gradient: None });
         }
         let scale = 1.0 / self.batches.tokens() as f64;
@@ -127,7 +127,7 @@ impl Pipeline<'_> {
                     let found = self.model.nll(&hidden_bsh, &target_bs)?.sum(Kind::Double);
                     nll = Some(nll.map_or_else(|| found.shallow_clone(), |sum| sum + &found));
                 } else {
-                    self.send_on(hidden_bsh, &mut sent)?;
+                    self.send_on(&hidden_bsh, &mut sent)?;
                 }
             }
         }
@@ -158,9 +158,9 @@ impl Pipeline<'_> {
         Ok(Some(x_bsh))
     }
 
-    fn send_on(&self, hidden_bsh: Tensor, sent: &mut Sent) -> Result<()> {
+    fn send_on(&self, hidden_bsh: &Tensor, sent: &mut Sent) -> Result<()> {
         let (stage, _) = self.place();
-        sent.push(self.batches.ranks.forward.start_send(&hidden_bsh, stage + 1)?)
+        sent.push(self.batches.ranks.forward.start_send(hidden_bsh, stage + 1)?)
     }
 }
 

@@ -85,7 +85,7 @@ fn varint(mut number: u64, into: &mut Vec<u8>) {
 mod tests {
     use super::*;
 
-    /// The bytes that `tensorboard`'s own writer makes of this event (checked with tensorboard 2.20).
+    /// The layout of `event.proto` and `summary.proto`, byte by byte.
     #[test]
     fn records_have_length_content_and_checksums() {
         let dir = tempfile::tempdir().unwrap();

@@ -60,8 +60,7 @@ impl ContextParallel {
         let gathered = autograd::gather_to(&self.group, x, POSITIONS)?;
         let chunk = gathered.size()[POSITIONS as usize] / (2 * n) as i64;
         // Where each chunk of the sequence lies in what was gathered.
-        let mut order: Vec<(i64, i64)> =
-            (0..n).flat_map(|rank| self.chunks(rank)).zip(0..).map(|(at, lies)| (at, lies)).collect();
+        let mut order: Vec<(i64, i64)> = (0..n).flat_map(|rank| self.chunks(rank)).zip(0..).collect();
         order.sort_unstable();
         let chunks: Vec<Tensor> =
             order.iter().map(|(_, lies)| gathered.narrow(POSITIONS, lies * chunk, chunk)).collect();
