@@ -10,7 +10,7 @@ for folder in "${CUDA_HOME:-/usr/local/cuda}/include" "$torch"/../nvidia/{cu13,c
     [ -d "$folder" ] && includes+=(-I"$folder")
 done
 mkdir -p "$out"
-g++ -std=c++17 -O2 -fPIC -shared -DUSE_C10D_NCCL -fvisibility=hidden "${includes[@]}" \
+g++ -std=c++17 -O2 -fPIC -shared -DUSE_C10D_NCCL -fvisibility=hidden -Wno-interference-size "${includes[@]}" \
     "$(dirname "$0")/nccl.cpp" -o "$out/libflow_nccl.so" \
     -L"$torch/lib" -ltorch_cuda -ltorch_cpu -lc10_cuda -lc10
 echo "$out/libflow_nccl.so"

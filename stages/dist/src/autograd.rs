@@ -46,6 +46,31 @@ pub fn reduce_scatter_from(group: &Group, x: &Tensor, dim: i64) -> Result<Tensor
     group.differentiable("reduce-scatter", x, (Op::ReduceScatter, Op::AllGather), dim)
 }
 
+/// Rotates the two halves of the last dimension of `x` as coordinates, by angles of which `cos` and `sin` hold for each
+/// place (they broadcast). Backward it rotates back, and keeps nothing of `x` for that.
+///
+/// # Errors
+/// The tensors do not fit each other.
+pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    let mut out = ptr::null_mut();
+    call(|error| {
+        // SAFETY: all pointers are valid for the call.
+        unsafe { ffi::flow_rotate(x.as_ptr(), cos.as_ptr(), sin.as_ptr(), &mut out, error) }
+    })?;
+    // SAFETY: the shim gave us a tensor of our own.
+    Ok(unsafe { Tensor::from_ptr(out) })
+}
+
+/// Adds `scale` · a · b to `sum`, outside the graph. `sum` is fp32 whatever a and b are; on a GPU the product is not rounded
+/// to their type on its way.
+///
+/// # Errors
+/// The tensors do not fit each other.
+pub fn add_product(sum: &Tensor, a: &Tensor, b: &Tensor, scale: f64) -> Result<()> {
+    // SAFETY: all pointers are valid for the call.
+    call(|error| unsafe { ffi::flow_add_product(sum.as_ptr(), a.as_ptr(), b.as_ptr(), scale, error) })
+}
+
 /// Flash attention of queries that stand at the end of the keys' positions: query i of n sees the keys up to
 /// keys − n + i. [batch, heads, positions, width], bf16, on a GPU; fewer key heads than query heads are shared out.
 ///

@@ -149,6 +149,20 @@ unsafe extern "C" {
     pub fn flow_receive(group: *mut CGroup, x: *const C_tensor, from: c_int, error: *mut *mut c_char) -> c_int;
     pub fn flow_pending_wait(pending: *mut CPending, error: *mut *mut c_char) -> c_int;
     pub fn flow_pending_drop(pending: *mut CPending);
+    pub fn flow_rotate(
+        x: *const C_tensor,
+        cos: *const C_tensor,
+        sin: *const C_tensor,
+        out: *mut *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub fn flow_add_product(
+        sum: *const C_tensor,
+        a: *const C_tensor,
+        b: *const C_tensor,
+        scale: f64,
+        error: *mut *mut c_char,
+    ) -> c_int;
     pub fn flow_causal_suffix_attention(
         query: *const C_tensor,
         key: *const C_tensor,

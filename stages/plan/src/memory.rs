@@ -9,7 +9,7 @@ use std::fmt;
 use crate::{Mesh, ModelConfig, Precision, Recompute, Training};
 
 /// The loss is computed over so many tokens at a time: the logits of a whole sequence are never in memory.
-pub const LOSS_CHUNK_TOKENS: usize = 1024;
+pub const LOSS_CHUNK_TOKENS: usize = 2048;
 
 /// Bytes of the rank that needs most.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

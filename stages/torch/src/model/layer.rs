@@ -83,7 +83,7 @@ impl Layer {
         let (b, s, _) = qkv.size3()?;
         // g: key-value heads of this rank; each has `queries` query heads, one key, one value.
         let qkv_bsgnd = qkv.view([b, s, -1, queries + 2, d]);
-        let qk_bsgnd = shared.rope.rotate(&qkv_bsgnd.narrow(3, 0, queries + 1));
+        let qk_bsgnd = shared.rope.rotate(&qkv_bsgnd.narrow(3, 0, queries + 1))?;
         let heads = |x: Tensor| x.reshape([b, s, -1, d]).transpose(1, 2);
         let q_bnsd = heads(qk_bsgnd.narrow(3, 0, queries));
         // Copies, as q is one: a window would keep all of q, k and v until the backward pass.

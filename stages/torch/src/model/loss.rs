@@ -4,7 +4,7 @@
 //! goes forward and backward at once, in fp32, and only its loss and gradients stay.
 
 use anyhow::Result;
-use flow_dist::Reduce;
+use flow_dist::{Reduce, autograd};
 use flow_plan::LOSS_CHUNK_TOKENS;
 use tch::{Device, Kind, Tensor};
 
@@ -47,7 +47,7 @@ impl Head<'_> {
         hidden_nh: &Tensor,
         target_n: &Tensor,
         scale: f64,
-        gradient_vh: &mut Tensor,
+        gradient_vh: &Tensor,
     ) -> Result<(Tensor, Tensor)> {
         let mut loss = Tensor::zeros([], (Kind::Double, hidden_nh.device()));
         let mut d_hidden = Vec::new();
@@ -56,17 +56,12 @@ impl Head<'_> {
             let mut scores = self.score(&hidden, &target_n.narrow(0, at, n))?;
             loss += scores.nll_n.sum(Kind::Double);
             // d loss / d logit = p − [it is the target]
-            let scale_n = scores.sum_n.reciprocal() * scale;
-            let mut d_logits = scores.exp_nv.g_mul_(&scale_n.unsqueeze(-1));
-            let minus_n = (scores.absent_n.logical_not().to_kind(Kind::Float) * -scale).unsqueeze(-1);
+            let mut d_logits = scores.exp_nv.g_div_(&scores.sum_n.unsqueeze(-1));
+            let minus_n = -scores.absent_n.logical_not().to_kind(Kind::Float).unsqueeze(-1);
             let d_logits = d_logits.scatter_add_(1, &scores.local_n.unsqueeze(-1), &minus_n).to_kind(hidden.kind());
-            d_hidden.push(d_logits.matmul(self.weight_vh));
-            let d_logits_vn = d_logits.tr();
-            if hidden.kind() == Kind::Float {
-                let _ = gradient_vh.addmm_(&d_logits_vn, &hidden);
-            } else {
-                let _ = gradient_vh.g_add_(&d_logits_vn.matmul(&hidden));
-            }
+            // The scale goes to what comes out, which is smaller.
+            d_hidden.push(d_logits.matmul(self.weight_vh) * scale);
+            autograd::add_product(gradient_vh, &d_logits.tr(), &hidden, scale)?;
         }
         Ok((loss, Tensor::cat(&d_hidden, 0)))
     }

@@ -303,7 +303,7 @@ impl Llama {
         let hidden_bsh = tp.whole_sequence(&normed_bsh.detach())?;
         let (b, s, h) = hidden_bsh.size3()?;
         let head = Head { weight_vh: &end.output.0, tp };
-        let gradient_vh = &mut gradients.views[end.output.1];
+        let gradient_vh = &gradients.views[end.output.1];
         let (loss, d_hidden_nh) =
             head.loss_and_gradient(&hidden_bsh.view([b * s, h]), &target_bs.reshape([b * s]), scale, gradient_vh)?;
         Ok((loss, tp.sum_gradient(d_hidden_nh.view([b, s, h]))?))

@@ -2,6 +2,8 @@
 
 use std::f64::consts::TAU;
 
+use anyhow::Result;
+use flow_dist::autograd;
 use flow_plan::ModelConfig;
 use tch::{Device, Kind, Tensor};
 
@@ -23,13 +25,9 @@ impl Rope {
     }
 
     /// Turns [b, s, …, …, d], the first s of the positions; the halves of the last dimension are the two coordinates, as in Hugging Face's Llama.
-    pub fn rotate(&self, x: &Tensor) -> Tensor {
+    pub fn rotate(&self, x: &Tensor) -> Result<Tensor> {
         let s = x.size()[1];
-        let (cos, sin) = (self.cos.narrow(1, 0, s), self.sin.narrow(1, 0, s));
-        let halves = x.chunk(2, -1);
-        let (a, b) = (&halves[0], &halves[1]);
-        // fp32 angles make the products fp32; the result goes back to the type of x.
-        Tensor::cat(&[a * &cos - b * &sin, b * &cos + a * &sin], -1).to_kind(x.kind())
+        autograd::rotate(x, &self.cos.narrow(1, 0, s), &self.sin.narrow(1, 0, s))
     }
 }
 
