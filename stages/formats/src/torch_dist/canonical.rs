@@ -31,7 +31,7 @@ fn spelling(key: &str) -> Spelling {
     let mut spelling = Spelling { key: rest.replace("decoder.final_norm.", "decoder.final_layernorm."), ..own };
     let layered = spelling.key.strip_prefix("decoder.layers.").and_then(|tail| {
         let (number, tail) = tail.split_once('.')?;
-        Some((number.parse().ok()?, format!("decoder.layers.{tail}")))
+        Some((u64::from(number.parse::<u32>().ok()?), format!("decoder.layers.{tail}")))
     });
     if let Some((layer, key)) = layered {
         (spelling.layer, spelling.key) = (Some(layer), key);

@@ -88,7 +88,7 @@ pub(super) fn read(dir: &Path) -> Result<Table> {
                 continue;
             }
             let numbered = key.strip_prefix("decoder.layers.").and_then(|rest| rest.split_once('.'));
-            let name = match numbered.and_then(|(layer, rest)| Some((layer.parse::<u64>().ok()?, rest))) {
+            let name = match numbered.and_then(|(layer, rest)| Some((u64::from(layer.parse::<u32>().ok()?), rest))) {
                 Some((layer, rest)) => {
                     here = here.max(layer + 1);
                     format!("decoder.layers.{}.{rest}", layers + layer)
