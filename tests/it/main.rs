@@ -8,6 +8,7 @@ mod errors;
 mod history;
 mod language;
 mod load;
+mod machine;
 mod main_job;
 mod minimal;
 mod outs;

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use crate::support::{Output, Sandbox, copy, until};
+use crate::support::{Output, Sandbox, until};
 
 /// One stage that makes `made/x` out of `in`, and fails when `in` says so.
 const ONE: &str = "[stage.a]\nkind = \"command\"\nrun = \"cat in > made/x; ! grep -q fail in\"\nfiles = [\"in\"]\nouts = [\"made/x\"]\n";
@@ -77,6 +77,13 @@ fn what_is_right_already_becomes_flows() {
     // As in a fresh clone whose owner keeps the file in the repository: nothing is noted, the content is right.
     fs::remove_dir_all(sandbox.path(".flow")).unwrap();
     assert_eq!(sandbox.json(&[]).ran(), [""; 0]);
+    // A stranger's file is not flow's because the cache happens to know its bytes.
+    sandbox.pipeline(&ONE.replace("made/x", "made/y"));
+    sandbox.write("made/y", "1");
+    sandbox.write("in", "2");
+    refused(&sandbox.run(&["run", "p.toml"]), &["made/y"]);
+    sandbox.pipeline(ONE);
+    sandbox.write("in", "1");
     // From now on it is known, also when the cache forgets.
     sandbox.ok(&["cache", "gc", "--max-size", "0", "--keep-runs", "0d"]);
     sandbox.write("in", "2");
@@ -174,7 +181,7 @@ fn an_out_may_be_a_directory() {
     let sandbox = Sandbox::with(
         "[stage.a]\nkind = \"command\"\nrun = \"mkdir -p made/d/e; for i in $(cat in); do echo $i > made/d/e/$i; done; echo top > made/d/top\"\n\
          files = [\"in\"]\nouts = [\"made/d/\"]\n\
-         [stage.one]\nkind = \"command\"\nrun = \"cat {in.x}/1 > {out}/it\"\nin = { x = \"made/d/e/1\" }\n\
+         [stage.one]\nkind = \"command\"\nrun = \"cat {in.x} > {out}/it\"\nin = { x = \"made/d/e/1\" }\n\
          [stage.all]\nkind = \"command\"\nrun = \"ls made/d/e > {out}/list\"\nfiles = [\"made/d\"]\n",
     );
     sandbox.write("in", "1 2 3");
@@ -300,129 +307,105 @@ fn an_edited_export_is_said_before_the_stage_runs_again() {
 }
 
 #[test]
-fn stages_at_once_have_gpus_of_their_own() {
-    let mut text = String::new();
-    for (i, gpus) in [2, 1, 1].into_iter().enumerate() {
-        // Each waits until all three have begun, so that they overlap.
-        text += &format!(
-            "[stage.s{i}]\nkind = \"command\"\nresources = {{ gpus = {gpus} }}\nenv = {{ OUT = \"{}\" }}\n\
-             run = \"echo $CUDA_VISIBLE_DEVICES > $OUT/{i}; while test $(ls $OUT | wc -l) -lt 3; do sleep 0.02; done\"\n",
-            "OUTSIDE"
-        );
+fn odd_things_in_the_places_are_the_users_and_stay() {
+    use std::os::unix::fs::symlink;
+    type Put = fn(&Sandbox);
+    let odd: [(&str, Put, fn(&Sandbox) -> bool); 5] = [
+        ("a link", |s| symlink(s.outside("precious"), s.path("made/x")).unwrap(), |s| s.lines("precious") == ["mine"]),
+        ("a link to nothing", |s| symlink("gone", s.path("made/x")).unwrap(), |s| s.path("made/x").is_symlink()),
+        ("a directory", |s| s.write("made/x/y", "mine"), |s| s.read("made/x/y") == "mine"),
+        (
+            "a file where a directory has to be",
+            |s| {
+                fs::remove_dir(s.path("made")).unwrap();
+                s.write("made", "mine");
+            },
+            |s| s.read("made") == "mine",
+        ),
+        (
+            "a name that is no text",
+            |s| {
+                use std::os::unix::ffi::OsStrExt as _;
+                fs::create_dir(s.path("made/x")).unwrap();
+                fs::write(s.path("made/x").join(std::ffi::OsStr::from_bytes(b"\xff")), "").unwrap();
+            },
+            |s| fs::read_dir(s.path("made/x")).unwrap().count() == 1,
+        ),
+    ];
+    for (what, put, stays) in odd {
+        let sandbox = one();
+        fs::write(sandbox.outside("precious"), "mine\n").unwrap();
+        fs::create_dir(sandbox.path("made")).unwrap();
+        put(&sandbox);
+        let output = sandbox.run(&["run", "p.toml"]);
+        assert_eq!(output.code, Some(2), "{what}\n{output}");
+        assert!(output.stderr.contains("is not as flow put it there") && stays(&sandbox), "{what}\n{output}");
     }
-    text += "[stage.none]\nkind = \"command\"\nrun = \"printenv CUDA_VISIBLE_DEVICES > {out}/it || echo unset > {out}/it\"\n";
-    for (visible, all) in [(None, ["0", "1", "2", "3"]), (Some("7,GPU-x,3,1"), ["1", "3", "7", "GPU-x"])] {
-        let sandbox = Sandbox::new();
-        let seen = sandbox.outside("seen");
-        fs::create_dir(&seen).unwrap();
-        sandbox.pipeline(&text.replace("OUTSIDE", seen.to_str().unwrap()));
-        let mut flow = sandbox.flow(&["run", "p.toml", "--jobs", "4"]);
-        flow.env("FLOW_GPUS", "4").env("FLOW_CPUS", "4").env_remove("CUDA_VISIBLE_DEVICES");
-        if let Some(visible) = visible {
-            flow.env("CUDA_VISIBLE_DEVICES", visible);
-        }
-        let output = Output::of(flow.output().unwrap());
-        assert_eq!(output.code, Some(0), "{output}");
-        let read = |i: usize| fs::read_to_string(seen.join(i.to_string())).unwrap().trim().to_owned();
-        let mut had: Vec<String> =
-            (0..3).flat_map(|i| read(i).split(',').map(str::to_owned).collect::<Vec<_>>()).collect();
-        had.sort();
-        assert_eq!(had, all);
-        assert_eq!(read(0).split(',').count(), 2);
-        let none = sandbox.ok(&["path", "p.toml", "none"]);
-        let none = fs::read_to_string(format!("{}/it", none.trim_end())).unwrap();
-        assert_eq!(none.trim_end(), visible.unwrap_or("unset"), "who asks for none is told nothing");
-    }
-}
-
-#[test]
-fn an_unusable_worker_is_said_before_anything_runs() {
-    let sandbox = Sandbox::with(
-        "[stage.first]\nkind = \"command\"\nrun = \"echo ran >> ../../../../ran; echo '{\\\"text\\\": \\\"x\\\"}' > {out}/d.jsonl\"\n\
-         [stage.eval]\nkind = \"eval\"\nmodel = \"model\"\ntasks = [\"perplexity\"]\ndata = \"first\"\n",
-    );
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/megatron_ckpt/untied_v512/hf");
-    copy(&golden, &sandbox.path("model"));
-    let script = |name: &str, text: &str| {
-        use std::os::unix::fs::PermissionsExt as _;
-        let path = sandbox.outside(name);
-        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-        path.to_str().unwrap().to_owned()
-    };
-    let about = "{\"version\":\"0.0.9\",\"libtorch\":\"2\",\"protocol\":1}";
-    for (worker, why) in [
-        ("/nope".to_owned(), "not a file"),
-        ("/bin/true".to_owned(), "did not answer with what a worker is"),
-        (script("old", &format!("echo '{about}'")), "is version 0.0.9"),
-        // What holds its pipes open does not hold us.
-        (script("hangs", "setsid sleep 30 & echo nothing"), "did not answer with what a worker is"),
-    ] {
-        let flow =
-            |command: &str| Output::of(sandbox.flow(&[command, "p.toml"]).env("FLOW_TORCH", &worker).output().unwrap());
-        let run = flow("run");
-        assert_eq!(run.code, Some(2), "{worker}\n{run}");
-        assert!(run.stderr.contains("error: ") && run.stderr.contains(why), "{worker}\n{run}");
-        assert!(run.stderr.contains("cargo xtask build") && run.stderr.contains("FLOW_TORCH"), "{run}");
-        for command in ["plan", "check"] {
-            let output = flow(command);
-            assert_eq!(output.code, Some(0), "{output}");
-            assert!(output.stderr.contains("warning: ") && output.stderr.contains(why), "{output}");
-        }
-    }
-    assert_eq!(sandbox.lines("ran").len(), 0);
-    let first = Output::of(sandbox.flow(&["run", "p.toml", "first"]).env("FLOW_TORCH", "/nope").output().unwrap());
-    assert_eq!(first.code, Some(0), "nobody asks for the worker: {first}");
-}
-
-#[test]
-fn a_cache_that_fails_meanwhile_ends_with_3_and_says_what_to_do() {
-    let text = "[stage.a]\nkind = \"command\"\nrun = \"echo a > {out}/a\"\n\
-                [stage.b]\nkind = \"command\"\nretries = 3\nrun = \"cat {in.a}/a > {out}/b; exit 7\"\nin = { a = \"a\" }\n\
-                [stage.c]\nkind = \"command\"\nrun = \"echo c > {out}/c\"\nneeds = [\"b\"]\n";
-    let full = |fault: &str| {
-        let sandbox = Sandbox::with(text);
-        let output =
-            Output::of(sandbox.flow(&["run", "p.toml", "--keep-going"]).env("FLOW_FAULT", fault).output().unwrap());
-        assert_eq!(output.code, Some(3), "{fault}\n{output}");
-        for part in
-            ["no space is left for the cache", sandbox.cache().to_str().unwrap(), "flow cache gc", "FLOW_CACHE_DIR"]
-        {
-            assert!(output.stderr.contains(part), "{fault}: {part}\n{output}");
-        }
-    };
-    full("commit:record=enospc");
-    // The command says that it failed; that the disk is full is found out.
-    full("probe=enospc");
-    let sandbox = Sandbox::with(text);
-    sandbox.ok(&["run", "p.toml", "a"]);
-    fs::remove_dir_all(sandbox.cache().join("scratch")).unwrap();
-    fs::write(sandbox.cache().join("locks/x"), "").unwrap();
-    let spoiled = sandbox.cache().join("scratch");
-    std::os::unix::fs::symlink("/proc/nowhere", &spoiled).unwrap();
-    let output = sandbox.run(&["run", "p.toml"]);
-    assert_eq!(output.code, Some(3), "{output}");
-    assert!(output.stderr.contains(sandbox.cache().to_str().unwrap()), "{output}");
-}
-
-#[test]
-fn events_that_cannot_be_written_are_told() {
+    // An empty directory is nobody's.
     let sandbox = one();
-    let to = |device: &str, args: &[&str]| {
-        let full = fs::OpenOptions::new().write(true).open(device).unwrap();
-        Output::of(sandbox.flow(args).stdout(full).output().unwrap())
-    };
-    let output = to("/dev/full", &["run", "p.toml", "--json"]);
-    assert_eq!(output.code, Some(1), "{output}");
-    assert!(output.stderr.contains("cannot write to stdout"), "{output}");
-    assert_eq!(sandbox.read("made/x"), "1", "the run matters more");
+    fs::create_dir_all(sandbox.path("made/x")).unwrap();
     sandbox.ok(&["run", "p.toml"]);
-    assert_eq!(to("/dev/full", &["run", "p.toml", "--json"]).code, Some(1), "nor are those of a run that does nothing");
-    assert_eq!(to("/dev/full", &["plan", "p.toml"]).code, Some(1));
-    assert_eq!(to("/dev/null", &["run", "p.toml", "--json"]).code, Some(0));
-    // A reader that went away is none to tell.
-    let (reader, writer) = std::io::pipe().unwrap();
-    drop(reader);
-    let output = Output::of(sandbox.flow(&["run", "p.toml", "--json"]).stdout(writer).output().unwrap());
-    assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""));
+    assert_eq!(sandbox.read("made/x"), "1");
+}
+
+#[test]
+fn what_flow_knows_survives_moves_links_and_torn_notes() {
+    let sandbox = one();
+    sandbox.ok(&["run", "p.toml"]);
+    // A second name of the file keeps its content; the mode is no content.
+    fs::hard_link(sandbox.path("made/x"), sandbox.path("kept")).unwrap();
+    let mut mode = fs::metadata(sandbox.path("made/x")).unwrap().permissions();
+    mode.set_readonly(true);
+    fs::set_permissions(sandbox.path("made/x"), mode).unwrap();
+    sandbox.write("in", "2");
+    sandbox.ok(&["run", "p.toml"]);
+    assert_eq!((sandbox.read("made/x"), sandbox.read("kept")), ("2".into(), "1".into()));
+    // The folder elsewhere, without the cache.
+    let moved = sandbox.outside("moved");
+    fs::rename(sandbox.path(""), &moved).unwrap();
+    fs::remove_dir_all(sandbox.cache()).unwrap();
+    fs::write(moved.join("in"), "3").unwrap();
+    assert!(sandbox.flow(&["run", "p.toml"]).current_dir(&moved).status().unwrap().success());
+    fs::rename(&moved, sandbox.path("")).unwrap();
+    assert_eq!(sandbox.read("made/x"), "3");
+    // Notes that a dying process tore: what the cache has anyway is nothing to lose.
+    for page in fs::read_dir(sandbox.path(".flow/places")).unwrap() {
+        fs::write(page.unwrap().path(), "{\"pla").unwrap();
+    }
+    sandbox.write("in", "4");
+    sandbox.ok(&["run", "p.toml"]);
+    assert_eq!(sandbox.read("made/x"), "4");
+}
+
+#[test]
+fn killed_at_every_step_of_placing_nothing_is_lost_and_nothing_asked() {
+    for fault in ["commit:objects", "commit:recorded", "restore:written"] {
+        let sandbox = one();
+        sandbox.ok(&["run", "p.toml"]);
+        sandbox.write("in", "2");
+        sandbox.ok(&["run", "p.toml"]);
+        let words = if fault.starts_with("restore") { ["1", "1"] } else { ["3", "3"] };
+        sandbox.write("in", words[0]);
+        let output = Output::of(sandbox.flow(&["run", "p.toml"]).env("FLOW_FAULT", fault).output().unwrap());
+        assert_eq!(output.code, None, "{fault}: it was killed\n{output}");
+        sandbox.write("in", "2");
+        sandbox.ok(&["run", "p.toml"]);
+        assert_eq!(sandbox.read("made/x"), "2", "{fault}");
+        sandbox.write("in", words[1]);
+        sandbox.ok(&["run", "p.toml"]);
+        assert_eq!(sandbox.read("made/x"), words[1], "{fault}");
+    }
+}
+
+#[test]
+fn the_cache_is_no_place_for_results() {
+    for place in ["outs = [\"store\"]", "export = \"store/objects\""] {
+        let sandbox = Sandbox::with(&format!("[stage.a]\nkind = \"command\"\nrun = \"true\"\n{place}\n"));
+        for force in [&[][..], &["--force", "a"]] {
+            let mut flow = sandbox.flow(&[&["run", "p.toml"], force].concat());
+            let output = Output::of(flow.env("FLOW_CACHE_DIR", sandbox.path("store")).output().unwrap());
+            assert_eq!(output.code, Some(2), "{output}");
+            assert!(output.stderr.contains("would cover the cache"), "{output}");
+        }
+    }
 }

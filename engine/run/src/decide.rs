@@ -318,7 +318,11 @@ impl<'a> Decider<'a> {
                     }
                     Source::Out { node, file } => {
                         let tree = Arc::new(self.out(*node, file)?);
-                        Input { name: file.clone(), path: self.cache.view(&tree)?, tree }
+                        let view = self.cache.view(&tree)?;
+                        // As a path: a file is that file, whether it was there before its stage made it or not.
+                        let is_file = self.of(*node)?.tree.get(file).is_some();
+                        let path = if is_file { view.join(&tree.entries()[0].name) } else { view };
+                        Input { name: file.clone(), path, tree }
                     }
                     Source::Path(path) => Input {
                         name: path.display().to_string(),

@@ -36,6 +36,9 @@ pub struct Note {
     /// A command is making it anew: whether there was something that was moved aside for that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub aside: Option<bool>,
+    /// Flow was here before, whatever can still be read of what it did.
+    #[serde(skip)]
+    pub known: bool,
 }
 
 /// The notes of a project.
@@ -80,6 +83,11 @@ impl Ledger {
         let known = self.known.get_or_init(list).contains(page);
         looks::found(&self.dir().join(page), known.then_some(false));
         known
+    }
+
+    /// Whether there is a page of this name.
+    pub fn has(&self, page: &str) -> bool {
+        self.dir().join(page).exists()
     }
 
     /// What a page says, whoever holds it.
@@ -140,7 +148,8 @@ impl Ledger {
 
 /// The first note in `bytes`: behind it may be the rest of a longer one, if a process was killed while it wrote.
 fn parse(bytes: &[u8]) -> Note {
-    serde_json::Deserializer::from_slice(bytes).into_iter().next().and_then(Result::ok).unwrap_or_default()
+    let note = serde_json::Deserializer::from_slice(bytes).into_iter().next().and_then(Result::ok);
+    Note { known: !bytes.is_empty(), ..note.unwrap_or_default() }
 }
 
 impl Page {
@@ -149,6 +158,7 @@ impl Page {
     /// # Errors
     /// It cannot be written.
     pub fn write(&mut self, note: Note) -> Result<()> {
+        let note = Note { known: true, ..note };
         if note == self.note {
             return Ok(());
         }
@@ -176,7 +186,12 @@ mod tests {
         assert!(!ledger.knows(&name) && name != Ledger::page(Path::new("a/b"), 1));
         let mut page = ledger.try_hold(&name).unwrap().unwrap();
         assert!(ledger.try_hold(&name).unwrap().is_none());
-        let long = Note { place: "a/b".into(), files: [(String::new(), Digest::of(b"x"))].into(), aside: Some(true) };
+        let long = Note {
+            place: "a/b".into(),
+            files: [(String::new(), Digest::of(b"x"))].into(),
+            aside: Some(true),
+            known: true,
+        };
         page.write(long.clone()).unwrap();
         page.write(Note { aside: None, ..long.clone() }).unwrap();
         drop(page);
@@ -186,7 +201,7 @@ mod tests {
         fs::write(&path, &torn).unwrap();
         assert_eq!(ledger.peek(&name), Note { aside: None, ..long });
         fs::write(&path, b"{\"place\":").unwrap();
-        assert_eq!(ledger.try_hold(&name).unwrap().unwrap().note, Note::default());
+        assert_eq!(ledger.try_hold(&name).unwrap().unwrap().note, Note { known: true, ..Note::default() });
         assert!(Ledger::new(dir.path()).knows(&name));
         assert!(fs::read_to_string(dir.path().join(".flow/.gitignore")).unwrap().ends_with("*\n"));
     }

@@ -1,8 +1,8 @@
 //! Results outside of the cache: `outs` in the project's folder, and `export`s to a place of the user's.
 //!
-//! A file is flow's if it has the content that the [`Ledger`] says flow put there, or content that the cache has
-//! anyway: then nothing is lost with it. Whatever else is in the way is the user's, and is never overwritten, moved or
-//! removed unless the user says so.
+//! A file is flow's if it has the content that the [`Ledger`] says flow put there, or, where flow has put something
+//! before, content that the cache has anyway: then nothing is lost with it. Whatever else is in the way is the user's,
+//! and is never overwritten, moved or removed unless the user says so.
 
 use std::{
     collections::HashMap,
@@ -76,7 +76,7 @@ impl Spot {
     /// What the ledger says once everything is in its place.
     pub fn note(&self) -> Note {
         let files = self.entries.iter().map(|(name, entry)| (name.clone(), entry.digest)).collect();
-        Note { place: self.place.clone(), files, aside: None }
+        Note { place: self.place.clone(), files, aside: None, known: true }
     }
 
     fn wants(&self, name: &str) -> bool {
@@ -235,6 +235,10 @@ impl<'a> Placer<'a> {
             }
         }
         for (Lacking { spot, missing }, mut page) in lack.0.iter().zip(pages) {
+            // Killed from here on, it is known that flow was here.
+            if !page.note.known {
+                page.write(Note { files: page.note.files.clone(), ..spot.note() })?;
+            }
             for &at in missing {
                 let (name, entry) = &spot.entries[at];
                 self.write(spot, name, entry)?;
@@ -273,9 +277,10 @@ impl<'a> Placer<'a> {
         Ok(())
     }
 
-    /// The content of a regular file; nothing if it is not there or something else.
+    /// The content of a regular file; nothing if it is not there, something else, or of a name that no result can have.
     fn content(&self, path: &Path) -> Result<Option<Entry>> {
-        if !path.symlink_metadata().is_ok_and(|metadata| metadata.is_file()) {
+        let has_text_name = path.file_name().is_some_and(|name| name.to_str().is_some());
+        if !has_text_name || !path.symlink_metadata().is_ok_and(|metadata| metadata.is_file()) {
             return Ok(None);
         }
         Ok(self.cache.digest_path(path)?.entries().first().cloned())
@@ -286,7 +291,7 @@ impl<'a> Placer<'a> {
         let Some(entry) = self.content(path)? else { return Ok(false) };
         let plain = Entry { executable: false, ..entry.clone() };
         let cached = || self.cache.has(&plain) || self.cache.has(&Entry { executable: true, ..entry.clone() });
-        Ok(note.files.get(name) == Some(&entry.digest) || cached())
+        Ok(note.files.get(name) == Some(&entry.digest) || (note.known && cached()))
     }
 
     /// Collects what of the user's is where an entry has to be.
@@ -335,9 +340,9 @@ impl<'a> Placer<'a> {
             let spot = self.out_spot(out, Vec::new());
             if let Some(ancestor) = blocking(&spot.root) {
                 refused.push(ancestor);
-            } else if spot.root.symlink_metadata().is_ok()
-                && let Some(mut page) = self.ledger.try_hold(&spot.page)?
-            {
+            } else if !self.ledger.has(&spot.page) {
+                self.not_ours(&Note::default(), "", &spot.root, &mut refused)?;
+            } else if let Some(mut page) = self.ledger.try_hold(&spot.page)? {
                 aside::recover(self, &mut page, &spot.root)?;
                 self.not_ours(&page.note, "", &spot.root, &mut refused)?;
             }
@@ -354,6 +359,15 @@ impl<'a> Placer<'a> {
             }
         }
         Ok(refused)
+    }
+
+    /// A place of a node that is, holds, or lies in the cache.
+    pub fn touches_cache(&self, id: NodeId) -> Option<PathBuf> {
+        let outs = self.project.graph().nodes[id].action.outs().iter().map(|out| self.out_spot(out, Vec::new()));
+        let mut spots = outs.chain(self.export_spot(id, Vec::new()));
+        let cache = self.cache.root().canonicalize().ok()?;
+        let touches = |root: &PathBuf| cache.starts_with(root) || root.starts_with(&cache);
+        spots.find_map(|spot| Some(spot.root.canonicalize().unwrap_or(spot.root)).filter(touches))
     }
 
     /// Says that files are the user's, each with its place in the pipeline.

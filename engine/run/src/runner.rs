@@ -4,6 +4,7 @@
 //! Nothing runs before every stage that still has work said what cannot work ([`Project::check`]).
 
 mod check;
+mod ended;
 mod temp;
 
 use std::{
@@ -18,8 +19,8 @@ use std::{
 };
 
 use anyhow::{Result, anyhow, bail};
-use flow_cache::{Cache, Outcome, Remote, Unusable};
-use flow_core::{Cancel, Cancelled, Diagnostic, Digest, Event, How, Key, Level, Remarks, Sink};
+use flow_cache::{Cache, Outcome, Remote};
+use flow_core::{Cancel, Diagnostic, Digest, Event, How, Key, Level, Remarks, Sink};
 
 use temp::Temps;
 
@@ -29,7 +30,7 @@ use crate::{
     graph::NodeId,
     place::{Placer, Put, refusal},
     project::Project,
-    record::{Ended, Head, Recorder, stage_heads},
+    record::{Head, Recorder, stage_heads},
     remote_settings::RemoteSettings,
     sched::{Pools, Request, Sched, State},
     select::{RunOptions, Selection},
@@ -42,9 +43,6 @@ use crate::{
 
 /// How often the runner looks whether it was asked to stop.
 const LOOK: Duration = Duration::from_millis(50);
-/// The wait before the second try; it doubles with every further one, up to [`LONGEST_REST`].
-const FIRST_REST: Duration = Duration::from_secs(1);
-const LONGEST_REST: Duration = Duration::from_secs(60);
 /// Files of a hit that are not in their place are put there by the runner itself up to so many bytes.
 const PLACE_HERE: u64 = 16 << 20;
 
@@ -209,11 +207,6 @@ struct Runner<'a> {
     refused: Vec<Diagnostic>,
     began: Instant,
     summary: Summary,
-}
-
-/// The cache failed, and not the stage: nothing else would fare better.
-fn is_unusable(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<Unusable>().is_some()
 }
 
 impl<'a> Runner<'a> {
@@ -495,87 +488,5 @@ impl<'a> Runner<'a> {
             cancel,
             overwrite,
         })))
-    }
-
-    fn done(&mut self, done: Done) {
-        let Done { id, made } = done;
-        let Some(active) = self.active.remove(&id) else { return };
-        let seconds = active.began.elapsed().as_secs_f64();
-        self.pass_on_warnings();
-        let error = match made {
-            Ok(made) => {
-                if let Some(Planned { task: Todo::Execute(work), .. }) = self.works.remove(&id) {
-                    self.made.insert(work.run_parts().key(), made.outcome.clone());
-                }
-                self.have(id, &made.outcome, made.how, seconds);
-                self.sched.finished(id);
-                self.let_go(id);
-                return;
-            }
-            Err(error) => error,
-        };
-        let stopped = error.chain().any(<dyn std::error::Error>::is::<Cancelled>);
-        if stopped && !active.timed_out {
-            // Interrupted: what was done is kept for the next run, and nothing is to be said.
-            self.sched.failed(id);
-            return;
-        }
-        let error = match self.env.project.graph().common(id).timeout {
-            Some(timeout) if active.timed_out => error.context(format!("it took longer than {timeout:?}")),
-            _ => error,
-        };
-        let retries = self.env.project.graph().common(id).retries;
-        match self.works.get_mut(&id) {
-            Some(planned) if planned.tries < retries && !self.summary.interrupted && !is_unusable(&error) => {
-                let rest = FIRST_REST.saturating_mul(1 << planned.tries.min(16)).min(LONGEST_REST);
-                planned.tries += 1;
-                self.resting.push((Instant::now() + rest, id));
-                self.sched.rest(id);
-                self.say_failed(id, &error, seconds, Some(rest.as_secs_f64()));
-            }
-            _ => self.failed(id, &error, seconds),
-        }
-    }
-
-    /// A node failed for good.
-    fn failed(&mut self, id: NodeId, error: &anyhow::Error, seconds: f64) {
-        self.summary.failed += 1;
-        self.say_failed(id, error, seconds, None);
-        for blocked in self.sched.failed(id) {
-            self.summary.blocked += 1;
-            let (node, by) = (self.node(blocked).to_owned(), self.node(id).to_owned());
-            self.recorder.emit(Event::Blocked { node, by });
-        }
-        self.summary.unusable |= is_unusable(error);
-        if !self.options.keep_going || self.summary.unusable {
-            self.sched.stop();
-        }
-    }
-
-    fn say_failed(&self, id: NodeId, error: &anyhow::Error, seconds: f64, retry_after: Option<f64>) {
-        let node = self.node(id).to_owned();
-        let log = self.recorder.tail(&node);
-        let causes = error.chain().map(ToString::to_string).collect();
-        self.recorder.emit(Event::Failed { node, causes, seconds, log, retry_after });
-    }
-
-    fn end(&mut self) -> Summary {
-        let wanted = || (0..self.selection.wanted.len()).filter(|&id| self.selection.wanted[id]);
-        let complete = wanted().all(|id| self.sched.state(id) == State::Done);
-        let mut summary = std::mem::take(&mut self.summary);
-        // Another failure ended the run before they were tried again.
-        summary.failed += wanted().filter(|&id| self.sched.state(id) == State::Resting).count();
-        summary.ok = complete;
-        summary.seconds = self.began.elapsed().as_secs_f64();
-        let ended = if complete {
-            let mut fingerprint = Fingerprint::default();
-            wanted().for_each(|id| fingerprint.add(self.node(id), self.decider.result(id).map(|(key, ..)| key)));
-            Ended::Whole(fingerprint.finish())
-        } else {
-            Ended::Partly
-        };
-        self.recorder.end(&summary, ended);
-        summary.run = self.recorder.id();
-        summary
     }
 }

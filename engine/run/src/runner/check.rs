@@ -42,7 +42,15 @@ impl Runner<'_> {
             lacks("bytes of memory", wants.memory, self.settings.memory, "FLOW_MEMORY");
         }
         errors.extend(std::mem::take(&mut self.refused));
-        for id in (0..graph.nodes.len()).filter(|&id| open(id) && !self.selection.may_overwrite[id]) {
+        for id in (0..graph.nodes.len()).filter(|&id| open(id)) {
+            if let Some(place) = self.env.placer.touches_cache(id) {
+                let error = Diagnostic::new(format!("{} would cover the cache", place.display()));
+                errors.push(error.at(graph.stage_of(id).span.clone()));
+                continue;
+            }
+            if self.selection.may_overwrite[id] {
+                continue;
+            }
             let refused = self.env.placer.would_refuse(id).map_err(RunError::Cache)?;
             errors.extend(self.env.placer.refusals(id, refused));
         }

@@ -1,0 +1,226 @@
+//! Graphs, pools, and everything that may become of a node.
+
+use super::*;
+
+/// Edges of a test: dependencies and dependents of each node.
+struct Shape {
+    dependencies: Vec<Vec<usize>>,
+    dependents: Vec<Vec<usize>>,
+    requests: Vec<Request>,
+}
+
+impl Shape {
+    fn new(dependencies: Vec<Vec<usize>>) -> Self {
+        let mut dependents = vec![Vec::new(); dependencies.len()];
+        for (id, from) in dependencies.iter().enumerate() {
+            from.iter().for_each(|&from| dependents[from].push(id));
+        }
+        let requests = vec![Request { cpus: 1, ..Request::default() }; dependencies.len()];
+        Self { dependencies, dependents, requests }
+    }
+
+    fn sched(&self, wanted: &[bool], pools: Pools) -> Sched<'_> {
+        let nodes = (0..self.requests.len())
+            .map(|id| (self.dependencies[id].as_slice(), self.dependents[id].as_slice(), self.requests[id]));
+        Sched::new(nodes, wanted, pools)
+    }
+}
+
+const POOLS: Pools = Pools { jobs: 4, cpus: 4, gpus: 2, memory: 100 };
+
+fn open_all(sched: &mut Sched<'_>) {
+    while let Some(id) = sched.next_open() {
+        sched.must_run(id);
+    }
+}
+
+#[test]
+fn a_hit_opens_the_next_and_a_failure_blocks_the_rest() {
+    let shape = Shape::new(vec![vec![], vec![0], vec![1], vec![]]);
+    let mut sched = shape.sched(&[true; 4], POOLS);
+    assert_eq!(sched.next_open(), Some(0));
+    sched.hit(0);
+    assert_eq!(sched.next_open(), Some(1));
+    sched.must_run(1);
+    assert_eq!(sched.start(), Some(1));
+    assert_eq!(sched.failed(1), [2]);
+    assert_eq!((sched.state(2), sched.state(3)), (State::Blocked, State::Open));
+    assert!(!sched.is_over());
+    sched.stop();
+    assert!(sched.is_over() && sched.next_open().is_none());
+}
+
+#[test]
+fn a_big_node_is_not_starved_and_others_use_what_it_does_not_need() {
+    let mut shape = Shape::new(vec![vec![]; 5]);
+    shape.requests[0] = Request { cpus: 1, gpus: 1, memory: 0 };
+    shape.requests[1] = Request { cpus: 1, gpus: 2, memory: 0 };
+    shape.requests[2] = Request { cpus: 1, gpus: 1, memory: 0 };
+    shape.requests[4] = Request { cpus: 4, gpus: 0, memory: 0 };
+    let mut sched = shape.sched(&[true; 5], POOLS);
+    open_all(&mut sched);
+    assert_eq!(sched.start(), Some(0));
+    // 1 lacks a GPU, so 2 may not take the last one; 3 needs none; 4 waits for all cores.
+    assert_eq!(sched.start(), Some(3));
+    assert_eq!(sched.start(), None);
+    sched.finished(0);
+    assert_eq!(sched.start(), Some(1));
+    sched.rest(1);
+    assert_eq!(sched.start(), Some(2));
+    sched.wake(1);
+    assert_eq!(sched.start(), None);
+    sched.finished(2);
+    assert_eq!(sched.start(), Some(1));
+    sched.finished(1);
+    assert_eq!(sched.start(), None);
+    sched.finished(3);
+    assert_eq!(sched.start(), Some(4), "all cores");
+    sched.finished(4);
+    assert!(sched.is_over());
+}
+
+/// A small generator of numbers: the tests are the same every time.
+struct Lcg(u64);
+impl Lcg {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % n
+    }
+}
+
+#[test]
+fn random_graphs_run_in_order_within_the_pools_and_to_the_end() {
+    for seed in 0..300 {
+        let mut random = Lcg(seed);
+        let count = 1 + random.below(40) as usize;
+        let dependencies =
+            (0..count).map(|id| (0..id).filter(|_| random.below(8) == 0).collect::<Vec<_>>()).collect::<Vec<_>>();
+        let mut shape = Shape::new(dependencies);
+        for request in &mut shape.requests {
+            let (cpus, gpus, memory) = (1 + random.below(4) as u32, random.below(3) as u32, random.below(101));
+            *request = Request { cpus, gpus, memory };
+        }
+        let mut sched = shape.sched(&vec![true; count], POOLS);
+        let mut running: Vec<usize> = Vec::new();
+        let (mut started, mut failed) = (vec![0; count], vec![false; count]);
+        let mut follows = vec![Vec::new(); count];
+        while !sched.is_over() {
+            while let Some(id) = sched.next_open() {
+                assert!(shape.dependencies[id].iter().all(|&from| sched.state(from) == State::Done));
+                let on_its_way =
+                    |&other: &usize| other != id && matches!(sched.state(other), State::Queued | State::Running);
+                let leaders: Vec<usize> = (0..count).filter(on_its_way).take(2).collect();
+                match random.below(4) {
+                    0 => sched.hit(id),
+                    1 if !leaders.is_empty() && follows[id].is_empty() => {
+                        sched.follow(id, &leaders);
+                        follows[id] = leaders;
+                    }
+                    _ => sched.must_run(id),
+                }
+            }
+            while let Some(id) = sched.start() {
+                started[id] += 1;
+                running.push(id);
+            }
+            let sum = |of: fn(&Request) -> u64| running.iter().map(|&id| of(&shape.requests[id])).sum::<u64>();
+            assert!(running.len() <= 4 && sum(|r| u64::from(r.gpus)) <= 2 && sum(|r| r.memory) <= 100);
+            assert!(sum(|r| u64::from(r.cpus)) <= 4);
+            let mut gpus: Vec<u32> = running.iter().flat_map(|&id| sched.gpus(id)).copied().collect();
+            gpus.sort_unstable();
+            gpus.dedup();
+            assert_eq!(gpus.len() as u64, sum(|r| u64::from(r.gpus)), "each GPU is one node's");
+            assert!(gpus.iter().all(|gpu| *gpu < POOLS.gpus));
+            let Some(at) = (!running.is_empty()).then(|| random.below(running.len() as u64) as usize) else {
+                continue;
+            };
+            let id = running.swap_remove(at);
+            match random.below(10) {
+                0 => {
+                    failed[id] = true;
+                    sched.failed(id);
+                }
+                1 => {
+                    sched.rest(id);
+                    sched.wake(id);
+                    started[id] -= 1;
+                }
+                _ => sched.finished(id),
+            }
+        }
+        let mut doomed = vec![false; count];
+        // Leaders may come after who follows them.
+        for _ in 0..count {
+            for id in 0..count {
+                let needs = shape.dependencies[id].iter().chain(&follows[id]);
+                doomed[id] |= needs.copied().any(|from| failed[from] || doomed[from]);
+            }
+        }
+        for id in 0..count {
+            let expected = if doomed[id] {
+                State::Blocked
+            } else if failed[id] {
+                State::Failed
+            } else {
+                State::Done
+            };
+            assert_eq!((sched.state(id), started[id] <= 1), (expected, true), "seed {seed}, node {id}");
+        }
+    }
+}
+
+#[test]
+fn gpus_are_handed_out_by_number_and_come_back() {
+    let mut shape = Shape::new(vec![vec![]; 4]);
+    let wants = [1, 2, 1, 3];
+    shape.requests.iter_mut().zip(wants).for_each(|(request, gpus)| request.gpus = gpus);
+    let mut sched = shape.sched(&[true; 4], Pools { gpus: 4, ..POOLS });
+    open_all(&mut sched);
+    assert_eq!([sched.start(), sched.start(), sched.start(), sched.start()], [Some(0), Some(1), Some(2), None]);
+    assert_eq!((sched.gpus(0), sched.gpus(1), sched.gpus(2)), (&[0][..], &[1, 2][..], &[3][..]));
+    sched.finished(1);
+    sched.rest(0);
+    assert_eq!((sched.start(), sched.gpus(3)), (Some(3), &[0, 1, 2][..]));
+    sched.wake(0);
+    assert_eq!(sched.start(), None);
+    sched.finished(2);
+    assert_eq!((sched.start(), sched.gpus(0)), (Some(0), &[3][..]));
+}
+
+#[test]
+fn a_result_that_is_needed_again_is_made_before_those_that_need_it() {
+    // 0 → 1 → {2, 3}
+    let shape = Shape::new(vec![vec![], vec![0], vec![1], vec![1]]);
+    let mut sched = shape.sched(&[true; 4], POOLS);
+    for id in [0, 1, 2] {
+        assert_eq!(sched.next_open(), Some(id));
+        sched.hit(id);
+    }
+    // 3 needs the files of 1, which needs those of 0.
+    assert_eq!(sched.next_open(), Some(3));
+    sched.reopen(1);
+    sched.follow(3, &[1]);
+    assert_eq!(sched.next_open(), Some(1));
+    sched.reopen(0);
+    sched.follow(1, &[0]);
+    assert_eq!(sched.next_open(), Some(0));
+    sched.must_run(0);
+    assert_eq!((sched.next_open(), sched.start()), (None, Some(0)));
+    sched.finished(0);
+    assert_eq!(sched.next_open(), Some(1));
+    sched.must_run(1);
+    assert_eq!(sched.start(), Some(1));
+    assert_eq!(sched.failed(1), [3], "2 has what it needs");
+    assert_eq!((sched.state(2), sched.is_over()), (State::Done, true));
+}
+
+#[test]
+fn unwanted_nodes_never_open() {
+    let shape = Shape::new(vec![vec![], vec![0], vec![]]);
+    let mut sched = shape.sched(&[true, false, false], POOLS);
+    open_all(&mut sched);
+    assert_eq!(sched.start(), Some(0));
+    sched.finished(0);
+    assert!(sched.is_over());
+    assert_eq!(sched.state(1), State::Unwanted);
+}
