@@ -15,6 +15,7 @@ mod outs;
 mod readme;
 mod screen;
 mod support;
+mod team;
 mod temp;
 mod terminal;
 mod versions;

@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use anyhow::Context as _;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt as _, stream};
@@ -116,6 +117,7 @@ impl Store for Dir {
     async fn list(&self, prefix: &str) -> Result<Vec<String>, Failure> {
         let (root, prefix) = (self.root.clone(), prefix.to_owned());
         let walked = spawn_blocking(move || {
+            root.metadata().with_context(|| format!("cannot list {}", root.display()))?;
             let mut names = Vec::new();
             let mut stack = vec![root.join(prefix.trim_end_matches('/'))];
             while let Some(dir) = stack.pop() {

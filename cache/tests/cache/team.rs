@@ -257,6 +257,7 @@ fn who_does_not_answer_is_left_alone_and_what_is_to_be_pushed_is_kept() {
     let alice = team.person("alice", Trust::default());
     let made = make(&alice, &parts(1), &[("a", b"a")]);
     fs::remove_dir(team.remote()).unwrap();
+    assert!(alice.remote().unwrap().keys().is_err(), "a directory that is gone is not an empty one");
     alice.remote().unwrap().push(made.key);
     alice.remote().unwrap().finish(&Cancel::default(), |_| ());
     assert!(ask(&alice, Key([1; 32])).is_none() && ask(&alice, Key([2; 32])).is_none());
