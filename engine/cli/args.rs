@@ -25,26 +25,40 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run a pipeline: skip what is done, resume what was begun, run the rest
+    #[command(
+        after_help = "Examples:\n  flow run pipeline.toml\n  flow run pipeline.toml train --set stage.train.max_steps=300\n  flow run pipeline.toml --only tokens --profile mini"
+    )]
     Run(Run),
     /// Say what would run and why, and what would be skipped; run nothing
+    #[command(after_help = "Examples:\n  flow plan pipeline.toml\n  flow plan pipeline.toml --profile mini --json")]
     Plan(Plan),
     /// Report every error in a pipeline at once, each with its place
     Check(Check),
     /// Explain a stage: the parts of its key, and what differs from the last time
+    #[command(
+        after_help = "Examples:\n  flow why pipeline.toml train\n  flow why pipeline.toml 'tokens[2]' --run last-1"
+    )]
     Why(Why),
     /// Print the directory of a stage's output
+    #[command(after_help = "Examples:\n  ls \"$(flow path pipeline.toml hf)\"")]
     Path(Path),
     /// Draw the graph of a pipeline
+    #[command(
+        after_help = "Examples:\n  flow graph pipeline.toml\n  flow graph pipeline.toml --format svg > graph.svg"
+    )]
     Graph(Graph),
     /// Show how the stages of the last run stand, also while it is going on
     Status(Status),
     /// List the runs, newest first
     Runs(Runs),
     /// Show a run: what each node did, what it took, what it made
+    #[command(after_help = "Examples:\n  flow show\n  flow show last-1 train")]
     Show(Show),
     /// Compare two runs: parameters, inputs, versions, times, metrics
+    #[command(after_help = "Examples:\n  flow diff\n  flow diff last-3 last --all")]
     Diff(Diff),
     /// Print the log of a stage
+    #[command(after_help = "Examples:\n  flow log train -f\n  flow log 'tokens[2]' --run last-1")]
     Log(Log),
     /// Look after the cache
     #[command(subcommand)]
@@ -54,6 +68,9 @@ pub enum Command {
     /// Write a small pipeline that runs
     Init(Init),
     /// Print a completion script for a shell
+    #[command(
+        after_help = "Examples:\n  source <(flow completions bash)\n  flow completions fish > ~/.config/fish/completions/flow.fish"
+    )]
     Completions(Completions),
     /// Say what a Hugging Face model or a Megatron checkpoint holds
     Inspect(Inspect),
