@@ -245,8 +245,8 @@ fn why_is_the_difference_of_two_keys() {
     let project = lab.load().unwrap();
     let why = flow_engine::why(&project, &lab.cache, "a", None).unwrap();
     let what: Vec<_> = why[0].changes.iter().map(|change| change.what.as_str()).collect();
-    assert_eq!(what, ["input input", "params.keep", "params.text"]);
-    assert_eq!(why[0].changes[2].from.as_deref(), Some("\"x\""));
+    assert_eq!(what, ["params.keep", "params.text", "input input"]);
+    assert_eq!(why[0].changes[1].from.as_deref(), Some("\"x\""));
     assert!(why[0].comparable && why[0].key.is_some());
     let why = flow_engine::why(&project, &lab.cache, "b", None).unwrap();
     assert!(why[0].key.is_none() && why[0].previous.is_some() && !why[0].comparable);
