@@ -310,7 +310,8 @@ fn an_edited_export_is_said_before_the_stage_runs_again() {
 fn odd_things_in_the_places_are_the_users_and_stay() {
     use std::os::unix::fs::symlink;
     type Put = fn(&Sandbox);
-    let odd: [(&str, Put, fn(&Sandbox) -> bool); 5] = [
+    type Stays = fn(&Sandbox) -> bool;
+    let odd: [(&str, Put, Stays); 5] = [
         ("a link", |s| symlink(s.outside("precious"), s.path("made/x")).unwrap(), |s| s.lines("precious") == ["mine"]),
         ("a link to nothing", |s| symlink("gone", s.path("made/x")).unwrap(), |s| s.path("made/x").is_symlink()),
         ("a directory", |s| s.write("made/x/y", "mine"), |s| s.read("made/x/y") == "mine"),
