@@ -93,7 +93,7 @@ const LONGEST_BY_DEFAULT: usize = 2048;
 
 impl Stage for Eval {
     const KIND: &'static str = "eval";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "Measures loss and perplexity of a model over documents";
 
     fn ports(&self) -> Vec<Port> {

@@ -34,7 +34,7 @@ pub struct HfToMegatron {
 
 impl Stage for HfToMegatron {
     const KIND: &'static str = "hf-to-megatron";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "Converts a Hugging Face model to a Megatron-Core checkpoint";
 
     fn ports(&self) -> Vec<Port> {
