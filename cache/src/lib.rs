@@ -53,6 +53,7 @@ pub use lookup::Outcome;
 pub use place::Place;
 pub use record::{Origin, ResultRecord};
 pub use remote::{
-    Archived, Location, PublicKey, Pushed, Remote, RemoteConfig, TeamResult, Trust, TrustedKey, Uploads, generate_key,
+    ARCHIVE, Archived, Location, PublicKey, Pushed, Remote, RemoteConfig, TeamResult, Trust, TrustedKey, Uploads,
+    generate_key,
 };
 pub use verify::{BadRecord, Damaged, VerifyReport};

@@ -356,6 +356,9 @@ pub enum Cache {
         to: PathBuf,
         #[command(flatten)]
         part: Part,
+        /// Write over a file that is no archive of flow
+        #[arg(long)]
+        force: bool,
     },
     /// Take the results of an archive
     Import {

@@ -231,6 +231,16 @@ fn a_followed_log_ends_with_its_stage_and_not_with_the_run() {
 }
 
 #[test]
+fn a_matrix_has_a_log_a_combination() {
+    let sandbox = Sandbox::with(
+        "[stage.a]\nkind = \"command\"\nmatrix = { s = [1, 2] }\nrun = \"echo line ${matrix.s}; echo > {out}/r\"\n",
+    );
+    sandbox.ok(&["run", "p.toml"]);
+    assert_eq!(sandbox.ok(&["log", "a"]), "==> a[s=1] <==\nline 1\n==> a[s=2] <==\nline 2\n");
+    assert_eq!(sandbox.ok(&["log", "a[s=2]"]), "line 2\n");
+}
+
+#[test]
 fn the_files_are_the_truth_of_history() {
     let sandbox = chain();
     sandbox.ok(&["run", "p.toml"]);

@@ -1,8 +1,8 @@
 //! What a run takes of its machine and what that lacks: GPUs, the worker program, a cache and a stdout that can be written.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, process::Stdio};
 
-use crate::support::{Output, Sandbox, copy};
+use crate::support::{Output, Sandbox, copy, until};
 
 #[test]
 fn stages_at_once_have_gpus_of_their_own() {
@@ -75,6 +75,14 @@ fn an_unusable_worker_is_said_before_anything_runs() {
             assert!(output.stderr.contains("warning: ") && output.stderr.contains(why), "{output}");
         }
     }
+    // One that says nothing is not waited for by who wants to stop.
+    let silent = script("silent", &format!("touch {}; exec sleep 1000", sandbox.path("asked").display()));
+    let mut flow = sandbox.flow(&["run", "p.toml"]);
+    let mut child = flow.env("FLOW_TORCH", silent).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    until("the worker is asked", || sandbox.path("asked").exists());
+    // SAFETY: plain system call on a child that has not been waited for, so the id is its own.
+    assert_eq!(unsafe { libc::kill(child.id() as i32, libc::SIGINT) }, 0);
+    assert_eq!(child.wait().unwrap().code(), Some(130));
     assert_eq!(sandbox.lines("ran").len(), 0);
     let first = Output::of(sandbox.flow(&["run", "p.toml", "first"]).env("FLOW_TORCH", "/nope").output().unwrap());
     assert_eq!(first.code, Some(0), "nobody asks for the worker: {first}");

@@ -129,11 +129,58 @@ fn signed_archives_and_keys() {
 }
 
 #[test]
+fn an_archive_is_written_over_archives_alone() {
+    let alice = Sandbox::with(PIPELINE);
+    alice.json(&[]);
+    let pipeline = alice.read("p.toml");
+    let refused = alice.run(&["cache", "export", "p.toml"]);
+    assert!(refused.code == Some(2) && refused.stderr.contains("flow cache export FILE p.toml"), "{refused}");
+    alice.write("notes", "mine");
+    let refused = alice.run(&["cache", "export", "notes", "p.toml"]);
+    assert!(refused.code == Some(2) && refused.stderr.contains("--force"), "{refused}");
+    let device = alice.run(&["cache", "export", "/dev/null", "p.toml", "--force"]);
+    assert_eq!(device.code, Some(2), "{device}");
+    assert_eq!((alice.read("p.toml"), alice.read("notes").as_str()), (pipeline, "mine"));
+    alice.ok(&["cache", "export", "notes", "p.toml", "--force"]);
+    alice.ok(&["cache", "export", "notes", "p.toml"]);
+}
+
+#[test]
+fn a_download_that_hangs_is_interrupted_and_nothing_is_begun_for_it() {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let (dir, url) = shared();
+    person(&url, "read-write", "").json(&[]);
+    let mut pipes = Vec::new();
+    for prefix in fs::read_dir(dir.path().join("objects")).unwrap() {
+        for object in fs::read_dir(prefix.unwrap().path()).unwrap() {
+            let path = object.unwrap().path();
+            fs::remove_file(&path).unwrap();
+            assert!(Command::new("mkfifo").arg(&path).status().unwrap().success());
+            pipes.push(path);
+        }
+    }
+    let bob = person(&url, "read", "");
+    let run = bob.start(&["run", "p.toml", "--json"]);
+    // Opens only where somebody reads; and as long as it is open, the reader waits.
+    let open = |path: &PathBuf| fs::OpenOptions::new().write(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let mut writer = None;
+    until("an object is read", || {
+        writer = pipes.iter().find_map(|path| open(path).ok());
+        writer.is_some()
+    });
+    run.signal(libc::SIGINT);
+    let ended = run.end();
+    assert!(ended.code == Some(130) && !ended.stdout.contains("\"started\""), "{ended}");
+}
+
+#[test]
 fn settings_are_said_with_their_place_and_without_their_secrets() {
     let sandbox = person("/shared", "writable", "trusted_keys = [\"nonsense\"]\npush = [\"[\"]\n");
     let output = sandbox.run(&["plan", "p.toml"]);
     assert!(output.code == Some(2) && output.stderr.matches("error:").count() == 3, "{output}");
     assert!(output.stderr.contains("flow.toml:3:"), "{output}");
+    let nobody = person("/shared", "read", "trusted_keys = []\n").run(&["plan", "p.toml"]);
+    assert!(nobody.code == Some(2) && nobody.stderr.contains("flow.toml:4:"), "{nobody}");
     let sandbox = person("https://me:hunter2@host/cache", "read", "");
     let output = sandbox.run(&["plan", "p.toml"]);
     assert!(output.code == Some(2) && !output.stderr.contains("hunter2"), "{output}");

@@ -24,6 +24,8 @@ use crate::{
 };
 
 const LEVEL: i32 = 3;
+/// What an archive begins with: the magic number of zstd.
+pub const ARCHIVE: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
 /// What an archive held, or holds now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -32,7 +32,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
-use flow_core::{Cancel, Entry, Key};
+use flow_core::{Cancel, Cancelled, Entry, Key};
 use futures_util::{StreamExt as _, future::join_all};
 use serde_json::Value as Json;
 use tokio::{runtime::Runtime, sync::Semaphore};
@@ -48,7 +48,7 @@ use crate::{
     lookup::Outcome,
     record::{Origin, ResultRecord},
 };
-pub use archive::Archived;
+pub use archive::{ARCHIVE, Archived};
 pub use location::Location;
 pub use send::{Pushed, Uploads};
 pub use sign::{PublicKey, TrustedKey, generate_key};
@@ -213,7 +213,13 @@ impl Remote {
     /// An object is not there, or is not what it must be; the remote cannot be reached; the cache cannot be written.
     pub fn pull_now(&self, result: &TeamResult, progress: &(dyn Fn(u64) + Sync), cancel: &Cancel) -> Result<Outcome> {
         let runtime = self.runtime().context("no threads can be started")?;
-        runtime.block_on(self.fetch(result, progress, cancel))
+        runtime.block_on(async {
+            tokio::select! {
+                outcome = self.fetch(result, progress, cancel) => outcome,
+                // A remote that says nothing must not hold back who wants to stop.
+                () = asked_to_stop(cancel) => Err(Cancelled.into()),
+            }
+        })
     }
 
     /// Every key that the team has a result of.
@@ -423,6 +429,12 @@ fn object_names(digest: &flow_core::Digest) -> [String; 2] {
     let plain = format!("objects/{}/{hex}", &hex[..2]);
     let compressed = format!("{plain}.zst");
     [plain, compressed]
+}
+
+async fn asked_to_stop(cancel: &Cancel) {
+    while !cancel.is_set() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// What takes longer is a failure of the remote.

@@ -31,7 +31,7 @@ pub fn cache(args: &args::Cache) -> Done {
         args::Cache::Unpin { file, stage } => pin::unpin(file, stage.as_deref()),
         args::Cache::Push(part) => team::push(part),
         args::Cache::Pull(part) => team::pull(part),
-        args::Cache::Export { to, part } => team::export(to, part),
+        args::Cache::Export { to, part, force } => team::export(to, part, *force),
         args::Cache::Import { from } => team::import(from),
         args::Cache::Keygen { to } => team::keygen(to.as_deref()),
     }

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use flow_core::{Diagnostic, Event, How, Record, did_you_mean};
 use flow_engine::{History, RunInfo};
 
-use super::{Done, open_here, show::find};
+use super::{Done, open_here, show::find, status::natural};
 use crate::{args, failure::Failure, out, ui::format::fit};
 
 /// Runs in which a stage without a log is looked for.
@@ -76,19 +76,16 @@ fn logs(run: &RunInfo, stage: &str) -> Vec<(String, PathBuf)> {
     if own.is_file() {
         return vec![(stage.to_owned(), own)];
     }
-    // Shards are numbered without gaps, but one that was cached has no log.
+    // One that was cached has no log.
     let Some(dir) = own.parent() else { return Vec::new() };
-    let mut shards: Vec<u64> = std::fs::read_dir(dir)
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| {
-            let name = entry.ok()?.file_name().into_string().ok()?;
-            name.strip_prefix(stage)?.strip_prefix('[')?.strip_suffix("].log")?.parse().ok()
-        })
-        .collect();
-    shards.sort_unstable();
-    let name = |shard| format!("{stage}[{shard}]");
-    shards.into_iter().map(|shard| (name(shard), run.log_path(&name(shard)))).collect()
+    let nodes = std::fs::read_dir(dir).into_iter().flatten().filter_map(|entry| {
+        let file = entry.ok()?.file_name().into_string().ok()?;
+        let node = file.strip_suffix(".log").filter(|node| node.ends_with(']') && is_of(node, stage))?;
+        Some((node.to_owned(), dir.join(&file)))
+    });
+    let mut nodes: Vec<_> = nodes.collect();
+    nodes.sort_by_cached_key(|(node, _)| natural(node));
+    nodes
 }
 
 fn print(logs: &[(String, PathBuf)]) -> Result<()> {

@@ -1,6 +1,6 @@
 //! `flow cache push`, `pull`, `export`, `import` and `keygen`: results that change hands.
 
-use std::{fs::File, path::Path};
+use std::{fs::File, io::Read as _, path::Path};
 
 use anyhow::{Context as _, anyhow};
 use flow_cache::{Archived, Cache, Pushed, Remote};
@@ -102,8 +102,9 @@ pub fn pull(part: &Part) -> Done {
     Ok(())
 }
 
-/// Writes results to an archive.
-pub fn export(to: &Path, part: &Part) -> Done {
+/// Writes results to an archive; `overwrite`: also over a file that is none.
+pub fn export(to: &Path, part: &Part, overwrite: bool) -> Done {
+    may_write(to, part, overwrite)?;
     let (settings, cache, keys) = find(part)?;
     if keys.is_empty() {
         return Err(Failure::absent(Diagnostic::new("there is no result to export").hint("run the pipeline first")));
@@ -112,6 +113,26 @@ pub fn export(to: &Path, part: &Part) -> Done {
     draw_warnings(&cache);
     eprintln!("{}", told(&archived));
     Ok(())
+}
+
+/// Refuses to write an archive over anything but an archive.
+fn may_write(to: &Path, part: &Part, overwrite: bool) -> Result<(), Diagnostic> {
+    let Ok(found) = std::fs::metadata(to) else { return Ok(()) };
+    if !found.is_file() {
+        return Err(Diagnostic::new(format!("{} is not a file that can be written anew", to.display())));
+    }
+    let mut head = [0; 4];
+    let archive = File::open(to).and_then(|mut file| file.read_exact(&mut head)).is_ok() && head == flow_cache::ARCHIVE;
+    if archive || overwrite {
+        return Ok(());
+    }
+    let error = Diagnostic::new(format!("{} is no archive of flow, and would be overwritten", to.display()));
+    Err(match part.file {
+        None if to.extension().is_some_and(|ending| ending == "toml") => {
+            error.hint(format!("the archive is named first: flow cache export FILE {}", to.display()))
+        }
+        _ => error.hint("name another file, or use --force"),
+    })
 }
 
 /// Takes the results of an archive.

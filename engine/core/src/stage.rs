@@ -268,7 +268,8 @@ pub struct Check<'a> {
     /// What the stage says of its result.
     pub facts: Facts,
     /// A run begins when nothing is wrong, and this node may run in it: what a plan only warns of is an error then.
-    pub about_to_run: bool,
+    /// Who waits for something looks whether the run was interrupted.
+    pub about_to_run: Option<&'a Cancel>,
     /// A file or directory that exists now and has the same content as the result will have.
     pub result_path: Option<PathBuf>,
     /// What cannot work.

@@ -160,9 +160,11 @@ fn with_unit(text: &str, units: &[(&str, f64)]) -> Option<u64> {
     Some((number * factor).round() as u64)
 }
 
-/// A length of time such as `90s`, `5m`, `2h`, `1d`, in seconds.
-fn seconds_of(text: &str) -> Option<u64> {
-    with_unit(text, &[("s", 1.0), ("m", 60.0), ("min", 60.0), ("h", 3600.0), ("d", 86_400.0)])
+/// A length of time such as `500ms`, `1.5s`, `5m`, `2h`, `1d`, in milliseconds; none is no time.
+fn millis_of(text: &str) -> Option<u64> {
+    const S: f64 = 1e3;
+    let units = [("ms", 1.0), ("s", S), ("m", 60.0 * S), ("min", 60.0 * S), ("h", 3600.0 * S), ("d", 86_400.0 * S)];
+    with_unit(text, &units).filter(|millis| *millis > 0)
 }
 
 /// A size such as `16GiB`, `500 MB`, in bytes.
@@ -174,9 +176,26 @@ pub fn bytes_of(text: &str) -> Option<u64> {
 }
 
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    let expecting = "a number of seconds, or a text such as \"90s\", \"30m\", \"2h\", \"1d\"";
-    let seconds = deserializer.deserialize_any(Quantity { expecting, parse: seconds_of })?;
-    Ok(Some(Duration::from_secs(seconds)))
+    struct Time;
+    impl Visitor<'_> for Time {
+        type Value = Duration;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a number of seconds above 0, or a text such as \"90s\", \"30m\", \"2h\", \"1d\"")
+        }
+        fn visit_i64<E: de::Error>(self, seconds: i64) -> Result<Duration, E> {
+            let whole = u64::try_from(seconds).ok().filter(|seconds| *seconds > 0);
+            whole.map(Duration::from_secs).ok_or_else(|| E::invalid_value(de::Unexpected::Signed(seconds), &self))
+        }
+        fn visit_f64<E: de::Error>(self, seconds: f64) -> Result<Duration, E> {
+            let time = Duration::try_from_secs_f64(seconds).ok().filter(|time| !time.is_zero());
+            time.ok_or_else(|| E::invalid_value(de::Unexpected::Float(seconds), &self))
+        }
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Duration, E> {
+            let time = millis_of(text.trim()).map(Duration::from_millis);
+            time.ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+        }
+    }
+    deserializer.deserialize_any(Time).map(Some)
 }
 
 pub(crate) fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
@@ -227,6 +246,10 @@ mod tests {
         assert!(!common.cache && !common.when);
         assert_eq!(common.resources, Resources { cpus: Some(4), gpus: 1, memory: 3 << 29 });
         assert_eq!(common.needs[0].span().unwrap().line_column(), (6, 10));
+        for (text, millis) in [("'0.1s'", 100), ("1.9", 1900), ("3", 3000), ("'250ms'", 250), ("'1.5 min'", 90_000)] {
+            let common = super::tests::parts(&format!("kind = 'k'\ntimeout = {text}")).unwrap().common;
+            assert_eq!(common.timeout, Some(Duration::from_millis(millis)), "{text}");
+        }
         let own: Vec<_> = parts.own.as_table().unwrap().entries.iter().map(|entry| entry.0.clone()).collect();
         assert_eq!(own, ["x", "y"]);
     }
@@ -237,7 +260,9 @@ mod tests {
             let errors = parts(text).unwrap_err();
             (errors[0].message.clone(), errors[0].span.as_ref().unwrap().line_column())
         };
-        assert_eq!(place("kind = 'k'\ntimeout = 'soon'").1, (2, 11));
+        for never in ["'soon'", "'0s'", "0", "-1", "-0.5", "'0.0001s'", "inf"] {
+            assert_eq!(place(&format!("kind = 'k'\ntimeout = {never}")).1, (2, 11), "{never}");
+        }
         assert_eq!(place("kind = 'k'\nresources = { gpu = 1 }"), ("unknown key `gpu`".into(), (2, 15)));
         assert_eq!(place("kind = 'k'\nretries = -1").1, (2, 11));
         assert_eq!(place("kind = 1").1, (1, 8));

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use flow_core::{Check, Diagnostic, Facts, Kind, Known};
+use flow_core::{Cancel, Check, Diagnostic, Facts, Kind, Known};
 
 use crate::{
     graph::{Graph, Source},
@@ -98,7 +98,7 @@ impl Project {
         }
         // Sound stages say what cannot work with what is known of the others, so that all is said at once.
         let is_sound = |node: usize| sound[project.graph.nodes[node].stage];
-        errors.extend(project.ask(&is_sound, &is_sound, false).1);
+        errors.extend(project.ask(&is_sound, &is_sound, None).1);
         sort_and_dedup(&mut errors, pipeline);
         Err(errors)
     }
@@ -171,7 +171,7 @@ impl Project {
     /// # Errors
     /// All that cannot work, in the order of the file.
     pub fn check(&self) -> Result<Checked, Vec<Diagnostic>> {
-        self.check_only(&|_| true, false)
+        self.check_only(&|_| true, None)
     }
 
     /// As [`Project::check`], but only these nodes may complain; facts flow through all. `about_to_run`: and they run
@@ -182,7 +182,7 @@ impl Project {
     pub(crate) fn check_only(
         &self,
         wanted: &dyn Fn(usize) -> bool,
-        about_to_run: bool,
+        about_to_run: Option<&Cancel>,
     ) -> Result<Checked, Vec<Diagnostic>> {
         let (mut done, mut errors) = self.ask(&|_| true, wanted, about_to_run);
         sort_and_dedup(&mut errors, &self.file);
@@ -195,7 +195,7 @@ impl Project {
         &self,
         asked: &dyn Fn(usize) -> bool,
         wanted: &dyn Fn(usize) -> bool,
-        about_to_run: bool,
+        about_to_run: Option<&Cancel>,
     ) -> (Checked, Vec<Diagnostic>) {
         let mut done = Checked::default();
         let mut paths: Vec<Option<PathBuf>> = Vec::with_capacity(self.graph.nodes.len());
@@ -216,7 +216,7 @@ impl Project {
                 project: &self.dir,
                 inputs: &inputs,
                 facts: Facts::new(),
-                about_to_run: about_to_run && wanted(id),
+                about_to_run: about_to_run.filter(|_| wanted(id)),
                 result_path: None,
                 errors: Vec::new(),
                 warnings: Vec::new(),

@@ -90,6 +90,10 @@ impl RemoteFile {
                 errors.push(at(Diagnostic::new(why).hint(hint), &format!("trusted_keys.{n}")));
             }
         }
+        if self.trusted_keys.as_ref().is_some_and(Vec::is_empty) {
+            let error = Diagnostic::new("nobody is trusted by an empty list, and it would be read as everybody");
+            errors.push(at(error.hint("name keys, or leave it out to take results of anybody"), "trusted_keys"));
+        }
         for (n, pattern) in self.push.iter().flatten().enumerate() {
             if let Err(error) = Glob::new(pattern) {
                 let error =

@@ -45,6 +45,7 @@ impl Env<'_> {
         };
         let outcome = match remote.pull_now(&result, &progress, &job.cancel) {
             Ok(outcome) => outcome,
+            Err(_) if job.cancel.is_set() => return Err(Cancelled.into()),
             Err(error) if error.chain().any(<dyn std::error::Error>::is::<Cancelled>) => return Err(error),
             Err(error) => {
                 let (node, text) = (String::new(), format!("{error:#}: it is made here"));

@@ -110,7 +110,7 @@ impl Stand {
             project: &project,
             inputs: &inputs,
             facts: Facts::new(),
-            about_to_run: false,
+            about_to_run: None,
             result_path: None,
             errors: Vec::new(),
             warnings: Vec::new(),

@@ -182,7 +182,7 @@ impl Training {
                 let wrong = format!("warm-up of {} steps in a run of {max_steps}", sched.warmup_steps);
                 error("sched.warmup_steps", Diagnostic::new(wrong).hint(format!("at most {max_steps}")));
             }
-        } else if sched.warmup_steps >= self.decay_steps() {
+        } else if self.decay_steps() > 0 && sched.warmup_steps >= self.decay_steps() {
             let end = self.decay_steps();
             let wrong = format!("warm-up of {} steps, and the decay ends after {end}", sched.warmup_steps);
             let hint = format!("warmup_steps must be below {end}, such as {}", end / 10);

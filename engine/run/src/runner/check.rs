@@ -12,7 +12,7 @@ impl Runner<'_> {
         let placed =
             |id: &NodeId| matches!(self.works.get(id), Some(planned) if matches!(planned.task, Todo::Place(_)));
         let open = |id: NodeId| self.selection.may_run[id] && self.sched.state(id) != State::Done && !placed(&id);
-        let (warnings, mut errors) = match self.env.project.check_only(&open, true) {
+        let (warnings, mut errors) = match self.env.project.check_only(&open, Some(self.cancel)) {
             Ok(checked) => (checked.warnings, Vec::new()),
             Err(errors) => (Vec::new(), errors),
         };

@@ -81,7 +81,7 @@ pub(crate) fn check<S: Stage>(params: Json, inputs: &[(&str, Known)]) -> (Vec<St
         project: Path::new("/"),
         inputs: &inputs,
         facts: Facts::new(),
-        about_to_run: false,
+        about_to_run: None,
         result_path: None,
         errors: Vec::new(),
         warnings: Vec::new(),

@@ -19,7 +19,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use flow_core::{Check, Diagnostic};
+use flow_core::{Cancel, Check, Diagnostic};
 use serde::Deserialize;
 use serde_json::Value as Json;
 
@@ -84,6 +84,7 @@ pub fn worker() -> Result<PathBuf> {
 pub fn check(check: &mut Check<'_>) {
     /// Several stages ask about one program.
     static ASKED: Mutex<Option<(PathBuf, Option<Diagnostic>)>> = Mutex::new(None);
+    let cancel = check.about_to_run;
     let look = |patience| -> Option<Diagnostic> {
         let program = match worker() {
             Ok(program) => program,
@@ -93,19 +94,22 @@ pub fn check(check: &mut Check<'_>) {
         match &*asked {
             Some((before, wrong)) if *before == program => wrong.clone(),
             _ => {
-                let wrong = about_within(&program, patience).err().map(|error| diagnostic(&error));
+                let wrong = about_within(&program, patience, cancel).err().map(|error| diagnostic(&error));
+                if cancel.is_some_and(Cancel::is_set) {
+                    return None;
+                }
                 *asked = Some((program, wrong.clone()));
                 wrong
             }
         }
     };
-    let wrong = look(if check.about_to_run { PATIENCE } else { GLANCE });
+    let wrong = look(if cancel.is_some() { PATIENCE } else { GLANCE });
     let Some(wrong) = wrong else { return };
     let wrong = wrong.hint(format!(
         "`cargo xtask build` builds flow and {PROGRAM} from one source; or set FLOW_TORCH to where a {PROGRAM} {} is",
         env!("CARGO_PKG_VERSION")
     ));
-    if check.about_to_run {
+    if cancel.is_some() {
         check.errors.push(wrong);
     } else {
         check.warnings.push(wrong);
@@ -117,10 +121,10 @@ pub fn check(check: &mut Check<'_>) {
 /// # Errors
 /// It does not start, does not answer, or speaks another protocol.
 pub fn about(program: &Path) -> Result<About> {
-    about_within(program, PATIENCE)
+    about_within(program, PATIENCE, None)
 }
 
-fn about_within(program: &Path, patience: Duration) -> Result<About> {
+fn about_within(program: &Path, patience: Duration, cancel: Option<&Cancel>) -> Result<About> {
     let name = program.display();
     let mut command = Command::new(program);
     command.arg("--about").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
@@ -143,7 +147,7 @@ fn about_within(program: &Path, patience: Duration) -> Result<About> {
         if let Some(status) = child.try_wait()? {
             break Some(status);
         }
-        if Instant::now() > deadline {
+        if Instant::now() > deadline || cancel.is_some_and(Cancel::is_set) {
             break None;
         }
         thread::sleep(Duration::from_millis(5));
