@@ -108,3 +108,37 @@ fn includes_lie_under_the_file_and_circles_are_refused() {
     let errors = load(&file, &LoadOptions::default()).unwrap_err();
     assert_eq!(errors[0].span.as_ref().unwrap().line_column(), (1, 12));
 }
+
+/// Loads any text as a pipeline; what matters is that it ends without a panic, and that errors have words.
+fn load_any(text: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let file = write(dir.path(), "pipe.toml", text);
+    let options = LoadOptions { profile: text.contains("mini").then(|| "mini".into()), ..Default::default() };
+    let errors = match crate::Project::load(&file, &[], &options) {
+        Ok(_) => Vec::new(),
+        Err(errors) => errors,
+    };
+    assert!(errors.iter().all(|error| !error.message.is_empty()), "{text}");
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config::with_cases(256))]
+
+    #[test]
+    fn no_text_makes_the_loader_panic(text in "[ -~\n]{0,200}|\\PC{0,80}") {
+        load_any(&text);
+    }
+
+    #[test]
+    fn no_change_of_a_pipeline_makes_the_loader_panic(
+        at in 0usize..6000,
+        remove in 0usize..12,
+        insert in r#"[\[\]{}=",.'$\n a-z0-9]{0,6}|matrix = \{ a = \[1, 2\] \}|when = "|include = "|\$\{matrix\}"#,
+    ) {
+        let mut chars: Vec<char> = include_str!("../../../pipelines/ja_wiki.toml").chars().collect();
+        let at = at.min(chars.len());
+        let end = (at + remove).min(chars.len());
+        chars.splice(at..end, insert.chars());
+        load_any(&chars.into_iter().collect::<String>());
+    }
+}
