@@ -72,6 +72,8 @@ pub enum Command {
         after_help = "Examples:\n  source <(flow completions bash)\n  flow completions fish > ~/.config/fish/completions/flow.fish"
     )]
     Completions(Completions),
+    /// Print the JSON Schema of pipeline files, for editors
+    Schema,
     /// Say what a Hugging Face model or a Megatron checkpoint holds
     Inspect(Inspect),
     /// Compare the tensors of two models, each in any of the formats; 1 if they differ

@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         Command::Lock(args) => commands::lock::lock(&args),
         Command::Init(args) => commands::init::init(&args),
         Command::Completions(args) => commands::completions::completions(&args),
+        Command::Schema => commands::schema::schema(),
         Command::Inspect(args) => commands::inspect::inspect(&args),
         Command::DiffWeights(args) => commands::diff_weights::diff_weights(&args),
         Command::Doctor => commands::doctor::doctor(),

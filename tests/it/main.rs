@@ -13,6 +13,7 @@ mod main_job;
 mod minimal;
 mod outs;
 mod readme;
+mod schema;
 mod screen;
 mod support;
 mod team;

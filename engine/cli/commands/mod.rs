@@ -17,6 +17,7 @@ mod pin;
 pub mod plan;
 pub mod run;
 pub mod runs;
+pub mod schema;
 pub mod show;
 pub mod status;
 mod svg;

@@ -10,20 +10,22 @@ use std::{
     },
 };
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::DeserializeOwned};
 use serde_json::Value as Json;
 
 use crate::{
     Diagnostic, Event, Level, Pin, Pinned, Remarks, Sink, Span, Tree, Unit, Value,
     read::{REF_TOKEN, read, take_ref_span},
+    schema_of,
 };
 
 /// A stage kind: the struct *is* its parameters.
 ///
 /// `Deserialize` says what TOML may hold (use `#[serde(deny_unknown_fields)]`); `Serialize` says what the key sees:
 /// mark [`Ref`]s and operational knobs (threads, intervals, retries) `skip_serializing`, and a new optional field
-/// `skip_serializing_if` default, so that old keys survive.
-pub trait Stage: Serialize + DeserializeOwned + fmt::Debug + Send + Sync + 'static {
+/// `skip_serializing_if` default, so that old keys survive. `JsonSchema` tells editors what `Deserialize` takes.
+pub trait Stage: Serialize + DeserializeOwned + JsonSchema + fmt::Debug + Send + Sync + 'static {
     /// The name in TOML: `kind = "tokenize"`.
     const KIND: &'static str;
     /// Raised by hand when the same input and parameters give other bytes.
@@ -508,6 +510,8 @@ pub struct Kind {
     pub resumable: bool,
     /// Reads a stage's table (without the keys that every stage has) and expands it.
     pub parse: fn(&Value) -> Parsed,
+    /// The JSON Schema of that table.
+    pub schema: fn() -> Json,
 }
 
 impl Kind {
@@ -537,6 +541,7 @@ impl Kind {
                 let nodes = nodes.into_iter().map(|stage| Arc::new(stage) as Arc<dyn DynStage>).collect();
                 Parsed { nodes, errors: read.errors, sound }
             },
+            schema: schema_of::<S>,
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use flow_core::{Diagnostic, Ref, Span, Table, Value, ValueKind, read};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{
     Deserialize, Deserializer,
     de::{self, Visitor},
@@ -15,7 +16,7 @@ pub const COMMON_KEYS: [&str; 9] =
     ["kind", "resources", "retries", "timeout", "cache", "needs", "when", "export", "temp"];
 
 /// What every stage may say besides its kind's own parameters. None of it enters a key.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Common {
     /// What it takes of the machine while it runs.
@@ -26,6 +27,7 @@ pub struct Common {
     pub retries: u32,
     /// A node that runs longer is stopped and has failed.
     #[serde(default, deserialize_with = "duration")]
+    #[schemars(schema_with = "amount")]
     pub timeout: Option<Duration>,
     /// `false`: it runs in every run.
     #[serde(default = "yes")]
@@ -36,6 +38,7 @@ pub struct Common {
     /// `false`, or a text that does not hold (`"${steps} > 0"`): the stage is not part of this run, nor is any that has a
     /// port at which only such stages enter.
     #[serde(default = "yes", deserialize_with = "truth")]
+    #[schemars(schema_with = "truth_or_text")]
     pub when: bool,
     /// Where the result is also put, as plain files of the user's: a directory, relative to the project's folder.
     #[serde(default)]
@@ -61,7 +64,7 @@ impl Default for Common {
 }
 
 /// What a node takes of the machine while it runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Resources {
     /// Cores. Unset: counts as one, and the node may use those that are idle.
@@ -72,6 +75,7 @@ pub struct Resources {
     pub gpus: u32,
     /// Bytes of memory.
     #[serde(default, deserialize_with = "bytes")]
+    #[schemars(schema_with = "amount")]
     pub memory: u64,
 }
 
@@ -130,6 +134,14 @@ pub fn split(name: &str, stage: Value, errors: &mut Vec<Diagnostic>) -> Option<P
 
 fn yes() -> bool {
     true
+}
+
+fn amount(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": ["integer", "string"], "minimum": 0 })
+}
+
+fn truth_or_text(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": ["boolean", "string"] })
 }
 
 /// A number of units, or a text with a unit.

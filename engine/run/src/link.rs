@@ -223,7 +223,14 @@ fn find_kind(
 const UNREAD: &str = "";
 
 /// The kind of a stage whose kind is not known.
-static NO_KIND: Kind = Kind { name: UNREAD, version: 0, about: "", resumable: false, parse: |_| Parsed::default() };
+static NO_KIND: Kind = Kind {
+    name: UNREAD,
+    version: 0,
+    about: "",
+    resumable: false,
+    parse: |_| Parsed::default(),
+    schema: || serde_json::Value::Bool(true),
+};
 
 /// Stands for a stage that could not be read: nothing is known of it, so that nobody complains of its result.
 #[derive(Debug)]

@@ -19,6 +19,7 @@ use flow_formats::{
 };
 use flow_plan::{Device, EvalJob, EvalResults, Job, ModelConfig, Precision};
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
@@ -40,7 +41,7 @@ const BLOCK: usize = 4 << 20;
 const GRACE: Duration = Duration::from_secs(2);
 
 /// `kind = "eval"`.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Eval {
     /// A Hugging Face directory.

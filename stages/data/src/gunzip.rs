@@ -9,13 +9,15 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use flow_core::{Check, Ctx, Port, Refs, Stage, Unit};
 use flow_formats::compressed::{Compression, Decoder, strip_ending};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `kind = "gunzip"`: one node a shard; every file of it, gzip (also of several members), zstd, bzip2 or xz, without its
 /// compression and the ending that said so.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Gunzip {
+    /// Compressed files: one node each.
     #[serde(skip_serializing)]
     input: Refs,
 }

@@ -8,6 +8,7 @@ use flow_formats::{
     safetensors::{Index, Tensor},
     torch_dist::{self, Finish, RankWriter, Slot, TrainState},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -24,7 +25,7 @@ use crate::{
 ///   to whoever trains or exports it
 ///
 /// Types of elements stay as they are; bytes are moved and never computed with.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HfToMegatron {
     /// The model: a stage or a directory.

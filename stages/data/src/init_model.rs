@@ -8,6 +8,7 @@ use std::{collections::HashMap, fs, fs::File, os::unix::fs::FileExt};
 use anyhow::{Context, Result, bail, ensure};
 use flow_core::{Check, Ctx, Diagnostic, Port, Ref, Stage};
 use flow_formats::{DType, safetensors};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
@@ -21,7 +22,7 @@ use normal::Normal;
 /// `kind = "init-model"`: a Hugging Face directory. Matrices are drawn from a normal distribution with mean 0 and
 /// standard deviation `initializer_range` (0.02 if the config does not say), norms are 1, as transformers does. The
 /// numbers depend on the seed and on the tensor's name alone ([`normal`]): the same on every machine.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct InitModel {
     /// The model's geometry: a table, or the path of a `config.json`.
@@ -39,7 +40,7 @@ pub struct InitModel {
 }
 
 /// The types there are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Dtype {
     Fp32,

@@ -1,6 +1,6 @@
 //! `megatron-to-hf`: a Megatron-Core checkpoint as a Hugging Face model.
 
-use std::{collections::BTreeMap, fmt, fs, fs::File, os::unix::fs::FileExt};
+use std::{borrow::Cow, collections::BTreeMap, fmt, fs, fs::File, os::unix::fs::FileExt};
 
 use anyhow::{Context, Result, ensure};
 use flow_core::{Check, Ctx, Diagnostic, Level, Port, Ref, Stage};
@@ -9,6 +9,7 @@ use flow_formats::{
     safetensors::{self, Index, Plan},
     torch_dist::{self, Reader},
 };
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::Value as Json;
 
@@ -20,7 +21,7 @@ use crate::{
 /// `kind = "megatron-to-hf"`: the newest iteration of a checkpoint, however it is cut, as
 /// `model*.safetensors` (with its index when there are several), beside the source's `config.json`,
 /// `generation_config.json` and tokenizer files as they are.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MegatronToHf {
     /// The checkpoint: what `train` or `hf-to-megatron` wrote, or a path.
@@ -38,7 +39,7 @@ pub struct MegatronToHf {
 }
 
 /// A type that weights may be exported in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 enum Dtype {
     Fp32,
@@ -69,6 +70,15 @@ impl Default for Size {
 impl Serialize for Size {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_u64(self.0)
+    }
+}
+
+impl JsonSchema for Size {
+    fn schema_name() -> Cow<'static, str> {
+        "Size".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": ["integer", "string"], "minimum": 1 })
     }
 }
 

@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use flow_core::{Check, Ctx, Diagnostic, Input, Level, Port, Refs, Stage, Unit, is_safe_name};
 use flow_formats::indexed::{IndexedDataset, IndexedWriter};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `kind = "merge"`: the `.bin/.idx` of all inputs, in the order of the inputs and within one in the order of names,
 /// as one `.bin/.idx` with the bytes that Megatron's merging gives.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Merge {
+    /// Tokens: stages, directories, or prefixes of a `.bin` and an `.idx`.
     #[serde(skip_serializing)]
     input: Refs,
     /// The result's name, before `.bin` and `.idx`.

@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
 /// What the TOML of a `train` stage may hold beside its inputs. Field names are the field's own (Megatron's, NeMo's).
 ///
 /// `Serialize` writes all of it, for the ranks; what enters a key is [`Training::keyed`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Training {
     /// Tokens in a sequence.
@@ -100,7 +101,7 @@ fn one_usize() -> usize {
 }
 
 /// The type of weights and activations.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
     /// 32-bit.
@@ -111,7 +112,7 @@ pub enum Precision {
 }
 
 /// Where to compute.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Device {
     /// CUDA if there is a GPU for every rank, else the CPU.
@@ -124,7 +125,7 @@ pub enum Device {
 }
 
 /// The mesh. Processes = tensor × pipeline × context × data.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Parallel {
     /// Ranks that share each layer.
@@ -154,7 +155,7 @@ impl Parallel {
 }
 
 /// The optimizer.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Optim {
     /// Which.
@@ -187,7 +188,7 @@ fn default_eps() -> f64 {
 }
 
 /// The optimizers there are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimName {
     /// AdamW.
@@ -196,7 +197,7 @@ pub enum OptimName {
 }
 
 /// The learning rate over time.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sched {
     /// The shape after warm-up.
@@ -211,7 +212,7 @@ pub struct Sched {
 }
 
 /// The shapes there are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SchedName {
     /// Half a cosine from `lr` to `min_lr`.
@@ -224,7 +225,7 @@ pub enum SchedName {
 }
 
 /// Checkpoints on the way.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Checkpointing {
     /// Steps between two; 0 is at the end alone.
@@ -242,7 +243,7 @@ impl Default for Checkpointing {
 }
 
 /// What is given for memory.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Memory {
     /// What is computed again in the backward pass.
@@ -250,7 +251,7 @@ pub struct Memory {
 }
 
 /// What is computed again in the backward pass.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Recompute {
     /// Nothing.

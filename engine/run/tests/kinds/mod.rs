@@ -13,6 +13,7 @@ use anyhow::{Context, bail};
 use flow_cache::Cache;
 use flow_core::{Cancel, Check, Ctx, Diagnostic, Event, Kind, Level, Pin, Port, Ref, Stage};
 use flow_engine::{Asked, LoadOptions, Plan, Project, RunError, RunOptions, Settings, Summary, Verdict};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Project → the nodes that really ran, in order.
@@ -24,7 +25,7 @@ fn note(ctx: &Ctx<'_>) {
 }
 
 /// Writes `text`, its inputs' bytes after each other, and at most `keep` bytes of that.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Cat {
     #[serde(default)]
@@ -115,7 +116,7 @@ impl Stage for Cat {
 }
 
 /// [`Cat`] of each input.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Map(Cat);
 
@@ -138,7 +139,7 @@ impl Stage for Map {
 }
 
 /// Fetches `server/<last part of the URL>` in the project.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Get {
     urls: Vec<String>,
@@ -170,7 +171,7 @@ impl Stage for Get {
 }
 
 /// Counts to three in its scratch directory, one step a run, and fails before the third.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Steps {
     /// Seconds to rest after the step.
     #[serde(default, skip_serializing)]
@@ -197,7 +198,7 @@ impl Stage for Steps {
 }
 
 /// Panics.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Panics {}
 
 impl Stage for Panics {

@@ -13,6 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use flow_core::{Check, Ctx, Diagnostic, Port, Ref, Refs, Stage, is_safe_name};
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::fetch::copy_file;
@@ -22,7 +23,7 @@ use placeholders::{Placeholder, Template};
 ///
 /// With `outs` it runs in the project's folder and must make those files and directories there; without, it runs in an empty
 /// directory that holds copies of `files`. In both, what it writes into `{out}` is the result.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Command {
     /// For `sh -c`. `{in.NAME}` is where the input NAME lies, `{out}` a directory to fill; both come quoted.

@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use anyhow::{Result, bail, ensure};
 use flow_core::{Check, Ctx, Diagnostic, Pin, Port, Ref, Stage, expand_braces};
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::{
@@ -22,7 +23,7 @@ pub use local::copy_file;
 use source::Source;
 
 /// `kind = "fetch"`: one node a URL, after brace expansion.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Fetch {
     /// What to fetch. A path of this machine is an input, known by its content, and its name is none of the key's.

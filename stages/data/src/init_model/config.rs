@@ -1,8 +1,9 @@
 //! `config = { … }` or `config = "path"`.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use flow_core::Ref;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::{Map, Value as Json, json};
 
@@ -35,6 +36,15 @@ impl Serialize for Config {
             Self::Table(table) => table.serialize(serializer),
             Self::Path(path) => path.serialize(serializer),
         }
+    }
+}
+
+impl JsonSchema for Config {
+    fn schema_name() -> Cow<'static, str> {
+        "Config".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": ["object", "string"] })
     }
 }
 

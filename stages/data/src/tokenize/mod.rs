@@ -14,6 +14,7 @@ use flow_formats::{
     documents::{Blocks, Lines},
     indexed::{IndexedWriter, TokenType},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{diagnostic, facts};
@@ -27,9 +28,10 @@ const COMPARED: usize = 64 << 10;
 
 /// `kind = "tokenize"`: one node a shard. `NAME.jsonl`, also `.gz`, `.zst`, `.bz2` and `.xz` → `NAME_KEY_document.bin/.idx` for each
 /// key, and `stats.json`.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tokenize {
+    /// Documents: `.jsonl`, also compressed; one node a file.
     #[serde(skip_serializing)]
     input: Refs,
     /// A stage or a directory with `tokenizer.json`.
@@ -63,7 +65,7 @@ pub struct Tokenize {
 }
 
 /// What happens with a line that is no document.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum OnBadLine {
     /// The stage fails and names the line.

@@ -3,10 +3,11 @@
 //! serde's `flatten` would lose the places of errors and the refusal of unknown keys, so the keys are dealt out by
 //! hand: the stage's own here, the others to `Training`.
 
-use std::{fmt, sync::OnceLock};
+use std::{borrow::Cow, fmt, sync::OnceLock};
 
 use flow_core::Ref;
 use flow_plan::Training;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{
     Deserialize, Deserializer, Serialize, Serializer,
     de::{
@@ -16,15 +17,18 @@ use serde::{
 use serde_json::json;
 
 /// The parameters of a `train` stage.
-#[derive(Debug)]
+#[derive(Debug, JsonSchema)]
+#[schemars(deny_unknown_fields)]
 pub struct Train {
     /// The checkpoint to begin from.
     pub(super) model: Ref,
     /// The training data.
     pub(super) train: Mix,
     /// The validation data.
+    #[schemars(default)]
     pub(super) validation: Mix,
     /// The numbers.
+    #[schemars(flatten)]
     pub(super) training: Training,
 }
 
@@ -170,6 +174,23 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for RestKeys<'_, A> {
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, A::Error> {
         self.rest.map.next_value_seed(seed)
+    }
+}
+
+impl JsonSchema for Mix {
+    fn schema_name() -> Cow<'static, str> {
+        "Mix".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": ["string", "array"],
+            "items": {
+                "type": ["string", "object"],
+                "properties": { "tokens": { "type": "string" }, "weight": { "type": "number" } },
+                "required": ["tokens", "weight"],
+                "additionalProperties": false,
+            },
+        })
     }
 }
 
