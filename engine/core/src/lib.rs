@@ -10,6 +10,7 @@ mod event;
 mod key;
 mod pin;
 mod read;
+mod refs;
 mod schema;
 mod stage;
 mod tree;
@@ -22,9 +23,8 @@ pub use event::{Event, How, Level, Record, Sink, Unit};
 pub use key::{KEY_FORMAT, Key, KeyParts, canonical_json};
 pub use pin::{Pin, Pinned, Remarks, Unchanged};
 pub use read::{Read, from_value, read};
+pub use refs::{Ref, Refs};
 pub use schema::schema_of;
-pub use stage::{
-    Cancel, Cancelled, Check, Ctx, DynStage, Facts, Input, Kind, Known, Mode, Parsed, Port, Ref, Refs, Stage,
-};
+pub use stage::{Cancel, Cancelled, Check, Ctx, DynStage, Facts, Input, Kind, Known, Mode, Parsed, Port, Stage};
 pub use tree::{Entry, Tree, is_safe_name};
 pub use value::{Table, Value, ValueKind};
