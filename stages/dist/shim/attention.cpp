@@ -34,6 +34,58 @@ struct Rotation : torch::autograd::Function<Rotation> {
   }
 };
 
+// sum += scale · a · b. `sum` is fp32 whatever the type of a and b; on a GPU the product is not rounded to it before.
+void add_product(at::Tensor sum, const at::Tensor& a, const at::Tensor& b, double scale) {
+  at::NoGradGuard no_grad;
+  if (a.scalar_type() == sum.scalar_type()) {
+    sum.addmm_(a, b, 1, scale);
+  } else if (sum.is_cuda()) {
+    at::addmm_out(sum, sum, a, b, sum.scalar_type(), 1, scale);
+  } else {
+    sum.add_(at::mm(a, b), scale);
+  }
+}
+
+// x Wᵀ, whose gradient by W goes into a sum where it is made, as Megatron's fused accumulation has it.
+struct Linear : torch::autograd::Function<Linear> {
+  static at::Tensor forward(
+      torch::autograd::AutogradContext* context, const at::Tensor& x, const at::Tensor& weight, const at::Tensor& sum) {
+    context->save_for_backward({x, weight});
+    context->saved_data["sum"] = sum;
+    return at::linear(x, weight);
+  }
+
+  static torch::autograd::variable_list backward(
+      torch::autograd::AutogradContext* context, torch::autograd::variable_list gradients) {
+    const auto saved = context->get_saved_variables();
+    const at::Tensor &x = saved[0], &weight = saved[1], &gradient = gradients[0];
+    add_product(context->saved_data["sum"].toTensor(), gradient.flatten(0, -2).t(), x.flatten(0, -2), 1);
+    return {gradient.matmul(weight), at::Tensor(), at::Tensor()};
+  }
+};
+
+// silu(gate) · up of the halves of the last dimension; the gradient is written where it belongs, with no copies to join.
+struct SwiGlu : torch::autograd::Function<SwiGlu> {
+  static at::Tensor forward(torch::autograd::AutogradContext* context, const at::Tensor& gate_up) {
+    const int64_t half = gate_up.size(-1) / 2;
+    const at::Tensor silu = at::silu(gate_up.narrow(-1, 0, half));
+    context->save_for_backward({gate_up, silu});
+    return silu * gate_up.narrow(-1, half, half);
+  }
+
+  static torch::autograd::variable_list backward(
+      torch::autograd::AutogradContext* context, torch::autograd::variable_list gradients) {
+    const auto saved = context->get_saved_variables();
+    const at::Tensor &gate_up = saved[0], &silu = saved[1], &gradient = gradients[0];
+    const int64_t half = gate_up.size(-1) / 2;
+    at::Tensor found = at::empty_like(gate_up);
+    at::Tensor d_gate = found.narrow(-1, 0, half), d_up = found.narrow(-1, half, half);
+    at::mul_out(d_up, gradient, silu);
+    at::silu_backward_out(d_gate, gradient * gate_up.narrow(-1, half, half), gate_up.narrow(-1, 0, half));
+    return {found};
+  }
+};
+
 } // namespace
 
 // Rotates the halves of the last dimension of `x`. Part of the autograd graph.
@@ -42,18 +94,20 @@ FLOW_EXPORT int flow_rotate(
   return flow::guarded(error, [&] { *out = new at::Tensor(Rotation::apply(*x, *cos, *sin)); });
 }
 
-// Adds a · b to `sum`, which is fp32 whatever the type of a and b; the product is not rounded before on a GPU.
+// Adds scale · a · b to `sum`, outside the graph.
 FLOW_EXPORT int flow_add_product(at::Tensor* sum, const at::Tensor* a, const at::Tensor* b, double scale, char** error) {
-  return flow::guarded(error, [&] {
-    at::NoGradGuard no_grad;
-    if (a->scalar_type() == sum->scalar_type()) {
-      sum->addmm_(*a, *b, 1, scale);
-    } else if (sum->is_cuda()) {
-      at::addmm_out(*sum, *sum, *a, *b, sum->scalar_type(), 1, scale);
-    } else {
-      sum->add_(at::mm(*a, *b), scale);
-    }
-  });
+  return flow::guarded(error, [&] { add_product(*sum, *a, *b, scale); });
+}
+
+// x Wᵀ as part of the graph, except for W, whose gradient is added to `sum` in the backward pass.
+FLOW_EXPORT int flow_linear(
+    const at::Tensor* x, const at::Tensor* weight, const at::Tensor* sum, at::Tensor** out, char** error) {
+  return flow::guarded(error, [&] { *out = new at::Tensor(Linear::apply(*x, *weight, *sum)); });
+}
+
+// silu(gate) · up of the halves of the last dimension of `gate_up`. Part of the autograd graph.
+FLOW_EXPORT int flow_swiglu(const at::Tensor* gate_up, at::Tensor** out, char** error) {
+  return flow::guarded(error, [&] { *out = new at::Tensor(SwiGlu::apply(*gate_up)); });
 }
 
 // Flash attention of queries that are the last ones of the keys' positions: query i of n sees the keys up to

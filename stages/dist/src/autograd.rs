@@ -61,6 +61,33 @@ pub fn rotate(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     Ok(unsafe { Tensor::from_ptr(out) })
 }
 
+/// x Wᵀ for `x` [..., in] and `weight` [out, in]. In the backward pass the gradient by the weight is added to `sum`, fp32,
+/// where it is made, and [`gradients`] does not give it.
+///
+/// # Errors
+/// The tensors do not fit each other.
+pub fn linear(x: &Tensor, weight: &Tensor, sum: &Tensor) -> Result<Tensor> {
+    let mut out = ptr::null_mut();
+    call(|error| {
+        // SAFETY: all pointers are valid for the call.
+        unsafe { ffi::flow_linear(x.as_ptr(), weight.as_ptr(), sum.as_ptr(), &mut out, error) }
+    })?;
+    // SAFETY: the shim gave us a tensor of our own.
+    Ok(unsafe { Tensor::from_ptr(out) })
+}
+
+/// silu(gate) · up of the halves of the last dimension of `gate_up`.
+///
+/// # Errors
+/// The last dimension is odd.
+pub fn swiglu(gate_up: &Tensor) -> Result<Tensor> {
+    let mut out = ptr::null_mut();
+    // SAFETY: all pointers are valid for the call.
+    call(|error| unsafe { ffi::flow_swiglu(gate_up.as_ptr(), &mut out, error) })?;
+    // SAFETY: the shim gave us a tensor of our own.
+    Ok(unsafe { Tensor::from_ptr(out) })
+}
+
 /// Adds `scale` · a · b to `sum`, outside the graph. `sum` is fp32 whatever a and b are; on a GPU the product is not rounded
 /// to their type on its way.
 ///

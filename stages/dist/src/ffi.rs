@@ -156,6 +156,14 @@ unsafe extern "C" {
         out: *mut *mut C_tensor,
         error: *mut *mut c_char,
     ) -> c_int;
+    pub fn flow_linear(
+        x: *const C_tensor,
+        weight: *const C_tensor,
+        sum: *const C_tensor,
+        out: *mut *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> c_int;
+    pub fn flow_swiglu(gate_up: *const C_tensor, out: *mut *mut C_tensor, error: *mut *mut c_char) -> c_int;
     pub fn flow_add_product(
         sum: *const C_tensor,
         a: *const C_tensor,

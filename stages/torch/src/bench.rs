@@ -131,8 +131,9 @@ pub fn bench(arguments: &[&str]) -> Result<()> {
     let layout = Layout::new(&config, Share::WHOLE);
     let flat = Tensor::empty([layout.total as i64], (kind, device)).normal_(0.0, 0.02);
     let _ = flat.narrow(0, layout.matrices as i64, (layout.total - layout.matrices) as i64).fill_(1.0);
-    let model = Llama::new(&config, &layout, &flat, flags.seq, Spread::none(), flags.recompute)?;
-    let mut gradients = Gradients::new(&layout, device);
+    let learns = Some(Gradients::new(&layout, device));
+    let model = Llama::new(&config, &layout, &flat, flags.seq, Spread::none(), flags.recompute, learns)?;
+    let gradients = &model.gradients()?.flat;
     let buckets = Buckets::new(&layout, &Group::solo());
     let optim = Optim { distributed: false, ..training.optim.clone() };
     let mut optimizer = flags.optimizer.then(|| AdamW::new(&flat, &layout, &buckets, &optim));
@@ -153,14 +154,14 @@ pub fn bench(arguments: &[&str]) -> Result<()> {
         };
         let (tape, _) = model.forward(Input::Tokens(&ids_bs))?;
         mark(|phases| &mut phases.forward);
-        let (loss, d_bsh) = model.loss(&tape, &target_bs, scale, &mut gradients)?;
+        let (loss, d_bsh) = model.loss(&tape, &target_bs, scale)?;
         mark(|phases| &mut phases.head);
-        model.backward(tape, d_bsh, &mut gradients, &mut |_, _| Ok(()))?;
+        model.backward(tape, d_bsh, &mut |_, _| Ok(()))?;
         mark(|phases| &mut phases.backward);
         if let Some(optimizer) = &mut optimizer {
-            let norm = buckets.squares(&gradients.flat).sqrt();
-            optimizer.step(&gradients.flat, norm, 1.0, 1e-5, &buckets)?;
-            let _ = gradients.flat.zero_();
+            let norm = buckets.squares(gradients).sqrt();
+            optimizer.step(gradients, norm, 1.0, 1e-5, &buckets)?;
+            let _ = gradients.shallow_clone().zero_();
             mark(|phases| &mut phases.optimizer);
         }
         Ok(loss.double_value(&[]) * scale)

@@ -103,7 +103,7 @@ pub fn open(dir: &Path, kind: Kind, device: Device, positions: usize) -> Result<
     let layout = Layout::new(&config, Share::WHOLE);
     let flat = Tensor::zeros([layout.total as i64], (kind, device));
     weights::read_hf(dir, &config, &layout, &flat)?;
-    let model = Llama::new(&config, &layout, &flat, positions, Spread::none(), Recompute::None)?;
+    let model = Llama::new(&config, &layout, &flat, positions, Spread::none(), Recompute::None, None)?;
     Ok((config, model))
 }
 

@@ -40,9 +40,9 @@ pub enum Step {
 }
 
 impl Pipeline<'_> {
-    /// Forward and backward of a step's micro batches; their gradients are summed in `gradients`, and over the ranks that
+    /// Forward and backward of a step's micro batches; their gradients are summed in the model, and over the ranks that
     /// share the batch by `sum`, as far as they are complete.
-    pub fn step(&self, completed: u64, gradients: &mut Gradients, sum: &mut Sum<'_>, overlap: bool) -> Result<Step> {
+    pub fn step(&self, completed: u64, sum: &mut Sum<'_>, overlap: bool) -> Result<Step> {
         let (stage, stages) = self.place();
         let count = self.batches.training.accumulation();
         let ahead = (stages - stage - 1).min(count);
@@ -55,12 +55,12 @@ impl Pipeline<'_> {
                 return Ok(Step::Stopped);
             }
             if tick < count {
-                in_flight.push_back(self.forward(completed, tick, gradients, &mut nll, &mut sent)?);
+                in_flight.push_back(self.forward(completed, tick, &mut nll, &mut sent)?);
             }
             if let Some(micro) = tick.checked_sub(ahead) {
                 let one = in_flight.pop_front().context("a micro batch is in flight")?;
                 let last = micro + 1 == count;
-                self.backward(one, gradients, &mut sent, &mut |gradients, from| {
+                self.backward(one, &mut sent, &mut |gradients, from| {
                     if last && overlap { sum.ready(&gradients.flat, from) } else { Ok(()) }
                 })?;
             }
@@ -69,14 +69,7 @@ impl Pipeline<'_> {
         Ok(Step::Done(nll))
     }
 
-    fn forward(
-        &self,
-        completed: u64,
-        micro: usize,
-        gradients: &mut Gradients,
-        nll: &mut Option<Tensor>,
-        sent: &mut Sent,
-    ) -> Result<InFlight> {
+    fn forward(&self, completed: u64, micro: usize, nll: &mut Option<Tensor>, sent: &mut Sent) -> Result<InFlight> {
         let (ids_bs, target_bs) = self.batches.micro(Which::Training { completed }, micro)?;
         let received = self.receive(&ids_bs)?;
         let (tape, hidden_bsh) = self.model.forward(received.as_ref().map_or(Input::Tokens(&ids_bs), Input::Hidden))?;
@@ -85,7 +78,7 @@ impl Pipeline<'_> {
             return Ok(InFlight { tape, gradient: None });
         }
         let scale = 1.0 / self.batches.tokens() as f64;
-        let (loss, d_bsh) = self.model.loss(&tape, &target_bs, scale, gradients)?;
+        let (loss, d_bsh) = self.model.loss(&tape, &target_bs, scale)?;
         *nll = Some(nll.take().map_or_else(|| loss.shallow_clone(), |sum| sum + &loss));
         Ok(InFlight { tape, gradient: Some(d_bsh) })
     }
@@ -93,7 +86,6 @@ impl Pipeline<'_> {
     fn backward(
         &self,
         one: InFlight,
-        gradients: &mut Gradients,
         sent: &mut Sent,
         done: &mut dyn FnMut(&Gradients, usize) -> Result<()>,
     ) -> Result<()> {
@@ -107,7 +99,7 @@ impl Pipeline<'_> {
                 d_bsh
             }
         };
-        if let Some(d_bsh) = self.model.backward(one.tape, d_bsh, gradients, done)? {
+        if let Some(d_bsh) = self.model.backward(one.tape, d_bsh, done)? {
             sent.push(back.start_send(&d_bsh, stage - 1)?)?;
         }
         Ok(())

@@ -39,11 +39,12 @@ pub fn train(job: &TrainJob, me: &Rank, ranks: &mut Option<Ranks>) -> Result<End
     let layout = Layout::new(&config, ranks.share());
     let flat = Tensor::zeros([layout.total as i64], (weights::kind(training.precision), device));
     begin(job, &layout, &flat)?;
-    let model =
-        Llama::new(&config, &layout, &flat, training.seq_length, spread(ranks, training), training.memory.recompute)?;
+    let (spread, recompute) = (spread(ranks, training), training.memory.recompute);
+    let learns = Some(Gradients::new(&layout, device));
+    let model = Llama::new(&config, &layout, &flat, training.seq_length, spread, recompute, learns)?;
+    let gradients = model.gradients()?;
     let buckets = Buckets::new(&layout, &ranks.data);
     let mut optimizer = AdamW::new(&flat, &layout, &buckets, &training.optim);
-    let mut gradients = Gradients::new(&layout, device);
 
     let resumed = Resumed { layout: &layout, buckets: &buckets, weights: &flat, optimizer: &mut optimizer };
     let mut state = resumed.newest(job, ranks, &voice)?;
@@ -61,13 +62,13 @@ pub fn train(job: &TrainJob, me: &Rank, ranks: &mut Option<Ranks>) -> Result<End
         let step = state.step + 1;
         let lr = schedule.lr(state.step);
 
-        let _ = gradients.flat.zero_();
+        let _ = gradients.flat.shallow_clone().zero_();
         let mut sum = buckets.sum(training.optim.distributed);
-        let Step::Done(nll) = pipeline.step(state.step, &mut gradients, &mut sum, !tied)? else {
+        let Step::Done(nll) = pipeline.step(state.step, &mut sum, !tied)? else {
             return interrupted(&voice, &mut saved, &state, &optimizer, metrics.as_ref());
         };
-        complete(&gradients, sum, ranks, &layout, tied, training)?;
-        let norm = norm(&gradients, &buckets, ranks)?;
+        complete(gradients, sum, ranks, &layout, tied, training)?;
+        let norm = norm(gradients, &buckets, ranks)?;
         let skipped = !norm.is_finite();
         if skipped {
             voice.warn(format!("step {step}: the gradient is not finite; nothing is learned from this batch"));

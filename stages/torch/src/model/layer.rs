@@ -1,6 +1,7 @@
 //! One transformer layer: attention and feed-forward, each behind an RMSNorm and added to the residual stream.
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
+use flow_dist::autograd;
 use tch::Tensor;
 
 use super::{
@@ -51,14 +52,14 @@ pub enum Part {
 }
 
 impl Layer {
-    /// The weights of a part, and which of [`super::params::LAYER`] they are.
-    pub fn weights(&self, part: Part) -> Vec<(usize, &Tensor)> {
-        let attention = [(0, &self.qkv.weight), (1, &self.proj.weight), (4, &self.input_norm)];
-        let feed_forward = [(2, &self.fc1.weight), (3, &self.fc2.weight), (5, &self.post_norm)];
+    /// The norms of a part, and which of [`super::params::LAYER`] they are. The matrices' gradients are summed where they
+    /// are made.
+    pub fn norms(&self, part: Part) -> Vec<(usize, &Tensor)> {
+        let (attention, feed_forward) = ((4, &self.input_norm), (5, &self.post_norm));
         match part {
-            Part::Whole => [attention, feed_forward].concat(),
-            Part::Attention => attention.to_vec(),
-            Part::FeedForward => feed_forward.to_vec(),
+            Part::Whole => vec![attention, feed_forward],
+            Part::Attention => vec![attention],
+            Part::FeedForward => vec![feed_forward],
         }
     }
 
@@ -83,20 +84,25 @@ impl Layer {
         let (b, s, _) = qkv.size3()?;
         // g: key-value heads of this rank; each has `queries` query heads, one key, one value.
         let qkv_bsgnd = qkv.view([b, s, -1, queries + 2, d]);
-        let qk_bsgnd = shared.rope.rotate(&qkv_bsgnd.narrow(3, 0, queries + 1))?;
+        // Split, not narrowed: the gradients of the parts are joined once, and not added up on zeros.
+        let [qk_bsgnd, v_bsgnd] = split(&qkv_bsgnd, [queries + 1, 1])?;
+        let [q_bsgnd, k_bsgnd] = split(&shared.rope.rotate(&qk_bsgnd)?, [queries, 1])?;
         let heads = |x: Tensor| x.reshape([b, s, -1, d]).transpose(1, 2);
-        let q_bnsd = heads(qk_bsgnd.narrow(3, 0, queries));
         // Copies, as q is one: a window would keep all of q, k and v until the backward pass.
-        let k_bgsd = heads(qk_bsgnd.narrow(3, queries, 1).contiguous());
-        let v_bgsd = heads(qkv_bsgnd.narrow(3, queries + 1, 1).contiguous());
-        let o_bnsd = shared.cp.attention(&q_bnsd, &k_bgsd, &v_bgsd)?;
+        let (k_bgsd, v_bgsd) = (heads(k_bsgnd.contiguous()), heads(v_bsgnd.contiguous()));
+        let o_bnsd = shared.cp.attention(&heads(q_bsgnd), &k_bgsd, &v_bgsd)?;
         self.proj.forward(&shared.tp, &o_bnsd.transpose(1, 2).reshape([b, s, -1]))
     }
 
     fn feed_forward(&self, shared: &Shared, x_bsh: &Tensor) -> Result<Tensor> {
-        let gate_up = self.fc1.forward(&shared.tp, x_bsh)?.chunk(2, -1);
-        self.fc2.forward(&shared.tp, &(gate_up[0].silu() * &gate_up[1]))
+        let gate_up = self.fc1.forward(&shared.tp, x_bsh)?;
+        self.fc2.forward(&shared.tp, &autograd::swiglu(&gate_up)?)
     }
+}
+
+/// The parts of the axis of a group's heads.
+fn split<const N: usize>(x_bsgnd: &Tensor, sizes: [i64; N]) -> Result<[Tensor; N]> {
+    <[Tensor; N]>::try_from(x_bsgnd.split_with_sizes(sizes, 3)).map_err(|_| anyhow!("a split into {N} parts"))
 }
 
 /// RMSNorm over the last dimension.

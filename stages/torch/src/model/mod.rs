@@ -19,7 +19,7 @@ use tch::{Device, Kind, Tensor, no_grad};
 
 use layer::{Layer, Part, Shared, norm};
 use loss::Head;
-use parallel::{Column, Embedding, Row};
+use parallel::{Column, Embedding, Matrix, Row};
 use params::{EMBEDDING, FINAL_NORM, LAYER, Layout, OUTPUT};
 use rope::Rope;
 
@@ -36,6 +36,8 @@ pub struct Llama {
     end: Option<End>,
     shared: Shared,
     recompute: Recompute,
+    /// Of a model that learns.
+    gradients: Option<Gradients>,
 }
 
 /// What comes after the layers. Numbers are places in [`Layout::params`], where gradients go.
@@ -112,9 +114,9 @@ impl Gradients {
         Some(&self.views[layout.index(EMBEDDING, None)?])
     }
 
-    fn add(&mut self, place: usize, gradient: Option<Tensor>) {
+    fn add(&self, place: usize, gradient: Option<Tensor>) {
         if let Some(gradient) = gradient {
-            let _ = self.views[place].g_add_(&gradient);
+            let _ = self.views[place].shallow_clone().g_add_(&gradient);
         }
     }
 }
@@ -135,7 +137,7 @@ impl Tape {
 
 impl Llama {
     /// The model, or what `layout` says of it, on the weights in `flat` (fp32 or bf16), for sequences up to `positions`.
-    /// Whoever writes to `flat` changes the model.
+    /// Whoever writes to `flat` changes the model. One that learns has `gradients`.
     pub fn new(
         config: &ModelConfig,
         layout: &Layout,
@@ -143,20 +145,26 @@ impl Llama {
         positions: usize,
         spread: Spread,
         recompute: Recompute,
+        gradients: Option<Gradients>,
     ) -> Result<Self> {
-        let weights: Vec<Tensor> = views(flat, layout).iter().map(|view| view.set_requires_grad(true)).collect();
+        let weights = views(flat, layout);
         let place = |key: &str, layer| layout.index(key, layer).with_context(|| format!("the model has no {key}"));
-        let weight = |place: usize| weights[place].shallow_clone();
+        let matrix = |place: usize| Matrix {
+            weight: weights[place].shallow_clone(),
+            gradient: gradients.as_ref().map(|gradients| gradients.views[place].shallow_clone()),
+        };
+        // What autograd finds the gradients of.
+        let weight = |place: usize| weights[place].set_requires_grad(true);
         let layer = |layer: usize| -> Result<_> {
             let mut at = [0; LAYER.len()];
             for (at, key) in at.iter_mut().zip(LAYER) {
                 *at = place(key, Some(layer))?;
             }
             let weights = Layer {
-                qkv: Column { weight: weight(at[0]) },
-                proj: Row { weight: weight(at[1]) },
-                fc1: Column { weight: weight(at[2]) },
-                fc2: Row { weight: weight(at[3]) },
+                qkv: Column(matrix(at[0])),
+                proj: Row(matrix(at[1])),
+                fc1: Column(matrix(at[2])),
+                fc2: Row(matrix(at[3])),
                 input_norm: weight(at[4]),
                 post_norm: weight(at[5]),
             };
@@ -170,7 +178,7 @@ impl Llama {
         let end = || -> Result<_> {
             let (norm, output) =
                 (place(FINAL_NORM, None)?, place(if config.tie_word_embeddings { EMBEDDING } else { OUTPUT }, None)?);
-            Ok(End { norm: (weight(norm), norm), output: (weight(output).detach(), output) })
+            Ok(End { norm: (weight(norm), norm), output: (weights[output].shallow_clone(), output) })
         };
         let all = Tensor::arange(positions as i64, (Kind::Int64, Device::Cpu));
         let rope = Rope::new(config, &spread.context.part(&all, 0), flat.device());
@@ -187,7 +195,16 @@ impl Llama {
                 head_dim: config.head_dim as i64,
             },
             recompute,
+            gradients,
         })
+    }
+
+    /// The sums of the gradients of what was learned from. Whoever begins a step makes them zero.
+    ///
+    /// # Errors
+    /// The model does not learn.
+    pub fn gradients(&self) -> Result<&Gradients> {
+        self.gradients.as_ref().context("a model without gradients does not learn")
     }
 
     /// Which parts a layer is done in, and whether the graph of each is kept until its backward pass or made again then.
@@ -231,17 +248,11 @@ impl Llama {
 
     /// On the last rank: the sum of −ln p(target) over a micro batch (fp64, on the device), and the gradient of `scale` ×
     /// that sum by the hidden states that [`Llama::forward`] gave. That by the norm and the output layer is added.
-    pub fn loss(
-        &self,
-        tape: &Tape,
-        target_bs: &Tensor,
-        scale: f64,
-        gradients: &mut Gradients,
-    ) -> Result<(Tensor, Tensor)> {
-        let end = self.end()?;
+    pub fn loss(&self, tape: &Tape, target_bs: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
+        let (end, gradients) = (self.end()?, self.gradients()?);
         let (norm_h, place) = &end.norm;
         let normed_bsh = norm(&tape.output, norm_h, self.shared.eps);
-        let (loss, d_normed_bsh) = no_grad(|| self.head(end, &normed_bsh, target_bs, scale, gradients))?;
+        let (loss, d_normed_bsh) = no_grad(|| self.head(end, &normed_bsh, target_bs, scale))?;
         let wanted = [tape.output.shallow_clone(), norm_h.shallow_clone()];
         let mut found = autograd::gradients(&normed_bsh, &d_normed_bsh, &wanted)?.into_iter();
         let d_bsh = found.next().flatten().context(NO_WAY_BACK)?;
@@ -256,9 +267,9 @@ impl Llama {
         &self,
         tape: Tape,
         mut d_bsh: Tensor,
-        gradients: &mut Gradients,
         done: &mut dyn FnMut(&Gradients, usize) -> Result<()>,
     ) -> Result<Option<Tensor>> {
+        let gradients = self.gradients()?;
         let mut parts = tape.parts;
         drop(tape.output);
         for (layer, places) in self.layers.iter().rev() {
@@ -268,12 +279,12 @@ impl Llama {
                     Some(y_bsh) => y_bsh,
                     None => layer.forward(&self.shared, part, &x_bsh)?,
                 };
-                let weights = layer.weights(part);
+                let norms = layer.norms(part);
                 let mut wanted = vec![x_bsh];
-                wanted.extend(weights.iter().map(|(_, weight)| weight.shallow_clone()));
+                wanted.extend(norms.iter().map(|(_, norm)| norm.shallow_clone()));
                 let mut found = autograd::gradients(&y_bsh, &d_bsh, &wanted)?.into_iter();
                 d_bsh = found.next().flatten().context(NO_WAY_BACK)?;
-                no_grad(|| weights.iter().zip(found).for_each(|((at, _), found)| gradients.add(places[*at], found)));
+                no_grad(|| norms.iter().zip(found).for_each(|((at, _), found)| gradients.add(places[*at], found)));
             }
             done(gradients, gradients.begins(places[0]))?;
         }
@@ -291,19 +302,12 @@ impl Llama {
     }
 
     /// The head's loss, and its gradient by the hidden states as the layers before it hold them.
-    fn head(
-        &self,
-        end: &End,
-        normed_bsh: &Tensor,
-        target_bs: &Tensor,
-        scale: f64,
-        gradients: &mut Gradients,
-    ) -> Result<(Tensor, Tensor)> {
+    fn head(&self, end: &End, normed_bsh: &Tensor, target_bs: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
         let tp = &self.shared.tp;
         let hidden_bsh = tp.whole_sequence(&normed_bsh.detach())?;
         let (b, s, h) = hidden_bsh.size3()?;
         let head = Head { weight_vh: &end.output.0, tp };
-        let gradient_vh = &gradients.views[end.output.1];
+        let gradient_vh = &self.gradients()?.views[end.output.1];
         let (loss, d_hidden_nh) =
             head.loss_and_gradient(&hidden_bsh.view([b * s, h]), &target_bs.reshape([b * s]), scale, gradient_vh)?;
         Ok((loss, tp.sum_gradient(d_hidden_nh.view([b, s, h]))?))

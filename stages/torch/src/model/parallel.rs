@@ -58,31 +58,43 @@ impl TensorParallel {
     }
 }
 
-/// A linear layer without bias whose output features are split.
+/// A weight that is multiplied with: [out, in]
 #[derive(Debug)]
-pub struct Column {
-    /// [out / tensor, in]
+pub struct Matrix {
     pub weight: Tensor,
+    /// Where its gradient is summed, in a model that learns. Its shape, fp32.
+    pub gradient: Option<Tensor>,
 }
+
+impl Matrix {
+    /// [b, s, in] → [b, s, out]
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match &self.gradient {
+            Some(gradient) => autograd::linear(x, &self.weight, gradient),
+            None => Ok(x.linear(&self.weight, None::<&Tensor>)),
+        }
+    }
+}
+
+/// A linear layer without bias whose output features are split: [out / tensor, in]
+#[derive(Debug)]
+pub struct Column(pub Matrix);
 
 impl Column {
     /// `x_bsh` → [b, s, out / tensor]
     pub fn forward(&self, tp: &TensorParallel, x_bsh: &Tensor) -> Result<Tensor> {
-        Ok(tp.enter(x_bsh)?.linear(&self.weight, None::<&Tensor>))
+        self.0.forward(&tp.enter(x_bsh)?)
     }
 }
 
-/// A linear layer without bias whose input features are split.
+/// A linear layer without bias whose input features are split: [out, in / tensor]
 #[derive(Debug)]
-pub struct Row {
-    /// [out, in / tensor]
-    pub weight: Tensor,
-}
+pub struct Row(pub Matrix);
 
 impl Row {
     /// [b, s, in / tensor] → `y_bsh`
     pub fn forward(&self, tp: &TensorParallel, x: &Tensor) -> Result<Tensor> {
-        tp.leave(&x.linear(&self.weight, None::<&Tensor>))
+        tp.leave(&self.0.forward(x)?)
     }
 }
 
