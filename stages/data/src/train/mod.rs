@@ -31,7 +31,7 @@ pub(crate) const GRACE: Duration = Duration::from_secs(120);
 
 impl Stage for Train {
     const KIND: &'static str = "train";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const ABOUT: &'static str = "Trains a model on tokens, one process a rank";
     const RESUMABLE: bool = true;
 
