@@ -1,14 +1,17 @@
 // Where a program's time on the GPU goes, by class of kernel, without a profiler: CUPTI's activities, summed up.
-// CUDA loads it into any program: CUDA_INJECTION64_PATH=libkernels.so PROGRAM; the table goes to stderr when it ends.
+// CUDA loads it into any program: CUDA_INJECTION64_PATH=libkernels.so KERNELS=FILE PROGRAM; the tables in FILE are written
+// anew every second, as programs may end without a last word.
 // Built by run.sh.
 
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include <cupti.h>
@@ -67,19 +70,19 @@ std::string class_of(const std::string& name) {
   return "other";
 }
 
-void table(const std::map<std::string, Total>& totals, uint64_t all, size_t rows) {
+void table(FILE* file, const std::map<std::string, Total>& totals, uint64_t all, size_t rows) {
   std::vector<std::pair<std::string, Total>> sorted(totals.begin(), totals.end());
   std::sort(sorted.begin(), sorted.end(), [](auto& a, auto& b) { return a.second.nanoseconds > b.second.nanoseconds; });
   sorted.resize(std::min(rows, sorted.size()));
   for (const auto& [name, total] : sorted) {
     std::fprintf(
-        stderr, "%5.1f %% %10.1f ms %8llu x  %.150s\n", 100.0 * total.nanoseconds / all, total.nanoseconds / 1e6,
+        file, "%5.1f %% %10.1f ms %8llu x  %.150s\n", 100.0 * total.nanoseconds / all, total.nanoseconds / 1e6,
         static_cast<unsigned long long>(total.count), name.c_str());
   }
 }
 
-void tell() {
-  cuptiActivityFlushAll(1);
+void tell(const std::string& path) {
+  cuptiActivityFlushAll(0);
   std::lock_guard guard(lock);
   uint64_t all = 1;
   std::map<std::string, Total> classes;
@@ -89,20 +92,28 @@ void tell() {
     sum.count += total.count;
     all += total.nanoseconds;
   }
-  std::fprintf(stderr, "kernels: %.1f ms in all\n", all / 1e6);
-  table(classes, all, classes.size());
-  std::fprintf(stderr, "the kernels that take most\n");
-  table(kernels(), all, 40);
+  if (FILE* file = std::fopen(path.c_str(), "w")) {
+    std::fprintf(file, "kernels: %.1f ms in all\n", all / 1e6);
+    table(file, classes, all, classes.size());
+    std::fprintf(file, "the kernels that take most\n");
+    table(file, kernels(), all, 40);
+    std::fclose(file);
+  }
 }
 
 } // namespace
 
 extern "C" __attribute__((visibility("default"))) int InitializeInjection() {
-  if (cuptiActivityRegisterCallbacks(request, complete) != CUPTI_SUCCESS ||
+  const char* path = std::getenv("KERNELS");
+  if (!path || cuptiActivityRegisterCallbacks(request, complete) != CUPTI_SUCCESS ||
       cuptiActivityEnable(CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL) != CUPTI_SUCCESS) {
-    std::fprintf(stderr, "kernels: CUPTI does not start\n");
+    std::fprintf(stderr, "kernels: no KERNELS=FILE, or CUPTI does not start\n");
     return 0;
   }
-  std::atexit(tell);
+  std::thread([path = std::string(path)] {
+    for (;; std::this_thread::sleep_for(std::chrono::seconds(1))) {
+      tell(path);
+    }
+  }).detach();
   return 1;
 }

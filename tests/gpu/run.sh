@@ -16,12 +16,11 @@ timeout 300 python3 "$here/traces.py" "$flow_torch" "$out/traces"
 echo "== where the time goes"
 torch=$(python3 -c 'import torch, os; print(os.path.dirname(torch.__file__))')
 cuda=${CUDA_HOME:-/usr/local/cuda}
-for lib in "$torch/../nvidia/cu13/lib" "$cuda/extras/CUPTI/lib64" "$cuda/lib64"; do
-    cupti=$(ls "$lib"/libcupti.so.* 2>/dev/null | head -1) && [ -n "$cupti" ] && break
-done
+cupti=$(ls "$torch"/../nvidia/cu13/lib/libcupti.so.* "$cuda"/{extras/CUPTI/lib64,lib64}/libcupti.so.* 2>/dev/null | head -1)
 g++ -std=c++17 -O2 -fPIC -shared -I"$cuda/include" -I"$cuda/extras/CUPTI/include" -I"$torch/../nvidia/cu13/include" \
     "$here/kernels.cpp" -o "$out/libkernels.so" "$cupti" -Wl,-rpath,"$(dirname "$cupti")" &&
-    CUDA_INJECTION64_PATH="$out/libkernels.so" timeout 200 "$flow_torch" bench --layers 32 --seq 8192 2>&1 | tee "$out/kernels.txt"
+    CUDA_INJECTION64_PATH="$out/libkernels.so" KERNELS="$out/kernels.txt" \
+        timeout 200 "$flow_torch" bench --layers 32 --seq 8192 --steps 20 >/dev/null && cat "$out/kernels.txt"
 
 echo "== throughput, Llama-3.1-8B's geometry"
 bench() { echo "bench $*"; timeout 200 "$flow_torch" bench "$@" 2>&1 | tee "$out/bench-$(echo "$*" | tr -c 'a-z0-9\n' '_').json"; }
