@@ -80,7 +80,8 @@ pub(crate) fn create_new(path: &Path, mode: u32) -> io::Result<File> {
 /// Makes `path` hold `bytes`, whole or not at all. `tmp` is a directory on the same file system. With `durable` also
 /// after a power loss.
 pub(crate) fn write_atomic(tmp: &Path, path: &Path, bytes: &[u8], durable: bool, point: &str) -> io::Result<()> {
-    let (temp, mut file) = fresh(tmp, |path| create_new(path, 0o644))?;
+    // Whom the umask lets in may note that it was used.
+    let (temp, mut file) = fresh(tmp, |path| create_new(path, 0o666))?;
     let written = (|| {
         file.write_all(bytes)?;
         if durable {

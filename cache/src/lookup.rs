@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use flow_core::{Key, Tree};
 use rayon::prelude::*;
-use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, utimensat};
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
 
 use crate::{
     cache::Cache,
@@ -166,8 +166,9 @@ fn touch(path: &Path, stat: &Stat) -> Option<Stat> {
     if now() - stat.mtime < USED_WITHIN {
         return None;
     }
-    let keep = Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT };
-    let times = Timestamps { last_access: keep, last_modification: Timespec { tv_nsec: UTIME_NOW, ..keep } };
+    // Both times: for one of them alone it would have to be one's own file.
+    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
+    let times = Timestamps { last_access: now, last_modification: now };
     // In a cache that may only be read, gc is its owner's.
     utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).ok()?;
     Some(Meta::of(path, false).ok()?.stat)

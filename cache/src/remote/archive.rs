@@ -150,10 +150,11 @@ impl Cache {
 
     fn take_archive(&self, from: impl Read, trust: &Trust, dir: &Path, archived: &mut Archived) -> Result<()> {
         let damaged = "it is cut off or damaged, or no archive of flow";
-        let decoder = zstd::stream::read::Decoder::with_buffer(BufReader::new(from)).context(damaged)?;
-        let mut tar = tar::Archive::new(decoder);
+        let mut decoder = zstd::stream::read::Decoder::with_buffer(BufReader::new(from)).context(damaged)?;
+        let mut tar = tar::Archive::new(&mut decoder);
         let mut objects: HashMap<Digest, PathBuf> = HashMap::new();
-        for entry in tar.entries().context(damaged)? {
+        // Raw: an entry that is a name for the next one has any length, and would be read into memory.
+        for entry in tar.entries().context(damaged)?.raw(true) {
             let mut entry = entry.context(damaged)?;
             let name = entry.path_bytes().into_owned();
             let shown =
@@ -193,6 +194,9 @@ impl Cache {
                 }
             }
         }
+        // The checksum comes last.
+        io::copy(&mut decoder, &mut io::sink()).context(damaged)?;
+        ensure!(archived.results + archived.refused > 0, "it holds no result: {damaged}");
         Ok(())
     }
 }

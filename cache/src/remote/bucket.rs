@@ -26,22 +26,27 @@ use object_store::{
     path::Path,
 };
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 
 use super::{
     RemoteConfig, STALL,
-    store::{Body, Failure, Store, Upload},
+    store::{Body, Failure, Kind, Store, Upload},
 };
+use crate::files::write_atomic;
 
 /// A part of an upload, unless there would be too many.
 const PART: u64 = 8 << 20;
 const MOST_PARTS: u64 = 9000;
-/// Parts of one object on their way at the same time.
+/// Parts of one object on their way at the same time, and of all: they are in memory.
 const PARTS_AT_ONCE: usize = 4;
+const PARTS_OF_ALL: usize = 12;
 
 pub(crate) struct Bucket {
     store: Arc<dyn ObjectStore>,
     parts: Arc<dyn MultipartStore>,
+    scheme: &'static str,
     prefix: Path,
+    in_memory: Semaphore,
 }
 
 /// What is remembered of an upload that is not complete.
@@ -57,8 +62,20 @@ struct Note {
     done: BTreeMap<usize, String>,
 }
 
+impl Note {
+    fn read(path: &std::path::Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(path).ok()?).ok()
+    }
+
+    /// Only a memo: without it the next run sends everything again.
+    fn write(&self, path: &std::path::Path) {
+        let (Ok(text), Some(dir)) = (serde_json::to_vec(self), path.parent()) else { return };
+        let _ = fs::create_dir_all(dir).and_then(|()| write_atomic(dir, path, &text, false, "team:upload"));
+    }
+}
+
 impl Bucket {
-    pub fn new(scheme: &str, bucket: &str, prefix: &str, config: &RemoteConfig) -> Result<Self> {
+    pub fn new(scheme: &'static str, bucket: &str, prefix: &str, config: &RemoteConfig) -> Result<Self> {
         let retry = RetryConfig {
             backoff: BackoffConfig {
                 init_backoff: Duration::from_millis(100),
@@ -118,36 +135,64 @@ impl Bucket {
             }
             _ => bail!("`{scheme}` is no object store"),
         };
-        Ok(Self { store, parts, prefix: Path::parse(prefix).context("the prefix is no path")? })
+        let prefix = Path::parse(prefix).context("the prefix is no path")?;
+        Ok(Self { store, parts, scheme, prefix, in_memory: Semaphore::new(PARTS_OF_ALL) })
+    }
+
+    /// With what to do about it, where that is known: what stores say is long and not for people.
+    fn failure(&self, error: &Error) -> Failure {
+        let text = error.to_string();
+        let credentials = match self.scheme {
+            "s3" => "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or ~/.aws/credentials",
+            "gs" => "GOOGLE_SERVICE_ACCOUNT",
+            _ => "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+        };
+        let has = |signs: &[&str]| signs.iter().any(|sign| text.contains(sign));
+        let advice = if has(&["RequestTimeTooSkewed"]) {
+            "this machine's clock is not the server's: set it right".to_owned()
+        } else if has(&["NoSuchBucket", "ContainerNotFound"]) {
+            "there is no such bucket".to_owned()
+        } else if has(&["169.254.169.254", "metadata.google.internal"]) {
+            format!("there are no credentials: set {credentials}")
+        } else if matches!(error, Error::PermissionDenied { .. } | Error::Unauthenticated { .. })
+            || has(&["401 Unauthorized", "403 Forbidden"])
+        {
+            format!("it refuses these credentials: check {credentials}")
+        } else {
+            return Failure::remote(text);
+        };
+        Failure::remote(format!("{advice} ({text})"))
     }
 
     fn path(&self, name: &str) -> Path {
         name.split('/').fold(self.prefix.clone(), Path::join)
     }
 
+    /// A bucket that is not there is not an empty one.
+    fn absent<T>(&self, error: &Error) -> Result<Option<T>, Failure> {
+        let missing = ["NoSuchBucket", "ContainerNotFound"].iter().any(|sign| error.to_string().contains(sign));
+        if missing { Err(self.failure(error)) } else { Ok(None) }
+    }
+
     /// Goes on with an upload that was begun, if it is of the same bytes; begins one else.
     async fn send_parts(&self, path: &Path, upload: &Upload<'_>) -> Result<(), Failure> {
         let content = hash(upload.file).map_err(Failure::local)?;
         let name = path.to_string();
-        let left: Option<Note> = fs::read(upload.note).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        let left = left.filter(|note| note.name == name && note.content == content && note.part > 0);
-        let resumed = left.is_some();
-        let note = match left {
-            Some(note) => note,
-            None => {
-                let part = PART.max(upload.size.div_ceil(MOST_PARTS).next_multiple_of(1 << 20));
-                let id = self.parts.create_multipart(path).await.map_err(Failure::remote)?;
-                Note { name, content, part, id, done: BTreeMap::new() }
+        let left = Note::read(upload.note);
+        if let Some(note) = left.filter(|note| note.name == name && note.content == content && note.part > 0) {
+            match self.finish_parts(path, upload, note).await {
+                // The store forgot it.
+                Err(Failure { kind: Kind::Wrong, .. }) => {}
+                done => return done,
             }
-        };
-        match self.finish_parts(path, upload, note).await {
-            // The store may have forgotten the old one.
-            Err(_) if resumed => {
-                let _ = fs::remove_file(upload.note);
-                Box::pin(self.send_parts(path, upload)).await
-            }
-            done => done,
         }
+        self.abandon(upload.note).await;
+        let part = PART.max(upload.size.div_ceil(MOST_PARTS).next_multiple_of(1 << 20));
+        let id = self.parts.create_multipart(path).await.map_err(|error| self.failure(&error))?;
+        let note = Note { name, content, part, id, done: BTreeMap::new() };
+        // From its first instant: what nobody knows of stays in the store for ever.
+        note.write(upload.note);
+        self.finish_parts(path, upload, note).await
     }
 
     async fn finish_parts(&self, path: &Path, upload: &Upload<'_>, note: Note) -> Result<(), Failure> {
@@ -157,20 +202,20 @@ impl Bucket {
         let open: Vec<usize> = (0..count).filter(|index| !note.done.contains_key(index)).collect();
         let note = Mutex::new(note);
         let (file, id, noted) = (&file, &id, &note);
+        let failed = |error: Error| match is_forgotten(&error) {
+            true => Failure::wrong(format!("the upload of {path} was given up by the store: {error}")),
+            false => self.failure(&error),
+        };
         stream::iter(open.into_iter().map(|index| async move {
+            let _permit = self.in_memory.acquire().await.map_err(Failure::remote)?;
             let start = index as u64 * part;
             let mut bytes = vec![0; part.min(upload.size - start) as usize];
             file.read_exact_at(&mut bytes, start).map_err(Failure::local)?;
             let size = bytes.len() as u64;
-            let sent =
-                self.parts.put_part(path, id, index, Bytes::from(bytes).into()).await.map_err(Failure::remote)?;
+            let sent = self.parts.put_part(path, id, index, Bytes::from(bytes).into()).await.map_err(failed)?;
             let mut note = noted.lock().unwrap_or_else(PoisonError::into_inner);
             note.done.insert(index, sent.content_id);
-            // Only a memo: without it the next run sends the part again.
-            if let Ok(text) = serde_json::to_vec(&*note) {
-                let _ = upload.note.parent().map(fs::create_dir_all);
-                let _ = fs::write(upload.note, text);
-            }
+            note.write(upload.note);
             (upload.progress)(size);
             Ok::<(), Failure>(())
         }))
@@ -179,7 +224,7 @@ impl Bucket {
         .await?;
         let note = note.into_inner().unwrap_or_else(PoisonError::into_inner);
         let parts = note.done.into_values().map(|content_id| PartId { content_id }).collect();
-        self.parts.complete_multipart(path, id, parts).await.map_err(Failure::remote)?;
+        self.parts.complete_multipart(path, id, parts).await.map_err(failed)?;
         let _ = fs::remove_file(upload.note);
         Ok(())
     }
@@ -200,25 +245,25 @@ impl Store for Bucket {
                 let from = got.range.start;
                 Ok(Some(Body { from, stream: got.into_stream().map_err(Failure::remote).boxed() }))
             }
-            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error @ Error::NotFound { .. }) => self.absent(&error),
             // Nothing lies behind what we have: there is no error of its own for that.
             Err(error) if from > 0 && is_behind_the_end(&error) => {
                 Ok(Some(Body { from, stream: stream::empty().boxed() }))
             }
-            Err(error) => Err(Failure::remote(error)),
+            Err(error) => Err(self.failure(&error)),
         }
     }
 
     async fn size(&self, name: &str) -> Result<Option<u64>, Failure> {
         match self.store.head(&self.path(name)).await {
             Ok(meta) => Ok(Some(meta.size)),
-            Err(Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(Failure::remote(error)),
+            Err(error @ Error::NotFound { .. }) => self.absent(&error),
+            Err(error) => Err(self.failure(&error)),
         }
     }
 
     async fn put(&self, name: &str, bytes: Bytes) -> Result<(), Failure> {
-        self.store.put(&self.path(name), bytes.into()).await.map_err(Failure::remote).map(|_| ())
+        self.store.put(&self.path(name), bytes.into()).await.map_err(|error| self.failure(&error)).map(|_| ())
     }
 
     async fn put_file(&self, name: &str, upload: &Upload<'_>) -> Result<(), Failure> {
@@ -226,10 +271,18 @@ impl Store for Bucket {
         if upload.size > PART {
             return self.send_parts(&path, upload).await;
         }
+        let _permit = self.in_memory.acquire().await.map_err(Failure::remote)?;
         let bytes = tokio::fs::read(upload.file).await.map_err(Failure::local)?;
-        self.store.put(&path, Bytes::from(bytes).into()).await.map_err(Failure::remote)?;
+        self.store.put(&path, Bytes::from(bytes).into()).await.map_err(|error| self.failure(&error))?;
         (upload.progress)(upload.size);
         Ok(())
+    }
+
+    async fn abandon(&self, path: &std::path::Path) {
+        let Some(note) = Note::read(path) else { return };
+        // What cannot be taken back now is the store's to clean up: it has rules for that.
+        let _ = self.parts.abort_multipart(&Path::from(note.name), &note.id).await;
+        let _ = fs::remove_file(path);
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<String>, Failure> {
@@ -240,8 +293,14 @@ impl Store for Bucket {
             .map_ok(|meta| meta.location.as_ref()[cut..].trim_start_matches('/').to_owned())
             .try_collect()
             .await
-            .map_err(Failure::remote)
+            .map_err(|error| self.failure(&error))
     }
+}
+
+/// Whether an upload that was begun is not known there any more, or not as it was.
+fn is_forgotten(error: &Error) -> bool {
+    let text = error.to_string();
+    ["NoSuchUpload", "InvalidPart", "InvalidBlock"].iter().any(|sign| text.contains(sign))
 }
 
 fn is_behind_the_end(error: &Error) -> bool {

@@ -1,8 +1,11 @@
 //! A directory that all share, also over NFS: files come by rename, nothing is locked, nothing is listed to be sure.
 
 use std::{
+    collections::HashSet,
     fs, io,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -20,14 +23,19 @@ use crate::files::{TEMP, create_new, fresh, list, rename_making_parent};
 
 const CHUNK: usize = 1 << 20;
 
+/// What was not written to for so long was left by a killed process.
+const LEFT: Duration = Duration::from_secs(24 * 3600);
+
 #[derive(Debug)]
 pub(crate) struct Dir {
     root: PathBuf,
+    /// Directories that were looked through for what killed processes left.
+    swept: Arc<Mutex<HashSet<PathBuf>>>,
 }
 
 impl Dir {
     pub fn new(root: PathBuf) -> Self {
-        Self { root }
+        Self { root, swept: Arc::default() }
     }
 
     /// What cannot be done with a file of it; that it is not there is no failure, but that the whole directory is not
@@ -50,12 +58,16 @@ impl Dir {
     ) -> Result<(), Failure> {
         let (root, path) = (self.root.clone(), self.root.join(name));
         let target = path.clone();
+        let swept = Arc::clone(&self.swept);
         let written = spawn_blocking(move || {
             // Not made here when it is missing: a mount that is gone must not be filled underneath.
             root.metadata()?;
             let dir = target.parent().unwrap_or(&root);
             fs::create_dir_all(dir)?;
             let (temp, mut file) = fresh(dir, |temp| create_new(temp, 0o444))?;
+            if swept.lock().unwrap_or_else(PoisonError::into_inner).insert(dir.to_owned()) {
+                sweep(dir, &file);
+            }
             let done =
                 fill(&mut file).and_then(|()| file.sync_all()).and_then(|()| rename_making_parent(&temp, &target));
             if done.is_err() {
@@ -64,6 +76,23 @@ impl Dir {
             done
         });
         written.await.map_err(Failure::remote)?.map_err(|error| self.failure(&path, &error))
+    }
+}
+
+/// Removes what killed processes left beside a file that was made just now. All times are the file server's.
+fn sweep(dir: &Path, new: &fs::File) {
+    let modified = |meta: fs::Metadata| meta.modified().ok();
+    let Some(now) = new.metadata().ok().and_then(modified) else { return };
+    for path in list(dir).unwrap_or_default() {
+        let left = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(TEMP))
+            && path.symlink_metadata().is_ok_and(|meta| {
+                let age = modified(meta).and_then(|time| now.duration_since(time).ok());
+                age.is_some_and(|age| age > LEFT)
+            });
+        if left {
+            // Another may be faster, and what is another's may have to stay.
+            let _ = fs::remove_file(path);
+        }
     }
 }
 

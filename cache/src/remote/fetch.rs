@@ -13,11 +13,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use flow_core::{Cancel, Digest, Entry};
+use flow_core::{Cancel, Cancelled, Digest, Entry};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{
-    Remote, STALL, TeamResult, object_names,
+    LEAST, Remote, STALL, TeamResult, asked_to_stop, object_names,
+    pace::Pace,
     store::{Failure, Kind},
     within,
 };
@@ -33,6 +34,8 @@ use crate::{
 
 /// So many attempts in a row that bring nothing are the end.
 const ATTEMPTS: u32 = 4;
+/// Results on their way at the same time when somebody waits for them.
+const PULLS: usize = 32;
 /// From so many bytes on a result is synced: fetching it again costs more.
 const HEAVY: u64 = 1 << 20;
 
@@ -40,6 +43,30 @@ const HEAVY: u64 = 1 << 20;
 type Fetched = (Digest, PathBuf, KeyLock);
 
 impl Remote {
+    /// Fetches results and waits for them; `told` hears how many bytes each took.
+    ///
+    /// # Errors
+    /// As [`Remote::pull_now`], of the first one.
+    pub fn pull_all(&self, results: &[Arc<TeamResult>], cancel: &Cancel, mut told: impl FnMut(u64)) -> Result<()> {
+        let runtime = self.runtime().context("no threads can be started")?;
+        let pulled = stream::iter(results)
+            .map(|result| async move {
+                let size = result.to_fetch(&self.cache);
+                self.fetch(result, &|_| (), cancel).await.map(|_| size)
+            })
+            .buffer_unordered(PULLS)
+            .try_for_each(|size| {
+                told(size);
+                std::future::ready(Ok(()))
+            });
+        runtime.block_on(async {
+            tokio::select! {
+                pulled = pulled => pulled,
+                () = asked_to_stop(cancel) => Err(Cancelled.into()),
+            }
+        })
+    }
+
     pub(super) async fn fetch(
         &self,
         result: &TeamResult,
@@ -242,7 +269,8 @@ impl Job<'_> {
             *unpack = Unpack::new(self, packed).map_err(Failure::local)?;
             *have = 0;
         }
-        while let Some(bytes) = within(STALL, async { body.stream.next().await.transpose() }).await? {
+        let mut pace = Pace::new(STALL, LEAST);
+        while let Some(bytes) = pace.next(&mut body).await? {
             if self.cancel.is_set() {
                 return Err(Failure::cancelled());
             }

@@ -1,7 +1,8 @@
 //! [`Location`]: where a team's cache is, and who may never be told: the secrets that lead there.
 
-use std::{fmt, path::PathBuf};
+use std::{borrow::Cow, fmt, path::PathBuf};
 
+use flow_core::did_you_mean;
 use reqwest::Url;
 
 /// Where a team's cache is.
@@ -22,6 +23,8 @@ pub enum Location {
     Web(Url),
 }
 
+const SCHEMES: [&str; 6] = ["s3", "gs", "az", "https", "http", "file"];
+
 impl Location {
     /// Understands `s3://bucket/prefix`, `gs://…`, `az://container/prefix`, `http(s)://…`, `file:///dir` and `/dir`.
     ///
@@ -32,6 +35,7 @@ impl Location {
             return match text {
                 "" => Err("it is empty".into()),
                 _ if text.starts_with('/') => Ok(Self::Dir(text.into())),
+                _ if text.contains(":/") => Err("after its scheme, a URL has `://`".into()),
                 _ => Err("it is neither a URL nor an absolute path".into()),
             };
         };
@@ -63,7 +67,10 @@ impl Location {
                 }
                 Ok(Self::Web(url))
             }
-            _ => Err(format!("`{scheme}://` is not known: use s3, gs, az, https, http, file or a path")),
+            _ => Err(match did_you_mean(scheme, SCHEMES) {
+                Some(meant) => format!("`{scheme}://` is not known: did you mean `{meant}://`?"),
+                None => format!("`{scheme}://` is not known: use {} or a path", SCHEMES.join(", ")),
+            }),
         }
     }
 }
@@ -105,7 +112,7 @@ const SECRET_VARIABLES: [&str; 14] = [
 
 /// A text of others for people: one line, not long, without secrets.
 pub(crate) fn tame(text: &str) -> String {
-    let mut text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut text = text.split_whitespace().map(without_secrets).collect::<Vec<_>>().join(" ");
     for value in SECRET_VARIABLES.iter().filter_map(|name| std::env::var(name).ok()) {
         if value.len() >= 4 {
             text = text.replace(&value, "***");
@@ -117,6 +124,17 @@ pub(crate) fn tame(text: &str) -> String {
         text.push('…');
     }
     text
+}
+
+/// A word, as it is; of a URL neither user nor query: a signed URL is a key.
+fn without_secrets(word: &str) -> Cow<'_, str> {
+    let Some((before, rest)) = word.split_once("://") else { return word.into() };
+    let end = rest.find(['"', '\'', ')', '>', '<', '`']).unwrap_or(rest.len());
+    let (url, after) = rest.split_at(end);
+    let (url, query) = url.split_once('?').map_or((url, ""), |(url, _)| (url, "?***"));
+    let (host, path) = url.split_at(url.find('/').unwrap_or(url.len()));
+    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+    format!("{before}://{host}{path}{query}{}", without_secrets(after)).into()
 }
 
 #[cfg(test)]
@@ -135,10 +153,21 @@ mod tests {
         ] {
             assert_eq!(Location::parse(text).unwrap().to_string(), shown);
         }
-        for bad in ["", "shared", "ftp://host/a", "s3:///x", "https://me:hunter2@host/a", "https://host/a?sig=hunter2"]
-        {
+        assert!(Location::parse("s3s://bucket").unwrap_err().contains("did you mean `s3://`?"));
+        for bad in [
+            "",
+            "shared",
+            "s3:/bucket",
+            "ftp://host/a",
+            "s3:///x",
+            "https://me:hunter2@host/a",
+            "https://host/a?sig=hunter2",
+        ] {
             let error = Location::parse(bad).unwrap_err();
             assert!(!error.contains("hunter2"), "{error}");
         }
+        let said =
+            "error for url (https://me:hunter2@host/a?X-Amz-Signature=hunter2): <U>http://b/c?sig=hunter2</U> why?";
+        assert_eq!(tame(said), "error for url (https://host/a?***): <U>http://b/c?***</U> why?");
     }
 }

@@ -17,6 +17,7 @@ mod bucket;
 mod dir;
 mod fetch;
 mod location;
+mod pace;
 mod send;
 mod sign;
 mod store;
@@ -33,13 +34,15 @@ use std::{
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
 use flow_core::{Cancel, Cancelled, Entry, Key};
-use futures_util::{StreamExt as _, future::join_all};
+use futures_util::future::join_all;
 use serde_json::Value as Json;
 use tokio::{runtime::Runtime, sync::Semaphore};
 
 use self::{
     breaker::Breaker,
+    pace::Pace,
     send::Sending,
+    sign::Signer,
     store::{Body, Failure, Kind, Store},
 };
 use crate::{
@@ -113,6 +116,7 @@ pub(crate) struct Inner {
     moves: Semaphore,
     sends: Semaphore,
     sending: Sending,
+    signer: OnceLock<Result<Option<Signer>, String>>,
     /// What is wrong there: a push replaces it.
     wrong: Mutex<HashSet<Key>>,
 }
@@ -120,11 +124,13 @@ pub(crate) struct Inner {
 /// Look-ups, objects and results on their way at the same time.
 const ASKS: usize = 64;
 const MOVES: usize = 12;
-const SENDS: usize = 4;
+const SENDS: usize = 8;
 /// A look-up waits so long for the first byte …
 const ANSWER: Duration = Duration::from_secs(5);
 /// … and everything so long for the next one.
 const STALL: Duration = Duration::from_secs(30);
+/// … and as long for so many bytes, if there are more.
+const LEAST: u64 = 64 << 10;
 /// No record is longer.
 const LONGEST_RECORD: usize = 256 << 20;
 
@@ -144,6 +150,7 @@ impl Cache {
                 moves: Semaphore::new(MOVES),
                 sends: Semaphore::new(SENDS),
                 sending: Sending::default(),
+                signer: OnceLock::new(),
                 wrong: Mutex::default(),
                 config,
                 dir,
@@ -446,7 +453,8 @@ async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, Failure
 
 async fn collect(mut body: Body) -> Result<Bytes, Failure> {
     let mut all = Vec::new();
-    while let Some(chunk) = within(STALL, async { body.stream.next().await.transpose() }).await? {
+    let mut pace = Pace::new(STALL, LEAST);
+    while let Some(chunk) = pace.next(&mut body).await? {
         if all.len() + chunk.len() > LONGEST_RECORD {
             return Err(Failure::wrong("a record of the team's cache is longer than any can be"));
         }

@@ -7,23 +7,25 @@ use std::{
     fs::{self, File},
     io::{self, Read as _, Seek as _},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU64, AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     time::{Duration, SystemTime},
 };
 
-use anyhow::{Context as _, Result};
-use flow_core::{Cancel, Digest, Entry, Key};
+use anyhow::{Context as _, Result, anyhow};
+use flow_core::{Cancel, Cancelled, Digest, Entry, Key};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{
-    Remote, object_names, record_name,
+    Remote, STALL, asked_to_stop, collect, object_names, record_name,
     sign::Signer,
     store::{Failure, Kind, Upload},
+    within,
 };
 use crate::{
     files::{Explain as _, list},
     lock::{KeyLock, host},
     record::{Origin, ResultRecord},
+    trust::Object,
 };
 
 /// Smaller ones are sent as they are.
@@ -63,6 +65,8 @@ pub(crate) struct Sending {
     left: AtomicUsize,
     sent: AtomicUsize,
     bytes: AtomicU64,
+    /// It was said that the key to sign with cannot be used.
+    unsigned: AtomicBool,
 }
 
 impl Remote {
@@ -90,12 +94,38 @@ impl Remote {
                 self.start(key);
             }
         }
+        let remote = self.clone();
+        let Some(runtime) = self.runtime() else { return };
+        runtime.spawn(async move { remote.abandon_uploads().await });
+    }
+
+    /// Takes back what was begun long ago and nobody went on with.
+    async fn abandon_uploads(&self) {
+        for note in list(&self.inner.dir.join("uploads")).unwrap_or_default() {
+            let age = note.metadata().and_then(|meta| meta.modified()).ok().and_then(|time| time.elapsed().ok());
+            if age.is_some_and(|age| age > LEFT)
+                && self.may_write()
+                && let Ok(store) = self.store()
+            {
+                store.abandon(&note).await;
+            }
+        }
+    }
+
+    /// Who signs what goes out, if somebody does.
+    fn signer(&self) -> Result<Option<&Signer>, Failure> {
+        let read = || {
+            let file = self.inner.config.trust.sign_key.as_deref();
+            file.map(Signer::read).transpose().map_err(|error| format!("{error:#}"))
+        };
+        let signer = self.inner.signer.get_or_init(read).as_ref();
+        signer.map(Option::as_ref).map_err(|error| Failure::local(anyhow!("{error}")))
     }
 
     /// How far they are.
     #[must_use]
     pub fn uploads(&self) -> Uploads {
-        let Sending { left, sent, bytes } = &self.inner.sending;
+        let Sending { left, sent, bytes, .. } = &self.inner.sending;
         Uploads {
             left: left.load(Ordering::Acquire),
             sent: sent.load(Ordering::Relaxed),
@@ -111,15 +141,26 @@ impl Remote {
         }
     }
 
-    /// Sends a result and waits for it.
+    /// Sends results and waits for them; `told` hears what became of each.
     ///
     /// # Errors
-    /// The remote cannot be reached or refuses; the result's objects cannot be read.
-    pub fn push_now(&self, key: &Key, cancel: &Cancel) -> Result<Pushed> {
+    /// The remote cannot be reached or refuses; objects cannot be read; `cancel` is set.
+    pub fn push_now(&self, keys: &[Key], cancel: &Cancel, mut told: impl FnMut(Pushed)) -> Result<()> {
         let runtime = self.runtime().context("no threads can be started")?;
-        let sent = runtime.block_on(self.send(key, cancel)).map_err(|failure| failure.error)?;
-        let _ = fs::remove_file(self.note(key));
-        Ok(sent)
+        let sent = stream::iter(keys)
+            .map(|key| async move { self.send(key, cancel).await.map(|pushed| (key, pushed)) })
+            .buffer_unordered(PUSHES)
+            .try_for_each(|(key, pushed)| {
+                let _ = fs::remove_file(self.note(key));
+                told(pushed);
+                std::future::ready(Ok(()))
+            });
+        runtime.block_on(async {
+            tokio::select! {
+                sent = sent => sent.map_err(|failure| failure.error),
+                () = asked_to_stop(cancel) => Err(Cancelled.into()),
+            }
+        })
     }
 
     fn note(&self, key: &Key) -> PathBuf {
@@ -141,12 +182,18 @@ impl Remote {
         if !self.may_write() {
             return;
         }
+        let later = "what is left is pushed by the next run";
+        if let Err(failure) = self.signer() {
+            if !self.inner.sending.unsigned.swap(true, Ordering::Relaxed) {
+                self.cache.warn(format!("nothing is pushed to the team's cache, {later}: {:#}", failure.error));
+            }
+            return;
+        }
         let Err(failure) = self.send(key, &Cancel::default()).await else {
             self.inner.sending.sent.fetch_add(1, Ordering::Relaxed);
             let _ = fs::remove_file(self.note(key));
             return;
         };
-        let later = "what is left is pushed by the next run";
         match failure.kind {
             Kind::Remote => {
                 if self.inner.writes.trip(&format!("{:#}", failure.error)) {
@@ -174,13 +221,12 @@ impl Remote {
         if self.inner.config.push_limit.is_some_and(|limit| record.tree.size() > limit) {
             return Ok(Pushed::TooBig);
         }
+        // Before the long work: it may not be there.
+        let signer = self.signer()?;
         let replaces = self.wrong().contains(key);
-        if !replaces && store.size(&record_name(key)).await?.is_some() {
+        if !replaces && self.has_good_record(key).await? {
             return Ok(Pushed::Known);
         }
-        // Read before the long work: what it says may be wrong.
-        let signer =
-            self.inner.config.trust.sign_key.as_deref().map(Signer::read).transpose().map_err(Failure::local)?;
         let went = AtomicU64::new(0);
         let mut entries = record.tree.entries().to_vec();
         entries.sort_unstable_by_key(|entry| entry.digest);
@@ -203,14 +249,20 @@ impl Remote {
             None => {
                 let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
                 let compressed = compressed.into_iter().flatten().collect();
-                let key = signer.as_ref().map(Signer::public);
+                let key = signer.map(Signer::public);
                 let origin = Origin { by: who(), time, compressed, key, signature: None };
-                signed(record, origin, signer.as_ref()).map_err(Failure::local)?
+                signed(record, origin, signer).map_err(Failure::local)?
             }
         };
         store.put(&record_name(key), bytes.into()).await?;
         self.wrong().remove(key);
         Ok(Pushed::New(went.into_inner()))
+    }
+
+    /// Whether the team has a record that would be believed here: half of one or a forged one is replaced.
+    async fn has_good_record(&self, key: &Key) -> Result<bool, Failure> {
+        let Some(body) = within(STALL, self.store()?.get(&record_name(key), 0)).await? else { return Ok(false) };
+        Ok(self.accept(key, collect(body).await?).is_ok())
     }
 
     /// Returns its compressed size, if it lies there compressed.
@@ -232,14 +284,17 @@ impl Remote {
         let pays = || tokio::task::block_in_place(|| pays(&object, entry.size)).explain(self.cache.root(), failed);
         let packed = packed.map_or_else(pays, Ok).map_err(Failure::local)?;
         let [plain, compressed] = object_names(&entry.digest);
-        let there = store.size(if packed { &compressed } else { &plain }).await?;
-        // A plain object of another length is not whole. Of a compressed one only who fetches it can tell.
-        if let Some(size) = there.filter(|size| !replaces && (packed || *size == entry.size)) {
+        let there = store.size(if packed { &compressed } else { &plain }).await?.filter(|_| !replaces);
+        // A plain object of another length is not whole. Of a compressed one the length is not known yet.
+        let whole = |size: &u64| if packed { !store.leaves_halves() } else { *size == entry.size };
+        let note = self.inner.dir.join("uploads").join(entry.digest.to_string());
+        if let Some(size) = there.filter(whole) {
+            // Somebody else was faster.
+            store.abandon(&note).await;
             return Ok(packed.then_some((entry.digest, size)));
         }
         let parts = self.cache.tmp().join("team");
         fs::create_dir_all(&parts).explain(self.cache.root(), || "make a directory").map_err(Failure::local)?;
-        let note = self.inner.dir.join("uploads").join(entry.digest.to_string());
         let progress = |bytes| {
             went.fetch_add(bytes, Ordering::Relaxed);
             self.inner.sending.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -254,6 +309,9 @@ impl Remote {
                 None => tokio::time::sleep(Duration::from_millis(100)).await,
             }
         };
+        if !matches!(tokio::task::block_in_place(|| self.cache.check_object(&entry)), Ok(Object::Good)) {
+            return Err(Failure::wrong(format!("{} is damaged: run `flow cache verify`", object.display())));
+        }
         if !packed {
             let upload = Upload { file: &object, size: entry.size, note: &note, progress: &progress };
             store.put_file(&plain, &upload).await?;
@@ -264,6 +322,7 @@ impl Remote {
             .explain(self.cache.root(), || format!("compress {}", object.display()))
             .map_err(Failure::local);
         let sent = match size {
+            Ok(size) if there == Some(size) => Ok(Some((entry.digest, size))),
             Ok(size) => {
                 let upload = Upload { file: &file, size, note: &note, progress: &progress };
                 store.put_file(&compressed, &upload).await.map(|()| Some((entry.digest, size)))
@@ -277,6 +336,10 @@ impl Remote {
 
 /// Objects of one result on their way at the same time.
 const SENDS_A_RESULT: usize = 8;
+/// Results on their way at the same time when somebody waits for them.
+const PUSHES: usize = 32;
+/// An upload that nobody went on with for so long is taken back.
+const LEFT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// The record with its origin, signed.
 pub(crate) fn signed(record: ResultRecord, origin: Origin, signer: Option<&Signer>) -> Result<Vec<u8>> {

@@ -25,6 +25,14 @@ pub(crate) trait Store: Send + Sync {
     /// Puts a file there.
     async fn put_file(&self, name: &str, upload: &Upload<'_>) -> Result<(), Failure>;
 
+    /// Forgets what was begun to be put there and noted.
+    async fn abandon(&self, _note: &Path) {}
+
+    /// Whether half of what was put may lie there when somebody is killed.
+    fn leaves_halves(&self) -> bool {
+        false
+    }
+
     /// The names that begin so.
     async fn list(&self, prefix: &str) -> Result<Vec<String>, Failure>;
 }

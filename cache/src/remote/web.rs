@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashSet,
+    io,
     net::IpAddr,
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -12,8 +13,8 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use async_trait::async_trait;
-use bytes::Bytes;
-use futures_util::{StreamExt as _, TryStreamExt as _};
+use bytes::{Bytes, BytesMut};
+use futures_util::{StreamExt as _, TryStream, TryStreamExt as _, stream};
 use reqwest::{Body as Outgoing, Client, Method, RequestBuilder, Response, StatusCode, Url, header};
 use tokio::io::AsyncReadExt as _;
 
@@ -31,6 +32,9 @@ pub(crate) struct Web {
 }
 
 const CONNECT: Duration = Duration::from_secs(5);
+/// Before each further try.
+const PAUSES: [Duration; 2] = [Duration::from_millis(200), Duration::from_millis(800)];
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 impl Web {
     pub fn new(base: &Url) -> Result<Self> {
@@ -74,21 +78,51 @@ impl Web {
             }
             url.set_path(&path);
             // Whatever it answers: the PUT tells whether it may.
-            self.send(self.client.request(mkcol.clone(), url.clone())).await?;
+            self.send(|| self.client.request(mkcol.clone(), url.clone())).await?;
             self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(path);
         }
         Ok(())
     }
 
-    async fn send(&self, request: RequestBuilder) -> Result<Response, Failure> {
+    /// Sends a request, again when the server is busy or the connection broke: each may be answered twice.
+    async fn send(&self, make: impl Fn() -> RequestBuilder) -> Result<Response, Failure> {
         let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let request = match (variable("FLOW_REMOTE_TOKEN"), variable("FLOW_REMOTE_USER")) {
-            (Some(token), _) => request.bearer_auth(token),
-            (None, Some(user)) => request.basic_auth(user, variable("FLOW_REMOTE_PASSWORD")),
-            (None, None) => request,
-        };
-        request.send().await.map_err(|error| failure(&error))
+        let mut pauses = PAUSES.into_iter();
+        loop {
+            let request = match (variable("FLOW_REMOTE_TOKEN"), variable("FLOW_REMOTE_USER")) {
+                (Some(token), _) => make().bearer_auth(token),
+                (None, Some(user)) => make().basic_auth(user, variable("FLOW_REMOTE_PASSWORD")),
+                (None, None) => make(),
+            };
+            let answer = request.send().await;
+            let again = match &answer {
+                Ok(response) => is_busy(response.status()).then(|| asked_for(response)),
+                Err(error) => (error.is_request() && !error.is_timeout()).then_some(None),
+            };
+            let pause = again.and_then(|asked| pauses.next().map(|pause| asked.unwrap_or(pause).min(LONGEST_PAUSE)));
+            match pause {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => return answer.map_err(|error| failure(&error)),
+            }
+        }
     }
+}
+
+fn is_busy(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::INTERNAL_SERVER_ERROR
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT
+    )
+}
+
+/// How long the server wants to be left alone.
+fn asked_for(response: &Response) -> Option<Duration> {
+    let seconds = response.headers().get(header::RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
 }
 
 /// All causes in a line; the innermost says most.
@@ -108,26 +142,36 @@ fn refused(response: &Response) -> Failure {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             ": check FLOW_REMOTE_TOKEN, or FLOW_REMOTE_USER and FLOW_REMOTE_PASSWORD"
         }
-        StatusCode::METHOD_NOT_ALLOWED => ": the server must allow PUT",
+        StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => ": the server must allow PUT",
+        status if status.is_redirection() => ": name the address that it redirects to",
         _ => "",
     };
     Failure::remote(format!("{url} answers {status}{advice}"))
+}
+
+/// A file's bytes.
+fn read(file: tokio::fs::File) -> impl TryStream<Ok = Bytes, Error = io::Error> {
+    stream::try_unfold(file, |mut file| async move {
+        let mut buffer = BytesMut::with_capacity(1 << 18);
+        Ok((file.read_buf(&mut buffer).await? > 0).then(|| (buffer.freeze(), file)))
+    })
 }
 
 #[async_trait]
 impl Store for Web {
     async fn get(&self, name: &str, from: u64) -> Result<Option<Body>, Failure> {
         // What is asked for are the bytes as they lie there.
-        let mut request = self.client.get(self.url(name)?).header(header::ACCEPT_ENCODING, "identity");
-        if from > 0 {
-            request = request.header(header::RANGE, format!("bytes={from}-"));
-        }
+        let url = self.url(name)?;
+        let request = || {
+            let request = self.client.get(url.clone()).header(header::ACCEPT_ENCODING, "identity");
+            if from > 0 { request.header(header::RANGE, format!("bytes={from}-")) } else { request }
+        };
         let response = self.send(request).await?;
         let from = match response.status() {
             StatusCode::NOT_FOUND | StatusCode::GONE => return Ok(None),
             // Nothing lies behind what we have.
             StatusCode::RANGE_NOT_SATISFIABLE => {
-                return Ok(Some(Body { from, stream: futures_util::stream::empty().boxed() }));
+                return Ok(Some(Body { from, stream: stream::empty().boxed() }));
             }
             StatusCode::PARTIAL_CONTENT => {
                 let range = response.headers().get(header::CONTENT_RANGE).and_then(|range| range.to_str().ok());
@@ -148,7 +192,8 @@ impl Store for Web {
     }
 
     async fn size(&self, name: &str) -> Result<Option<u64>, Failure> {
-        let response = self.send(self.client.head(self.url(name)?)).await?;
+        let url = self.url(name)?;
+        let response = self.send(|| self.client.head(url.clone())).await?;
         match response.status() {
             StatusCode::NOT_FOUND | StatusCode::GONE => Ok(None),
             status if status.is_success() => {
@@ -165,24 +210,21 @@ impl Store for Web {
 
     async fn put(&self, name: &str, bytes: Bytes) -> Result<(), Failure> {
         self.make_room(name).await?;
-        let response = self.send(self.client.put(self.url(name)?).body(bytes)).await?;
+        let url = self.url(name)?;
+        let response = self.send(|| self.client.put(url.clone()).body(bytes.clone())).await?;
         if response.status().is_success() { Ok(()) } else { Err(refused(&response)) }
     }
 
     async fn put_file(&self, name: &str, upload: &Upload<'_>) -> Result<(), Failure> {
         self.make_room(name).await?;
         // There is no way to go on with half a PUT that all servers know: it begins anew.
-        let file = tokio::fs::File::open(upload.file).await.map_err(Failure::local)?;
-        let stream = futures_util::stream::unfold(file, |mut file| async move {
-            let mut buffer = bytes::BytesMut::with_capacity(1 << 18);
-            match file.read_buf(&mut buffer).await {
-                Ok(0) => None,
-                Ok(_) => Some((Ok(buffer.freeze()), file)),
-                Err(error) => Some((Err(error), file)),
-            }
-        });
-        let body = Outgoing::wrap_stream(stream);
-        let request = self.client.put(self.url(name)?).header(header::CONTENT_LENGTH, upload.size).body(body);
+        let url = self.url(name)?;
+        let path = upload.file.to_owned();
+        let request = || {
+            let stream = stream::once(tokio::fs::File::open(path.clone())).map_ok(read).try_flatten();
+            let body = Outgoing::wrap_stream(stream);
+            self.client.put(url.clone()).header(header::CONTENT_LENGTH, upload.size).body(body)
+        };
         let response = self.send(request).await?;
         if !response.status().is_success() {
             return Err(refused(&response));
@@ -195,6 +237,10 @@ impl Store for Web {
             }
             size => Err(Failure::remote(format!("{name} has {size:?} bytes after {} were put there", upload.size))),
         }
+    }
+
+    fn leaves_halves(&self) -> bool {
+        true
     }
 
     async fn list(&self, _: &str) -> Result<Vec<String>, Failure> {

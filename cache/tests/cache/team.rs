@@ -47,7 +47,9 @@ impl Team {
 }
 
 fn push(cache: &Cache, key: Key) -> Pushed {
-    cache.remote().unwrap().push_now(&key, &Cancel::default()).unwrap()
+    let mut became = None;
+    cache.remote().unwrap().push_now(&[key], &Cancel::default(), |pushed| became = Some(pushed)).unwrap();
+    became.unwrap()
 }
 
 fn ask(cache: &Cache, key: Key) -> Option<Arc<TeamResult>> {

@@ -25,18 +25,16 @@ pub fn push(part: &Part) -> Done {
     }
     let cancel = interrupt::watch().map_err(|error| Failure::Cache(error.into()))?;
     let (mut new, mut known, mut too_big, mut sent) = (0, 0, 0, 0);
-    for key in &keys {
-        let pushed = remote.push_now(key, &cancel);
-        if cancel.is_set() {
-            return Err(Failure::Interrupted);
-        }
-        match pushed.with_context(|| format!("cannot push to the team's cache {}", remote.location()))? {
-            Pushed::New(size) => (new, sent) = (new + 1, sent + size),
-            Pushed::Known => known += 1,
-            Pushed::TooBig => too_big += 1,
-            Pushed::Gone => {}
-        }
+    let pushed = remote.push_now(&keys, &cancel, |pushed| match pushed {
+        Pushed::New(size) => (new, sent) = (new + 1, sent + size),
+        Pushed::Known => known += 1,
+        Pushed::TooBig => too_big += 1,
+        Pushed::Gone => {}
+    });
+    if cancel.is_set() {
+        return Err(Failure::Interrupted);
     }
+    pushed.with_context(|| format!("cannot push to the team's cache {}", remote.location()))?;
     draw_warnings(&cache);
     let mut text = format!("{} pushed ({}), {} there before", results(new), bytes(sent), count(known));
     if too_big > 0 {
@@ -80,15 +78,11 @@ pub fn pull(part: &Part) -> Done {
             draw_warnings(&cache);
             return Err(Failure::Cache(failed()));
         }
-        for result in &found {
-            let size = result.to_fetch(&cache);
-            let pulled = remote.pull_now(result, &|_| (), &cancel);
-            if cancel.is_set() {
-                return Err(Failure::Interrupted);
-            }
-            pulled?;
-            (taken, fetched) = (taken + 1, fetched + size);
+        let pulled = remote.pull_all(&found, &cancel, |size| (taken, fetched) = (taken + 1, fetched + size));
+        if cancel.is_set() {
+            return Err(Failure::Interrupted);
         }
+        pulled?;
         if found.is_empty() || project.is_none() {
             break open.len() - found.len() + unknown;
         }

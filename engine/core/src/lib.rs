@@ -28,3 +28,6 @@ pub use schema::schema_of;
 pub use stage::{Cancel, Cancelled, Check, Ctx, DynStage, Facts, Input, Kind, Known, Mode, Parsed, Port, Stage};
 pub use tree::{Entry, Tree, is_safe_name};
 pub use value::{Table, Value, ValueKind};
+
+/// The variables with which flow opens a team's cache on a web server: for itself, and for no command that it starts.
+pub const SECRETS: [&str; 3] = ["FLOW_REMOTE_TOKEN", "FLOW_REMOTE_USER", "FLOW_REMOTE_PASSWORD"];

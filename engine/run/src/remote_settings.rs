@@ -78,8 +78,10 @@ impl RemoteFile {
         if let Some(url) = self.url.as_deref().filter(|url| !is_path(url) && *url != OFF)
             && let Err(why) = Location::parse(url)
         {
+            let error = Diagnostic::new(format!("`remote.url` in {} cannot be used", file.display())).cause(why);
             // Its line would be shown, and what stands there may be a secret.
-            errors.push(Diagnostic::new(format!("`remote.url` in {} cannot be used", file.display())).cause(why));
+            let secret = url.contains(['@', '?', '#']);
+            errors.push(if secret { error } else { at(error, "url") });
         }
         if let Some(Err(error)) = self.mode.as_deref().map(mode) {
             errors.push(at(error, "mode"));
@@ -147,7 +149,7 @@ impl RemoteFile {
 }
 
 fn is_path(url: &str) -> bool {
-    !url.contains("://") && url != OFF
+    !url.contains(":/") && url != OFF
 }
 
 /// Whether it may be written to.

@@ -83,4 +83,8 @@ pub(crate) fn finish_uploads(cache: &Cache, sink: &dyn Sink, cancel: &Cancel) {
             say(format!("results on their way to the team's cache {}: {left}, {mib:.1} MiB went", remote.location()));
         }
     });
+    if let left @ 1.. = remote.uploads().left {
+        let results = if left == 1 { "1 result is" } else { &format!("{left} results are") };
+        say(format!("{results} not in the team's cache {} yet: the next run goes on with it", remote.location()));
+    }
 }

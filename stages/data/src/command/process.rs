@@ -17,7 +17,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use flow_core::{Cancelled, Ctx, Level};
+use flow_core::{Cancelled, Ctx, Level, SECRETS};
 
 use super::{guard, lines::Lines};
 
@@ -33,6 +33,10 @@ const LOOK: Duration = Duration::from_millis(20);
 /// It could not be started or did not end well: with its last lines. [`Cancelled`] when the run is interrupted.
 pub fn run(ctx: &Ctx<'_>, line: &str, directory: &Path, env: &BTreeMap<String, String>) -> Result<()> {
     let mut command = Command::new("sh");
+    // Only flow itself opens the team's cache with them.
+    SECRETS.iter().for_each(|name| {
+        command.env_remove(name);
+    });
     command.arg("-c").arg(line).current_dir(directory).envs(ctx.gpu_variable()).envs(env).process_group(0);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let parent = std::process::id();
