@@ -114,7 +114,9 @@ fn the_whole_pipeline_runs_is_skipped_and_survives_kill_9() {
     assert!(again.how().values().all(|how| *how == "cached"), "{:?}", again.how());
 
     flow_killed(&expected, &weights);
+    another_mesh(&sandbox);
     rank_killed(&expected);
+    rank_killed_with_retries(&expected);
     two_at_once(&expected);
 }
 
@@ -133,6 +135,50 @@ fn flow_killed(expected: &BTreeMap<String, String>, weights: &[u8]) {
     assert_eq!(resumed.how()["train"], "resumed");
     same(&resumed, expected);
     assert_eq!(fs::read(sandbox.path("results/ja-mini/model.safetensors")).unwrap(), weights);
+}
+
+/// Stopped on two data-parallel ranks, a training goes on with two that share each layer, and other micro batches.
+fn another_mesh(undisturbed: &Sandbox) {
+    let sandbox = project();
+    let flow = sandbox.start(&arguments("run"));
+    until("a checkpoint is there", || has_checkpoint(&sandbox));
+    flow.signal(libc::SIGKILL);
+    flow.end();
+    let mesh = "stage.train.parallel={tensor=2,data=1,sequence=true}";
+    let other = ["--set", mesh, "--set", "stage.train.micro_batch_size=4"];
+    let resumed = Events::of(&sandbox.ok(&[&arguments("run")[..], &other].concat()));
+    assert_eq!(resumed.how()["train"], "resumed");
+    let (ours, theirs) = (losses(&sandbox), losses(undisturbed));
+    assert!(ours.len() == theirs.len() && !ours.is_empty());
+    for (ours, theirs) in ours.iter().zip(theirs) {
+        assert!((ours - theirs).abs() < 1e-5 * theirs, "{ours} {theirs}");
+    }
+}
+
+/// The losses of the training, step by step.
+fn losses(sandbox: &Sandbox) -> Vec<f64> {
+    let [file, profile, mini, ..] = SMALL;
+    let settings: Vec<&str> = SMALL.iter().copied().skip_while(|word| *word != "--set").collect();
+    let path = sandbox.ok(&[&["path", file, "train", profile, mini][..], &settings].concat());
+    let lines = fs::read_to_string(Path::new(path.trim()).join("metrics.jsonl")).unwrap();
+    let line = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].as_f64().unwrap();
+    lines.lines().map(line).collect()
+}
+
+/// With `retries` the run itself goes on from the last checkpoint.
+fn rank_killed_with_retries(expected: &BTreeMap<String, String>) {
+    let sandbox = project();
+    let flow = sandbox.start(&[&arguments("run")[..], &["--set", "stage.train.retries=1"]].concat());
+    until("a checkpoint is there", || has_checkpoint(&sandbox));
+    let victim = *children(&flow).last().unwrap();
+    // SAFETY: plain system call on a grandchild that its parent has not been able to wait for yet.
+    assert_eq!(unsafe { libc::kill(victim, libc::SIGKILL) }, 0);
+    let output = flow.end();
+    assert_eq!(output.code, Some(0), "{output}");
+    let events = Events::of(&output.stdout);
+    assert!(output.stdout.contains("rank "), "{output}");
+    assert_eq!(events.how()["train"], "resumed");
+    same(&events, expected);
 }
 
 /// One rank dies: said, with its last words; the next run goes on.

@@ -14,7 +14,7 @@ use serde_json::{Map, Value as Json};
 pub struct Training {
     /// Tokens in a sequence.
     pub seq_length: usize,
-    /// Sequences in one forward pass of one data-parallel rank.
+    /// Sequences in one forward pass of one data-parallel rank. Not part of the key: a batch is the same in other portions.
     pub micro_batch_size: usize,
     /// Sequences in one optimizer step, over all ranks.
     pub global_batch_size: usize,
@@ -44,7 +44,7 @@ pub struct Training {
     /// Megatron's split of the training data into train, validation, test: `"98,1,1"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub splits: Option<String>,
-    /// How the model is spread over processes.
+    /// How the work is spread over processes. Not part of the key: a training goes on with another mesh.
     #[serde(default)]
     pub parallel: Parallel,
     /// The optimizer.
@@ -70,14 +70,15 @@ pub struct Training {
 }
 
 impl Training {
-    /// What decides the numbers, and so enters the key: all but the fields that say that they are not part of it.
+    /// What decides the numbers, and so enters the key: all but the fields that say that they are not part of it. What
+    /// sums the same numbers in another order (a mesh, a device) is not another training.
     ///
     /// # Panics
     /// Never: a `Training` is a JSON object.
     #[must_use]
     pub fn keyed(&self) -> Map<String, Json> {
         let Ok(Json::Object(mut all)) = serde_json::to_value(self) else { unreachable!("a struct is an object") };
-        for knob in ["device", "log_interval", "checkpoint", "memory", "memory_limit", "deterministic", "tensorboard"] {
+        for knob in KNOBS {
             all.remove(knob);
         }
         if let Some(optim) = all.get_mut("optim").and_then(Json::as_object_mut) {
@@ -86,6 +87,19 @@ impl Training {
         all
     }
 }
+
+/// What decides how and where the numbers are made, and not which.
+const KNOBS: [&str; 9] = [
+    "checkpoint",
+    "deterministic",
+    "device",
+    "log_interval",
+    "memory",
+    "memory_limit",
+    "micro_batch_size",
+    "parallel",
+    "tensorboard",
+];
 
 fn default_seed() -> u32 {
     1234 // Megatron's
@@ -274,15 +288,16 @@ mod tests {
         let mut training = training();
         let keyed = training.keyed();
         let expected = serde_json::json!({
-            "seq_length": 64, "micro_batch_size": 2, "global_batch_size": 12, "max_steps": 20, "seed": 1234,
+            "seq_length": 64, "global_batch_size": 12, "max_steps": 20, "seed": 1234,
             "precision": "bf16", "gradient_clip": 1.0, "val_interval": 5, "limit_val_batches": 2,
-            "parallel": {"tensor": 1, "pipeline": 1, "context": 1, "data": 2, "sequence": false},
             "optim": {"name": "adamw", "lr": 1e-3, "min_lr": 0.0, "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.0},
             "sched": {"name": "cosine", "warmup_steps": 0, "constant_steps": 0},
         });
         assert_eq!(Json::Object(keyed.clone()), expected);
         training.device = Device::Cpu;
         training.log_interval = 7;
+        training.micro_batch_size = 1;
+        training.parallel = Parallel { tensor: 2, sequence: true, ..Parallel::default() };
         training.checkpoint = Checkpointing { interval: 3, keep: 2, keep_best: 1 };
         training.memory.recompute = Recompute::Full;
         training.memory_limit = Some("48GB".to_owned());

@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result, bail};
 use flow_dist::Reduce;
 use flow_formats::torch_dist::{self, Reader};
-use flow_plan::{TrainJob, Training};
+use flow_plan::TrainJob;
 use tch::Tensor;
 
 use crate::{
@@ -29,7 +29,7 @@ pub struct Resumed<'a> {
 impl Resumed<'_> {
     /// Goes back to the newest checkpoint that can be used; to the start if there is none.
     pub fn newest(mut self, job: &TrainJob, ranks: &Ranks, voice: &Voice) -> Result<State> {
-        let training = decisive(&job.training);
+        let training = serde_json::Value::Object(job.training.keyed());
         let mut checkpoints: Vec<String> = Vec::new();
         if ranks.rank == 0 {
             fs::create_dir_all(&job.scratch).with_context(|| format!("cannot make {}", job.scratch.display()))?;
@@ -93,11 +93,4 @@ fn usable(path: &Path, scratch: &Path, training: &serde_json::Value) -> Result<(
         bail!("it is of a run with other parameters");
     }
     crate::metrics::holds(scratch, state.step)
-}
-
-/// The parameters that decide the numbers. How the model is spread does not.
-fn decisive(training: &Training) -> serde_json::Value {
-    let mut table = training.keyed();
-    table.remove("parallel");
-    table.into()
 }
