@@ -4,6 +4,7 @@
 //! cache or the engine: a stage sees its inputs, an output directory, a sink for events and a cancel flag.
 
 mod command;
+mod datasets;
 mod eval;
 pub mod facts;
 mod fetch;

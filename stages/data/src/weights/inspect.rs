@@ -6,7 +6,7 @@ use anyhow::Result;
 use serde_json::{Value as Json, json};
 
 use super::Weights;
-use crate::models::Model;
+use crate::{datasets, models::Model};
 
 /// What was found.
 #[derive(Debug)]
@@ -19,11 +19,16 @@ pub struct Inspection {
     pub json: Json,
 }
 
-/// Looks at a Hugging Face model or a Megatron checkpoint: reads tables of contents, no tensor.
+/// Looks at a Hugging Face model or a Megatron checkpoint, of which it reads tables of contents and no tensor; or at
+/// `.bin/.idx` datasets.
 ///
 /// # Errors
 /// It is none of these, or damaged.
 pub fn inspect(path: &Path) -> Result<Inspection> {
+    let found = datasets::at(path);
+    if !found.is_empty() {
+        return datasets::inspect(&found);
+    }
     let weights = Weights::open(path)?;
     let elements = |shape: &[u64]| shape.iter().product::<u64>();
     let of_model = |name: &str| !name.starts_with("optimizer.");
