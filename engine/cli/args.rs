@@ -241,9 +241,13 @@ pub struct Show {
 /// `flow inspect`
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// A Hugging Face directory, a .safetensors file, a Megatron checkpoint or one of its iterations
+    /// A Hugging Face directory, a .safetensors file, a Megatron checkpoint or one of its iterations; a .bin/.idx, its
+    /// prefix or a directory of them
     #[arg(value_name = "PATH", value_hint = ValueHint::AnyPath)]
     pub path: PathBuf,
+    /// Of a .bin/.idx, show the text too, and see that the tokenizer has every id
+    #[arg(long, value_name = "DIRECTORY", value_hint = ValueHint::AnyPath)]
+    pub tokenizer: Option<PathBuf>,
     /// Print it as one line of JSON
     #[arg(long)]
     pub json: bool,

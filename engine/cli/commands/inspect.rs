@@ -7,7 +7,7 @@ use crate::{args, failure, failure::Failure, out};
 
 /// Says what lies at a path.
 pub fn inspect(args: &args::Inspect) -> Done {
-    let found = weights::inspect(&args.path).map_err(|error| unreadable(&error))?;
+    let found = weights::inspect(&args.path, args.tokenizer.as_deref()).map_err(|error| unreadable(&error))?;
     if args.json {
         return Ok(out::line(found.json.to_string())?);
     }

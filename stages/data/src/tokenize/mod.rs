@@ -19,9 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{diagnostic, facts};
 use encode::{Bad, Encoder};
-use tokenizer::Files;
 
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{Files, Tokenizer};
 
 /// The most bytes of a file that are encoded twice, to see that the faster encoder gives the reference's ids.
 const COMPARED: usize = 64 << 10;

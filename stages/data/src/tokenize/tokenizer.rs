@@ -262,6 +262,14 @@ impl Tokenizer {
         if fast { self.encode_fast(text, special) } else { self.encode_reference(text, special) }
     }
 
+    /// The text of ids, special tokens too.
+    ///
+    /// # Errors
+    /// The tokenizer cannot decode.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.hf.decode(ids, false).map_err(|error| anyhow!("{error}"))
+    }
+
     /// Whether both encoders give the same ids for a text.
     ///
     /// # Errors

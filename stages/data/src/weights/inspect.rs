@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde_json::{Value as Json, json};
 
 use super::Weights;
@@ -20,15 +20,16 @@ pub struct Inspection {
 }
 
 /// Looks at a Hugging Face model or a Megatron checkpoint, of which it reads tables of contents and no tensor; or at
-/// `.bin/.idx` datasets.
+/// `.bin/.idx` datasets, of which it shows the text if there is a `tokenizer`.
 ///
 /// # Errors
-/// It is none of these, or damaged.
-pub fn inspect(path: &Path) -> Result<Inspection> {
+/// It is none of these, or damaged; it has no text.
+pub fn inspect(path: &Path, tokenizer: Option<&Path>) -> Result<Inspection> {
     let found = datasets::at(path);
     if !found.is_empty() {
-        return datasets::inspect(&found);
+        return datasets::inspect(&found, tokenizer);
     }
+    ensure!(tokenizer.is_none(), "{} holds no .bin/.idx, which a tokenizer would be for", path.display());
     let weights = Weights::open(path)?;
     let elements = |shape: &[u64]| shape.iter().product::<u64>();
     let of_model = |name: &str| !name.starts_with("optimizer.");
@@ -85,7 +86,7 @@ mod tests {
 
     #[test]
     fn both_formats_have_the_same_parameters() {
-        let [hf, megatron] = ["hf", "megatron_core0.16"].map(|name| inspect(&golden(name)).unwrap());
+        let [hf, megatron] = ["hf", "megatron_core0.16"].map(|name| inspect(&golden(name), None).unwrap());
         assert_eq!(hf.json["parameters"], 238_144);
         assert_eq!(
             (&hf.json["parameters"], &hf.json["bytes"]),
@@ -93,7 +94,7 @@ mod tests {
         );
         assert_eq!((hf.rows.len(), megatron.rows.len()), (40, 10));
         assert_eq!(hf.facts[1], ("model", "llama".to_owned()));
-        let error = format!("{:#}", inspect(Path::new("/usr")).unwrap_err());
+        let error = format!("{:#}", inspect(Path::new("/usr"), None).unwrap_err());
         assert!(error.contains("neither *.safetensors nor a Megatron checkpoint"), "{error}");
     }
 }
