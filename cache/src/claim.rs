@@ -70,6 +70,7 @@ impl Cache {
         };
         let before = stat()?;
         if !options.ignore_hit
+            && before.is_some()
             && let Some(outcome) = self.lookup(key)?
         {
             return Ok(Claim::Hit(outcome));

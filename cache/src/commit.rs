@@ -137,7 +137,7 @@ impl Cache {
             tree: Tree::clone(&tree),
             cost,
             created: now() as f64 / 1e9,
-            host: host(),
+            host: host().to_owned(),
             version: env!("CARGO_PKG_VERSION").into(),
             freed: false,
             shared: None,

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Error, Result};
+use rayon::prelude::*;
 
 use crate::fault::fault;
 
@@ -178,13 +179,21 @@ pub(crate) fn list(dir: &Path) -> Result<Vec<PathBuf>> {
     for entry in entries {
         paths.push(entry.with_context(|| format!("cannot list {}", dir.display()))?.path());
     }
-    paths.sort_unstable();
+    // As bytes: paths are compared part by part, and all of them have the same directory.
+    paths.sort_unstable_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
     Ok(paths)
 }
 
 /// The files of the two-level directories `objects/` and `results/`, in order of name.
 pub(crate) fn shards(dir: &Path) -> Result<impl Iterator<Item = Result<Vec<PathBuf>>> + use<>> {
     Ok(list(dir)?.into_iter().filter(|path| path.is_dir()).map(|shard| list(&shard)))
+}
+
+/// As [`shards`], listed on all cores.
+pub(crate) fn par_shards(dir: &Path) -> Result<impl IndexedParallelIterator<Item = Result<Vec<PathBuf>>> + use<>> {
+    let shards: Vec<_> = list(dir)?.into_iter().filter(|path| path.is_dir()).collect();
+    // One after the other, as each may be long.
+    Ok(shards.into_par_iter().with_max_len(1).map(|shard| list(&shard)))
 }
 
 /// Length in bytes of all files under a directory, and the youngest modification in ns since 1970.

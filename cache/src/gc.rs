@@ -1,8 +1,9 @@
 //! What the cache holds, and giving space back.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fs,
+    io::ErrorKind,
     path::PathBuf,
     time::Duration,
 };
@@ -14,7 +15,7 @@ use rayon::prelude::*;
 use crate::{
     cache::Cache,
     fault::fault,
-    files::{Explain as _, list, remove_all, shards, usage},
+    files::{Explain as _, list, par_shards, remove_all, shards, usage},
     holds::Closed,
     lock::KeyLock,
     paths::{parse_object, parse_scratch},
@@ -34,7 +35,7 @@ pub struct GcPolicy<'a> {
     /// Only say what would go.
     pub dry_run: bool,
     /// Results that stay whatever happens.
-    pub keep: &'a dyn Fn(&Key) -> bool,
+    pub keep: &'a (dyn Fn(&Key) -> bool + Sync),
 }
 
 /// Something that went, or would go.
@@ -114,12 +115,6 @@ struct Candidate {
     fixed: bool,
 }
 
-/// What is known of a file among the objects.
-enum Found {
-    Named(u64),
-    Unnamed(PathBuf, u64),
-}
-
 impl Cache {
     /// Counts what the cache holds.
     ///
@@ -127,24 +122,24 @@ impl Cache {
     /// It cannot be listed.
     pub fn stats(&self) -> Result<Stats> {
         let mut stats = Stats::default();
-        for found in self.records()? {
-            let (_, _, record) = found?;
+        let told = |_, _, record: Result<ResultRecord, Bad>| {
+            let size = |record: &ResultRecord| if record.freed { 0 } else { record.tree.size() };
+            Ok(Some(record.ok().map(|record| (size(&record), record.cost, record.parts.kind))))
+        };
+        for record in self.each_record(told)? {
             stats.results += 1;
-            if let Ok(record) = record {
-                let kind = stats.kinds.entry(record.parts.kind).or_default();
+            if let Some((size, cost, kind)) = record {
+                let kind = stats.kinds.entry(kind).or_default();
                 kind.results += 1;
-                kind.bytes += if record.freed { 0 } else { record.tree.size() };
-                kind.cost += record.cost;
+                kind.bytes += size;
+                kind.cost += cost;
             }
         }
-        for shard in shards(&self.root().join("objects"))? {
-            for path in shard? {
-                if let Ok(meta) = Meta::of(&path, false) {
-                    stats.objects += 1;
-                    stats.bytes += meta.stat.size;
-                }
-            }
-        }
+        let sizes = par_shards(&self.root().join("objects"))?.map(|shard| -> Result<(usize, u64)> {
+            let sizes = shard?.into_iter().filter_map(|path| Some(Meta::of(&path, false).ok()?.stat.size));
+            Ok(sizes.fold((0, 0), |(count, sum), size| (count + 1, sum + size)))
+        });
+        (stats.objects, stats.bytes) = sizes.try_reduce(|| (0, 0), |a, b| Ok((a.0 + b.0, a.1 + b.1)))?;
         let mut unfinished = HashSet::new();
         for path in list(&self.root().join("scratch"))? {
             unfinished.extend(parse_scratch(&path).map(|(key, _)| key));
@@ -207,60 +202,62 @@ impl Gc<'_> {
     fn results(&mut self, mut candidates: Vec<Candidate>) -> Result<Vec<Candidate>> {
         // What must stay first, then from the youngest to the oldest: what does not fit goes.
         candidates.sort_unstable_by(|a, b| (b.fixed, b.used, a.key).cmp(&(a.fixed, a.used, b.key)));
-        let (mut kept, mut seen, mut size, mut full) = (Vec::new(), HashSet::new(), 0, false);
+        let (mut kept, mut going, mut seen, mut size, mut full) = (Vec::new(), Vec::new(), HashSet::new(), 0, false);
         for candidate in candidates {
+            let objects = || candidate.objects.iter().map(|(digest, executable, size)| ((*digest, *executable), *size));
+            let more = |seen: &HashSet<(Digest, bool)>| -> u64 {
+                let new: BTreeMap<_, u64> = objects().filter(|(object, _)| !seen.contains(object)).collect();
+                new.values().sum()
+            };
             let why = if candidate.fixed {
                 None
             } else if let Some(age) = self.too_old(candidate.used) {
                 Some(age)
             } else {
-                let mut new = HashSet::new();
-                let more: u64 = candidate
-                    .objects
-                    .iter()
-                    .filter(|(digest, executable, _)| {
-                        !seen.contains(&(*digest, *executable)) && new.insert((*digest, *executable))
-                    })
-                    .map(|(_, _, size)| size)
-                    .sum();
                 // Least recently used means that an older one does not slip through because it is small.
-                full = full || self.policy.max_size.is_some_and(|max| size + more > max);
+                full = full || self.policy.max_size.is_some_and(|max| size + more(&seen) > max);
                 full.then(|| "the cache is larger than it may be, and others were used later".to_owned())
             };
             if let Some(why) = why {
                 let Candidate { key, kind, path, bytes, .. } = candidate;
-                self.remove(GcItem { key: Some(key), kind, path, why, bytes })?;
-                fault("gc:record")?;
+                going.push(GcItem { key: Some(key), kind, path, why, bytes });
             } else {
-                for (digest, executable, bytes) in &candidate.objects {
-                    if seen.insert((*digest, *executable)) {
-                        size += bytes;
-                    }
-                }
+                size += objects().filter(|(object, _)| seen.insert(*object)).map(|(_, size)| size).sum::<u64>();
                 kept.push(candidate);
             }
         }
+        let remove = |item| {
+            let removed = self.remove(item)?;
+            fault("gc:record")?;
+            Ok(removed)
+        };
+        let gone: Vec<_> = going.into_par_iter().map(remove).collect::<Result<_>>()?;
+        self.gone(gone.into_iter().flatten());
         self.report.kept = kept.len();
         Ok(kept)
     }
 
     /// Objects that no record names any more: of what just went, and of commits that were killed.
     fn objects(&mut self, kept: &[Candidate]) -> Result<()> {
-        let named: HashSet<_> = kept.iter().flat_map(|c| &c.objects).map(|(digest, x, _)| (*digest, *x)).collect();
-        let look = |path: PathBuf| {
-            let bytes = Meta::of(&path, false).map_or(0, |meta| meta.stat.size);
-            match parse_object(&path) {
-                Some(object) if named.contains(&object) => Found::Named(bytes),
-                _ => Found::Unnamed(path, bytes),
+        let objects = kept.iter().flat_map(|candidate| &candidate.objects);
+        let named: HashMap<_, u64> =
+            objects.map(|(digest, executable, size)| ((*digest, *executable), *size)).collect();
+        let look = |shard: Result<Vec<PathBuf>>| -> Result<(u64, Vec<GcItem>)> {
+            let (mut size, mut gone) = (0, Vec::new());
+            for path in shard? {
+                if let Some(bytes) = parse_object(&path).and_then(|object| named.get(&object)) {
+                    size += bytes;
+                } else {
+                    let bytes = Meta::of(&path, false).map_or(0, |meta| meta.stat.size);
+                    gone.extend(self.remove(item("object", path, "no result has it", bytes))?);
+                }
             }
+            Ok((size, gone))
         };
-        let dirs: Vec<_> = shards(&self.cache.root().join("objects"))?.collect::<Result<_>>()?;
-        let found: Vec<Found> = dirs.into_par_iter().flatten_iter().map(look).collect();
-        for found in found {
-            match found {
-                Found::Named(bytes) => self.report.size += bytes,
-                Found::Unnamed(path, bytes) => self.remove(item("object", path, "no result has it", bytes))?,
-            }
+        let shards = par_shards(&self.cache.root().join("objects"))?;
+        for (size, gone) in shards.map(look).collect::<Result<Vec<_>>>()? {
+            self.report.size += size;
+            self.gone(gone);
         }
         Ok(())
     }
@@ -271,7 +268,8 @@ impl Gc<'_> {
             for path in shard? {
                 let digest = path.file_name().and_then(|name| name.to_str()?.parse::<Digest>().ok());
                 if digest.is_none_or(|digest| !named.contains(&digest) && !closed.held.contains(&digest.0)) {
-                    self.remove(item("view", path, "no result has it", 0))?;
+                    let gone = self.remove(item("view", path, "no result has it", 0))?;
+                    self.gone(gone);
                 }
             }
         }
@@ -294,7 +292,8 @@ impl Gc<'_> {
             // Whose lock is held is being made right now.
             let lock = self.cache.lock_path(&key);
             let Some(_lock) = KeyLock::try_take(&lock)? else { continue };
-            self.remove(GcItem { key: Some(key), kind: "scratch".into(), path, why, bytes })?;
+            let gone = self.remove(GcItem { key: Some(key), kind: "scratch".into(), path, why, bytes })?;
+            self.gone(gone);
         }
         Ok(())
     }
@@ -303,14 +302,16 @@ impl Gc<'_> {
         for path in list(&self.cache.root().join("quarantine"))? {
             let (bytes, used) = usage(&path);
             if let Some(why) = self.too_old(used) {
-                self.remove(item("quarantine", path, &why, bytes))?;
+                let gone = self.remove(item("quarantine", path, &why, bytes))?;
+                self.gone(gone);
             }
         }
         for path in list(&self.cache.root().join("tmp"))? {
             let (bytes, used) = usage(&path);
             // Memos and alike are written without passing the gate, within an instant.
             if self.now - used > 3600 * 1_000_000_000 {
-                self.remove(item("temporary", path, "a killed process left it", bytes))?;
+                let gone = self.remove(item("temporary", path, "a killed process left it", bytes))?;
+                self.gone(gone);
             }
         }
         // Locks of killed processes; taking one and dropping it removes it.
@@ -332,17 +333,26 @@ impl Gc<'_> {
         Some(format!("not used for {:.1} days, and {:.1} are allowed", days(age), days(max)))
     }
 
-    fn remove(&mut self, item: GcItem) -> Result<()> {
+    /// Removes something, unless it is only to be said. Nothing if it was not there.
+    fn remove(&self, item: GcItem) -> Result<Option<GcItem>> {
         if !self.policy.dry_run {
-            let removed = if item.path.is_dir() { remove_all(&item.path) } else { fs::remove_file(&item.path) };
-            match removed {
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-                removed => removed.explain(self.cache.root(), || format!("remove {}", item.path.display()))?,
+            match fs::remove_file(&item.path) {
+                Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
+                // A directory, or what cannot be removed at once.
+                Err(_) => {
+                    remove_all(&item.path).explain(self.cache.root(), || format!("remove {}", item.path.display()))?
+                }
+                Ok(()) => {}
             }
         }
-        self.report.freed += item.bytes;
-        self.report.items.push(item);
-        Ok(())
+        Ok(Some(item))
+    }
+
+    fn gone(&mut self, items: impl IntoIterator<Item = GcItem>) {
+        for item in items {
+            self.report.freed += item.bytes;
+            self.report.items.push(item);
+        }
     }
 }
 

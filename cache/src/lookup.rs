@@ -14,7 +14,7 @@ use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
 
 use crate::{
     cache::Cache,
-    files::shards,
+    files::{par_shards, shards},
     memo::Known,
     paths::parse_record,
     proof::{Meta, Stat, now},
@@ -79,10 +79,10 @@ impl Cache {
             return Ok(None);
         }
         let outcome = Outcome { key: *key, tree: Arc::clone(&known.tree), cost: known.cost, waited: false };
-        let record = touch(&path, &known.record);
-        self.note_record(&path, &record.unwrap_or(known.record));
-        if fresh || record.is_some() {
-            self.memo().put_result(*key, Known { record: record.unwrap_or(known.record), ..known });
+        let (record, may_age) = touch(&path, &known.record);
+        self.note_record(&path, &record, may_age);
+        if fresh || record != known.record {
+            self.memo().put_result(*key, Known { record, ..known });
         }
         Ok(Some(outcome))
     }
@@ -131,12 +131,13 @@ impl Cache {
         &self,
         ask: impl Fn(Key, PathBuf, Result<ResultRecord, Bad>) -> Result<Option<T>> + Sync,
     ) -> Result<Vec<T>> {
-        let dirs: Vec<_> = shards(&self.0.root.join("results"))?.collect::<Result<_>>()?;
         let read = |path: PathBuf| {
             let (key, path, record) = listed(path)?;
             ask(key, path, record).transpose()
         };
-        dirs.into_par_iter().flatten_iter().filter_map(read).collect()
+        let shards = par_shards(&self.0.root.join("results"))?;
+        let found = shards.map(|shard| shard?.into_iter().filter_map(read).collect::<Result<Vec<T>>>());
+        Ok(found.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
     /// Every record's key and file, and what it says or why it says nothing. `Err` when there may be others.
@@ -161,15 +162,20 @@ fn listed(path: PathBuf) -> Option<Listed> {
     Some((key, path, record))
 }
 
-/// Notes that a record was used today. Returns its new stat if that was written.
-fn touch(path: &Path, stat: &Stat) -> Option<Stat> {
-    if now() - stat.mtime < USED_WITHIN {
-        return None;
+/// Notes that a record was used today, if that was not noted lately. Returns its stat as it is now, and whether it has to
+/// be noted again some day: in a cache that this user may only read, gc is its owner's.
+fn touch(path: &Path, stat: &Stat) -> (Stat, bool) {
+    // Not just when it has to be: records that were made one after the other would have to be touched so as well, and each
+    // of these times ends a witness.
+    if now() - stat.mtime < USED_WITHIN / 2 {
+        return (*stat, true);
     }
     // Both times: for one of them alone it would have to be one's own file.
     let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
     let times = Timestamps { last_access: now, last_modification: now };
-    // In a cache that may only be read, gc is its owner's.
-    utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).ok()?;
-    Some(Meta::of(path, false).ok()?.stat)
+    let touched = utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW).map_err(std::io::Error::from);
+    match touched.and_then(|()| Meta::of(path, false)) {
+        Ok(meta) => (meta.stat, true),
+        Err(_) => (*stat, false),
+    }
 }

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 
 use crate::{
     cache::Cache,
-    files::{Explain as _, TEMP, shards},
+    files::{Explain as _, TEMP, par_shards},
     lock::KeyLock,
     paths::parse_object,
     proof::{Id, Meta},
@@ -79,19 +79,18 @@ impl Cache {
     /// The cache cannot be listed.
     pub fn verify(&self, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<VerifyReport> {
         let mut report = VerifyReport::default();
-        let mut files = Vec::new();
-        for shard in shards(&self.root().join("objects"))? {
-            for path in shard? {
-                // A copy on its way.
-                if path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(TEMP.as_bytes())) {
-                    continue;
-                }
-                if let Some(meta) = Meta::find(&path, false)? {
-                    report.bytes += meta.stat.size;
-                    files.push((path, meta));
-                }
-            }
-        }
+        let stat = |shard: Result<Vec<PathBuf>>| -> Result<Vec<(PathBuf, Meta)>> {
+            // A copy on its way is no object.
+            let is_temp = |path: &PathBuf| {
+                path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(TEMP.as_bytes()))
+            };
+            let paths = shard?.into_iter().filter(|path| !is_temp(path));
+            let stat = |path: PathBuf| Ok(Meta::find(&path, false)?.map(|meta| (path, meta)));
+            paths.filter_map(|path| stat(path).transpose()).collect()
+        };
+        let files: Vec<Vec<_>> = par_shards(&self.root().join("objects"))?.map(stat).collect::<Result<_>>()?;
+        let files: Vec<_> = files.into_iter().flatten().collect();
+        report.bytes = files.iter().map(|(_, meta)| meta.stat.size).sum();
         report.objects = files.len();
         let (done, total) = (AtomicU64::new(0), report.bytes);
         let bad = Mutex::new(BTreeMap::new());

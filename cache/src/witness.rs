@@ -139,11 +139,14 @@ impl Cache {
         witness.sights.push(Sight { path: path.to_owned(), follow, stat, digest: fresh });
     }
 
-    /// Notes a record, which is never written to in place: its stat is good at once.
-    pub(crate) fn note_record(&self, path: &Path, stat: &Stat) {
+    /// Notes a record, which is never written to in place: its stat is good at once. `ages`: its use is to be noted again
+    /// some day.
+    pub(crate) fn note_record(&self, path: &Path, stat: &Stat, ages: bool) {
         let mut witness = self.witness();
         let Some(witness) = witness.as_mut() else { return };
-        witness.used = Some(witness.used.map_or(stat.mtime, |used| used.min(stat.mtime)));
+        if ages {
+            witness.used = Some(witness.used.map_or(stat.mtime, |used| used.min(stat.mtime)));
+        }
         witness.sights.push(Sight { path: path.to_owned(), follow: false, stat: Some(*stat), digest: None });
     }
 

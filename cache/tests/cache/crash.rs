@@ -5,7 +5,7 @@ use std::{
     os::unix::{fs::PermissionsExt as _, process::ExitStatusExt as _},
     path::Path,
     process::{Child, Command, Stdio},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use flow_cache::{Cache, Claim};
@@ -58,6 +58,7 @@ fn helper() {
             cache.gc(&policy).unwrap();
         }
         "read-only" => read_only(root),
+        "of-another" => of_another(root),
         "hold" => {
             let Claim::Miss(slot) = Cache::open(root).unwrap().claim(&parts(0).key(), &options(true)).unwrap() else {
                 panic!("a hit");
@@ -268,6 +269,43 @@ fn a_cache_that_may_only_be_read_serves() {
         .output()
         .unwrap();
     chmod_dirs(&root, 0o755);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(fs::read_to_string(sign.path()).unwrap(), "done");
+}
+
+/// That a result is used cannot be noted by who may not touch its record, and need not be.
+fn of_another(root: &Path) {
+    drop_root();
+    let (cache, guard) = (Cache::open(root).unwrap(), Digest::of(b""));
+    cache.take_witness();
+    cache.lookup(&parts(1).key()).unwrap().unwrap();
+    cache.keep_witness("w", &guard, b"").unwrap();
+    assert!(again(&cache).ask_witness("w", &guard).is_some());
+    fs::write(Path::new(&std::env::var("FLOW_CACHE_TEST_SIGN").unwrap()), "done").unwrap();
+}
+
+#[test]
+fn a_witness_holds_over_old_records_of_another_user() {
+    if !rustix_is_root() {
+        return;
+    }
+    let (dir, cache) = cache();
+    make(&cache, &parts(1), &[("a", b"hello")]);
+    let key = parts(1).key().to_string();
+    let record = fs::File::options().write(true).open(cache.root().join(format!("results/{}/{key}.json", &key[..2])));
+    record.unwrap().set_modified(SystemTime::now() - Duration::from_secs(25 * 3600)).unwrap();
+    let root = cache.root().to_owned();
+    drop(cache);
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    chmod_dirs(&root, 0o777);
+    let sign = tempfile::NamedTempFile::new().unwrap();
+    fs::set_permissions(sign.path(), fs::Permissions::from_mode(0o666)).unwrap();
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["crash::helper", "--exact", "--nocapture", "--test-threads=1"])
+        .env("FLOW_CACHE_TEST_HELPER", format!("of-another {}", root.display()))
+        .env("FLOW_CACHE_TEST_SIGN", sign.path())
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(fs::read_to_string(sign.path()).unwrap(), "done");
 }

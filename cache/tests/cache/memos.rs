@@ -294,3 +294,33 @@ fn a_witness_reads_what_is_too_fresh_to_be_believed() {
     }
     assert!(again(&cache).ask_witness("d", &guard).is_none());
 }
+
+/// A use is noted once a day, by looking everything up; then the witness holds for a day, whatever the ages of records.
+#[test]
+fn a_witness_that_is_a_day_old_is_made_anew_once() {
+    let (_dir, cache) = cache();
+    let guard = Digest::of(b"");
+    let (hour, ages) = (3600, [25, 23, 13, 11]);
+    for (n, hours) in (0..).zip(ages) {
+        make(&cache, &parts(n), &[("x", &[n as u8])]);
+        age(&cache.root().join(record(n)), hours * hour);
+    }
+    let cache = again(&cache);
+    let look = || {
+        cache.take_witness();
+        (0..4).for_each(|n| assert!(cache.lookup(&parts(n).key()).unwrap().is_some()));
+        cache.keep_witness("w", &guard, b"").unwrap();
+    };
+    look();
+    assert!(again(&cache).ask_witness("w", &guard).is_some());
+    let hours = |n: u64| {
+        let modified = fs::metadata(cache.root().join(record(n))).unwrap().modified().unwrap();
+        modified.elapsed().unwrap().as_secs() / hour
+    };
+    assert_eq!([0, 1, 2, 3].map(hours), [0, 0, 0, 11], "none of them ends the witness within half a day");
+    // A record that was used longer ago than that is looked up again.
+    age(&cache.root().join(record(3)), 25 * hour);
+    assert!(again(&cache).ask_witness("w", &guard).is_none());
+    look();
+    assert!(again(&cache).ask_witness("w", &guard).is_some());
+}

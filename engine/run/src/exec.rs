@@ -82,6 +82,8 @@ impl Env<'_> {
             return Ok(made);
         }
         let remarks = Mutex::default();
+        // What a command has made in its places is known to be there.
+        let mut placed = false;
         let (outcome, how) = match self.cache.claim(&run_key, &options)? {
             Claim::Hit(outcome) => {
                 let how = if outcome.waited { How::Shared } else { How::Cached };
@@ -104,13 +106,16 @@ impl Env<'_> {
                     let how = if slot.resumed() && told != Some(false) { How::Resumed } else { How::Ran };
                     let outcome = slot.commit(&run_parts, began.elapsed().as_secs_f64())?;
                     aside.keep(job.id, &outcome.tree)?;
+                    placed = self.project.graph().common(job.id).export.is_none();
                     (outcome, how)
                 }
             }
         };
         let remarks = remarks.into_inner().unwrap_or_else(PoisonError::into_inner);
         let outcome = self.pin(&job.work, outcome, remarks)?;
-        self.place(job.id, &outcome, job.overwrite, &job.cancel)?;
+        if !placed {
+            self.place(job.id, &outcome, job.overwrite, &job.cancel)?;
+        }
         if matches!(how, How::Ran | How::Resumed) {
             self.share(job, &outcome, &job.work);
         }

@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     fs,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, OnceLock, PoisonError},
 };
 
 use anyhow::{Context, Result, bail};
@@ -29,6 +29,8 @@ pub struct Placer<'a> {
     pub(crate) project: &'a Project,
     sink: &'a dyn Sink,
     pub(crate) ledger: Ledger,
+    /// Where the cache really is.
+    real_cache: OnceLock<Option<PathBuf>>,
     /// What nodes of one stage exported to one directory in this run.
     exported: Mutex<HashMap<PathBuf, (NodeId, Digest)>>,
 }
@@ -100,7 +102,8 @@ impl Lack {
 impl<'a> Placer<'a> {
     /// For the results of a project; `sink` hears what a person should know.
     pub fn new(project: &'a Project, cache: &'a Cache, sink: &'a dyn Sink) -> Self {
-        Self { cache, project, sink, ledger: Ledger::new(project.dir()), exported: Mutex::default() }
+        let ledger = Ledger::new(project.dir());
+        Self { cache, project, sink, ledger, real_cache: OnceLock::new(), exported: Mutex::default() }
     }
 
     /// Whether a node puts anything anywhere.
@@ -365,8 +368,8 @@ impl<'a> Placer<'a> {
     pub fn touches_cache(&self, id: NodeId) -> Option<PathBuf> {
         let outs = self.project.graph().nodes[id].action.outs().iter().map(|out| self.out_spot(out, Vec::new()));
         let mut spots = outs.chain(self.export_spot(id, Vec::new()));
-        let cache = self.cache.root().canonicalize().ok()?;
-        let touches = |root: &PathBuf| cache.starts_with(root) || root.starts_with(&cache);
+        let cache = self.real_cache.get_or_init(|| self.cache.root().canonicalize().ok()).as_ref()?;
+        let touches = |root: &PathBuf| cache.starts_with(root) || root.starts_with(cache);
         spots.find_map(|spot| Some(spot.root.canonicalize().unwrap_or(spot.root)).filter(touches))
     }
 

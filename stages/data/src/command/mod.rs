@@ -4,6 +4,7 @@ mod guard;
 mod lines;
 mod placeholders;
 mod process;
+mod spawn;
 
 use std::{
     collections::BTreeMap,

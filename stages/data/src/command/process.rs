@@ -9,17 +9,21 @@ use std::{
     io::{self, Read},
     os::{
         fd::{AsRawFd, OwnedFd},
-        unix::process::{CommandExt, ExitStatusExt},
+        unix::process::ExitStatusExt,
     },
     path::Path,
-    process::{Child, Command, ExitStatus, Stdio},
+    process::ExitStatus,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
 use flow_core::{Cancelled, Ctx, Level, SECRETS};
 
-use super::{guard, lines::Lines};
+use super::{
+    guard,
+    lines::Lines,
+    spawn::{Shell, spawn},
+};
 
 /// How long a group that was asked to end may take.
 const GRACE: Duration = Duration::from_millis(1200);
@@ -32,28 +36,15 @@ const LOOK: Duration = Duration::from_millis(20);
 /// # Errors
 /// It could not be started or did not end well: with its last lines. [`Cancelled`] when the run is interrupted.
 pub fn run(ctx: &Ctx<'_>, line: &str, directory: &Path, env: &BTreeMap<String, String>) -> Result<()> {
-    let mut command = Command::new("sh");
     // Only flow itself opens the team's cache with them.
-    SECRETS.iter().for_each(|name| {
-        command.env_remove(name);
-    });
-    command.arg("-c").arg(line).current_dir(directory).envs(ctx.gpu_variable()).envs(env).process_group(0);
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let parent = std::process::id();
-    // SAFETY: between fork and exec only prctl and getppid are called, which are plain system calls.
-    unsafe {
-        command.pre_exec(move || {
-            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
-                return Err(io::Error::last_os_error());
-            }
-            // Whoever died before that is not reported any more.
-            if libc::getppid() as u32 == parent { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ESRCH)) }
-        });
-    }
-    let mut child = command.spawn().with_context(|| format!("cannot start sh in {}", directory.display()))?;
-    let guarded = guard::Guarded::new(child.id());
+    let inherited = std::env::vars_os().filter(|(name, _)| !SECRETS.iter().any(|secret| name == secret));
+    let gpus = ctx.gpu_variable().map(|(name, value)| (name.into(), value.into()));
+    let env = env.iter().map(|(name, value)| (name.into(), value.into()));
+    let spawned = spawn(line, directory, inherited.chain(gpus).chain(env));
+    let (shell, streams) = spawned.with_context(|| format!("cannot start sh in {}", directory.display()))?;
+    let guarded = guard::Guarded::new(shell.id());
     let mut last = Last::default();
-    let status = watch(ctx, &mut child, guarded, &mut last)?;
+    let status = watch(ctx, shell, streams, guarded, &mut last)?;
     if status.success() {
         return Ok(());
     }
@@ -86,16 +77,27 @@ impl Last {
 }
 
 /// Follows the shell to its end, and ends it when the run is interrupted.
-fn watch(ctx: &Ctx<'_>, child: &mut Child, guarded: guard::Guarded, last: &mut Last) -> Result<ExitStatus> {
-    let fds = [child.stdout.take().map(OwnedFd::from), child.stderr.take().map(OwnedFd::from)];
-    let mut streams: Vec<Stream> = fds.into_iter().flatten().map(Stream::new).collect();
-    let mut guarded = Some(guarded);
+fn watch(
+    ctx: &Ctx<'_>,
+    shell: Shell,
+    streams: [OwnedFd; 2],
+    guarded: guard::Guarded,
+    last: &mut Last,
+) -> Result<ExitStatus> {
+    let mut streams: Vec<Stream> = streams.into_iter().map(Stream::new).collect();
+    let mut running = Some((shell, guarded));
     let mut asked: Option<Instant> = None;
     let mut status = None;
     let mut pause = Duration::from_millis(1);
     loop {
-        // Also the pause between two looks, when the streams are closed and the shell goes on.
-        let came = Stream::wait(&mut streams, if status.is_some() { Duration::ZERO } else { pause })?;
+        let came = match &running {
+            // Where the shell's end wakes nobody, looks come closer.
+            Some((shell, _)) => {
+                let pause = if shell.ended().is_some() { LOOK } else { pause };
+                Stream::wait(&mut streams, Some(shell), pause)?
+            }
+            None => Stream::wait(&mut streams, None, Duration::ZERO)?,
+        };
         pause = (pause * 2).min(LOOK);
         for stream in &mut streams {
             stream.read(|line| {
@@ -110,37 +112,22 @@ fn watch(ctx: &Ctx<'_>, child: &mut Child, guarded: guard::Guarded, last: &mut L
         {
             return if asked.is_some() { Err(Cancelled.into()) } else { Ok(status) };
         }
-        if status.is_none() && has_ended(child) {
-            // Until the shell is waited for, its number, which is the group's, is nobody else's.
-            signal(child, libc::SIGKILL);
-            drop(guarded.take());
-            status = Some(child.wait().context("cannot wait for sh")?);
+        if let Some((shell, guarded)) = running.take_if(|(shell, _)| shell.has_ended()) {
+            // What it has left. Until it is waited for, its number, which is the group's, is nobody else's.
+            shell.signal(libc::SIGKILL);
+            drop(guarded);
+            status = Some(shell.wait().context("cannot wait for sh")?);
         }
+        let Some((shell, _)) = &running else { continue };
         match asked {
-            None if ctx.cancel.is_set() && status.is_none() => {
-                signal(child, libc::SIGTERM);
+            None if ctx.cancel.is_set() => {
+                shell.signal(libc::SIGTERM);
                 asked = Some(Instant::now());
             }
-            Some(since) if since.elapsed() > GRACE && status.is_none() => signal(child, libc::SIGKILL),
+            Some(since) if since.elapsed() > GRACE => shell.signal(libc::SIGKILL),
             _ => {}
         }
     }
-}
-
-/// Whether a child has ended; it is not waited for.
-fn has_ended(child: &Child) -> bool {
-    // SAFETY: `info` is a plain structure that the system call fills.
-    unsafe {
-        let mut info: libc::siginfo_t = std::mem::zeroed();
-        let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-        libc::waitid(libc::P_PID, child.id(), &raw mut info, flags) == 0 && info.si_pid() != 0
-    }
-}
-
-/// Sends a signal to the whole group.
-fn signal(child: &Child, signal: i32) {
-    // SAFETY: a system call. The group's number is the child's, and the child was not waited for.
-    unsafe { libc::kill(-(child.id() as i32), signal) };
 }
 
 /// One of the pipes from the shell.
@@ -156,10 +143,12 @@ impl Stream {
         Self { file: fd.into(), lines: Lines::default(), readable: false, open: true }
     }
 
-    /// Waits until something can be read, or for so long; tells whether something can.
-    fn wait(streams: &mut [Self], pause: Duration) -> Result<bool> {
-        let ask = |stream: &Self| libc::pollfd { fd: stream.file.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        let mut fds: Vec<libc::pollfd> = streams.iter().map(ask).collect();
+    /// Waits until something can be read, the shell has ended, or for so long; tells whether something can be read.
+    fn wait(streams: &mut [Self], shell: Option<&Shell>, pause: Duration) -> Result<bool> {
+        let ask = |fd: i32| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        let files = streams.iter().map(|stream| stream.file.as_raw_fd());
+        let ended = shell.and_then(Shell::ended).map(|ended| ended.as_raw_fd());
+        let mut fds: Vec<libc::pollfd> = files.chain(ended).map(ask).collect();
         // SAFETY: the array is as long as it is said to be, and its files are open.
         let n = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, pause.as_millis() as i32) };
         if n < 0 {
@@ -171,7 +160,7 @@ impl Stream {
         for (stream, fd) in streams.iter_mut().zip(&fds) {
             stream.readable = n > 0 && fd.revents != 0;
         }
-        Ok(n > 0)
+        Ok(streams.iter().any(|stream| stream.readable))
     }
 
     /// Reads what is there, once, and hands on the lines that are whole.
