@@ -1,6 +1,8 @@
 //! Integration tests: the real `flow`, in directories of its own, as a person types it.
 
+mod answers;
 mod arrows;
+mod broken;
 mod commands;
 mod crash;
 mod data;
@@ -15,10 +17,12 @@ mod outs;
 mod readme;
 mod schema;
 mod screen;
+mod servers;
 mod support;
 mod team;
 mod temp;
 mod terminal;
+mod trust;
 mod versions;
 mod views;
 mod weights;

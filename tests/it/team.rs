@@ -2,14 +2,15 @@
 
 use std::{
     fs,
-    net::{TcpListener, TcpStream},
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::OnceLock,
+    process::Command,
 };
 
-use crate::support::{Output, Sandbox, until};
+use crate::{
+    servers::{KEYS, Server, endpoint},
+    support::{Output, Sandbox, until},
+};
 
 /// `raw` is big and feeds `small`, which feeds `last`, which reads a word that can be changed.
 const PIPELINE: &str = "[params]\nword = \"one\"\n\
@@ -18,13 +19,27 @@ const PIPELINE: &str = "[params]\nword = \"one\"\n\
     [stage.last]\nkind = \"command\"\nin = { x = \"small\" }\nrun = \"cat {in.x}/a > {out}/a; echo ${word} >> {out}/a\"\n";
 
 /// A person with a cache of their own.
-fn person(url: &str, mode: &str, more: &str) -> Sandbox {
+pub fn person(url: &str, mode: &str, more: &str) -> Sandbox {
     let sandbox = Sandbox::with(PIPELINE);
     sandbox.write("flow.toml", &format!("[remote]\nurl = \"{url}\"\nmode = \"{mode}\"\n{more}"));
     sandbox
 }
 
-fn shared() -> (tempfile::TempDir, String) {
+/// A person who uses the bucket `team` of a server on this machine, with a secret in the usual file.
+pub fn bucketeer(port: u16, mode: &str, secret: &str) -> Sandbox {
+    let sandbox = person("s3://team/cache", mode, &endpoint(port));
+    credentials(&sandbox, secret);
+    sandbox
+}
+
+fn credentials(sandbox: &Sandbox, secret: &str) {
+    let dir = sandbox.outside("home/.aws");
+    fs::create_dir_all(&dir).unwrap();
+    let text = format!("[default]\naws_access_key_id = {}\naws_secret_access_key = {secret}\n", KEYS[0]);
+    fs::write(dir.join("credentials"), text).unwrap();
+}
+
+pub fn shared() -> (tempfile::TempDir, String) {
     let dir = tempfile::tempdir().unwrap();
     let url = dir.path().to_str().unwrap().to_owned();
     (dir, url)
@@ -187,124 +202,73 @@ fn settings_are_said_with_their_place_and_without_their_secrets() {
     assert!(output.stderr.contains("FLOW_REMOTE_TOKEN"), "{output}");
 }
 
-/// The servers, from the Python package index, in an environment of their own in the target directory.
-fn servers() -> &'static Path {
-    static SERVERS: OnceLock<PathBuf> = OnceLock::new();
-    SERVERS.get_or_init(|| {
-        let target = Path::new(env!("CARGO_BIN_EXE_flow")).ancestors().nth(2).unwrap();
-        let dir = target.join("servers");
-        let run = |program: &Path, args: &[&str]| {
-            let output = Output::of(Command::new(program).args(args).output().unwrap());
-            assert_eq!(output.code, Some(0), "{} {}\n{output}", program.display(), args.join(" "));
-        };
-        if !dir.join("bin/wsgidav").exists() || !dir.join("bin/moto_server").exists() {
-            run(Path::new("python3"), &["-m", "venv", dir.to_str().unwrap()]);
-            run(
-                &dir.join("bin/pip"),
-                &["install", "-q", "moto[server,s3]==5.2.5", "wsgidav==4.4.0", "cheroot==11.1.2"],
-            );
-        }
-        dir
-    })
-}
-
-/// A server that runs; killed when dropped.
-struct Server(Child, u16);
-
-impl Server {
-    fn start(program: &str, args: &dyn Fn(u16) -> Vec<String>) -> Self {
-        // Another may take the port before the server does; then it ends, and the next one is tried.
-        for _ in 0..5 {
-            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let mut command = Command::new(servers().join("bin").join(program));
-            command.args(args(port)).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-            let mut server = Self(command.spawn().unwrap(), port);
-            let mut ended = false;
-            until(&format!("{program} listens"), || {
-                ended = server.0.try_wait().unwrap().is_some();
-                ended || TcpStream::connect(("127.0.0.1", port)).is_ok()
-            });
-            if !ended {
-                return server;
-            }
-        }
-        panic!("{program} does not start");
-    }
-
-    fn dav(root: &Path) -> Self {
-        let root = root.to_str().unwrap().to_owned();
-        Self::start("wsgidav", &|port| {
-            ["--host=127.0.0.1", &format!("--port={port}"), &format!("--root={root}"), "--auth=anonymous"]
-                .map(str::to_owned)
-                .to_vec()
-        })
-    }
-
-    fn moto() -> Self {
-        Self::start("moto_server", &|port| ["-H", "127.0.0.1", "-p", &port.to_string()].map(str::to_owned).to_vec())
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn a_web_server() {
     let root = tempfile::tempdir().unwrap();
     let server = Server::dav(root.path());
-    colleagues(&format!("http://127.0.0.1:{}/", server.1), "");
+    colleagues(&format!("http://127.0.0.1:{}/", server.port), "");
     assert!(root.path().join("results").is_dir());
 }
 
+const POLICY: &str = r#"{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Principal": "*", "Action": "s3:*",
+    "Resource": "arn:aws:s3:::team/*"}]}"#;
+
 #[test]
-fn an_s3_server_that_is_killed_and_comes_back() {
-    // The environment of the process is that of the tests; what flow sees is set for each.
+fn an_s3_server() {
     let server = Server::moto();
-    let made = TcpStream::connect(("127.0.0.1", server.1)).and_then(|mut stream| {
-        use std::io::{Read as _, Write as _};
-        stream.write_all(b"PUT /team HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).map(|_| answer)
-    });
-    assert!(made.as_ref().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")), "{made:?}");
-    let more = format!("endpoint = \"http://127.0.0.1:{}\"\nregion = \"us-east-1\"\n", server.1);
-    // Credentials in the usual file of each person's home.
-    let home = |sandbox: &Sandbox| {
-        let dir = sandbox.outside("home/.aws");
-        fs::create_dir_all(&dir).unwrap();
-        fs::write(
-            dir.join("credentials"),
-            "[default]\naws_access_key_id = flowtest\naws_secret_access_key = planted-s3-secret\n",
-        )
-        .unwrap();
-    };
-    let alice = person("s3://team/cache", "read-write", &more);
-    home(&alice);
-    alice.json(&[]);
-    let bob = person("s3://team/cache", "read", &more);
-    home(&bob);
+    let [alice, bob] = ["read-write", "read"].map(|mode| bucketeer(server.port, mode, KEYS[1]));
+    let made = alice.json(&[]);
     let taken = bob.json(&[]);
     assert!(taken.how().values().all(|how| *how == "remote"), "{:?}", taken.how());
-    let path = bob.ok(&["path", "p.toml", "raw"]);
-    assert_eq!(fs::metadata(format!("{}/noise", path.trim())).unwrap().len(), 20_000_000);
+    assert_eq!(taken.digests(), made.digests());
     bob.ok(&["cache", "verify"]);
-    assert!(!grep(&bob.cache(), "planted-s3-secret") && !grep(&alice.cache(), "planted-s3-secret"));
+    // A bucket that is public is asked without credentials, and another is not.
+    let anyone = person("s3://team/cache", "read", &endpoint(server.port));
+    let pull = || {
+        let pulled = anyone.flow(&["cache", "pull", "p.toml"]).env("AWS_SKIP_SIGNATURE", "true").output();
+        Output::of(pulled.unwrap())
+    };
+    let refused = pull();
+    assert!(refused.code == Some(3) && refused.stderr.contains("refuses"), "{refused}");
+    server.put("/team?policy", POLICY);
+    let pulled = pull();
+    assert!(pulled.code == Some(0) && pulled.stderr.contains("3 results fetched"), "{pulled}");
+    // What is misspelt is not empty.
+    let lost = person("s3://taem/cache", "read", &endpoint(server.port));
+    credentials(&lost, KEYS[1]);
+    let lost = lost.run(&["cache", "pull", "p.toml"]);
+    assert!(lost.code == Some(3) && lost.stderr.contains("no such bucket"), "{lost}");
+}
 
-    drop(server);
-    let carol = person("s3://team/cache", "read", &more);
-    home(&carol);
-    let output = carol.run(&["run", "p.toml"]);
-    assert_eq!(output.code, Some(0), "{output}");
-    assert_eq!(output.stderr.matches("cannot be used").count(), 1, "{output}");
-    assert!(!output.stderr.contains("planted-s3-secret"), "{output}");
+#[test]
+fn an_s3_server_that_checks_signatures() {
+    let root = tempfile::tempdir().unwrap();
+    let server = Server::s3s(root.path());
+    let [alice, bob, eve] = [("read-write", KEYS[1]), ("read", KEYS[1]), ("read-write", "another-secret")]
+        .map(|(mode, secret)| bucketeer(server.port, mode, secret));
+    let made = alice.json(&[]);
+    let taken = bob.json(&[]);
+    assert!(taken.how().values().all(|how| *how == "remote"), "{:?}", taken.how());
+    assert_eq!(taken.digests(), made.digests());
+    bob.ok(&["cache", "verify"]);
+    let refused = eve.run(&["run", "p.toml"]);
+    assert!(refused.code == Some(0) && refused.stderr.contains("3 ran"), "{refused}");
+    assert_eq!(refused.stderr.matches("refuses these credentials: check AWS_ACCESS_KEY_ID").count(), 1, "{refused}");
+    for command in ["pull", "push"] {
+        let refused = eve.run(&["cache", command, "p.toml", "--set", "params.word=x"]);
+        assert!(command == "push" || refused.code == Some(3), "{refused}");
+        assert!(!refused.stderr.contains("another-secret"), "{refused}");
+    }
+    let refused = eve.run(&["cache", "push", "p.toml"]);
+    assert!(refused.code == Some(3) && refused.stderr.contains("refuses these credentials"), "{refused}");
+    for person in [&alice, &bob, &eve] {
+        assert!(!grep(&person.cache(), KEYS[1]) && !grep(&person.cache(), "another-secret"));
+    }
+    assert!(!grep(root.path(), KEYS[1]));
 }
 
 /// Whether a file under a directory holds a text.
-fn grep(dir: &Path, text: &str) -> bool {
+pub fn grep(dir: &Path, text: &str) -> bool {
     fs::read_dir(dir).into_iter().flatten().flatten().any(|entry| {
         let path = entry.path();
         if path.is_dir() {
@@ -313,50 +277,4 @@ fn grep(dir: &Path, text: &str) -> bool {
         let bytes = fs::read(&path).unwrap_or_default();
         bytes.windows(text.len()).any(|window| window == text.as_bytes()) || path.to_string_lossy().contains(text)
     })
-}
-
-#[test]
-fn secrets_are_nowhere() {
-    const PLANTED: [&str; 4] =
-        ["hf_planted0token", "planted1secret2key", "planted3url4password", "planted5remote6token"];
-    let root = tempfile::tempdir().unwrap();
-    fs::write(root.path().join("words.txt"), "some words\n").unwrap();
-    let server = Server::dav(root.path());
-    let url = format!("http://127.0.0.1:{}/team/", server.1);
-    let sandbox = Sandbox::with(&format!(
-        "[stage.words]\nkind = \"fetch\"\nurls = [\"http://me:planted3url4password@127.0.0.1:{}/words.txt\"]\n\
-         [stage.ps]\nkind = \"command\"\nin = {{ x = \"words\" }}\nrun = \"cat /proc/[0-9]*/cmdline > {{out}}/ps 2>/dev/null || true\"\n",
-        server.1
-    ));
-    let flow = |args: &[&str]| {
-        let mut command = sandbox.flow(args);
-        command
-            .env("HF_TOKEN", PLANTED[0])
-            .env("AWS_SECRET_ACCESS_KEY", PLANTED[1])
-            .env("FLOW_REMOTE_TOKEN", PLANTED[3]);
-        Output::of(command.env("FLOW_REMOTE", &url).env("FLOW_REMOTE_MODE", "read-write").output().unwrap())
-    };
-    let mut said = String::new();
-    for args in [
-        &["run", "p.toml"][..],
-        &["run", "p.toml", "--json"],
-        &["plan", "p.toml"],
-        &["why", "p.toml", "words"],
-        &["cache", "push", "p.toml"],
-        &["show"],
-    ] {
-        let output = flow(args);
-        assert_eq!(output.code, Some(0), "{output}");
-        said += &output.to_string();
-    }
-    assert!(root.path().join("team/results").is_dir());
-    drop(server);
-    said += &flow(&["cache", "pull", "p.toml", "--set", "stage.ps.run=true > {out}/x"]).to_string();
-    for secret in PLANTED {
-        assert!(!said.contains(secret), "{secret}\n{said}");
-        assert!(!grep(&sandbox.cache(), secret) && !grep(root.path(), secret), "{secret}");
-        let project = sandbox.path("");
-        assert!(secret == PLANTED[2] || !grep(&project, secret), "{secret}");
-        assert!(!grep(&project.join("flow.lock"), secret) && !sandbox.read("flow.lock").contains(secret), "{secret}");
-    }
 }

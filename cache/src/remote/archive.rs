@@ -253,6 +253,29 @@ mod tests {
         }
     }
 
+    /// The type, name, claimed size and content of an entry: files, links, directories, names of next entries.
+    fn hostile() -> impl Strategy<Value = (u8, String, u64, Vec<u8>)> {
+        let content = prop::collection::vec(any::<u8>(), 0..2000);
+        (prop::sample::select(b"00001256LKxgS".to_vec()), 0..10, any::<bool>(), content).prop_map(
+            |(kind, name, honest, content)| {
+                let [own, other] = [Digest::of(&content), Digest::of(b"other")];
+                let name = match name {
+                    0 => "../../x".into(),
+                    1 => "/tmp/flow-was-here".into(),
+                    2 => "objects/../../../x".into(),
+                    3 => format!("objects/aa/../{own}"),
+                    4 => record_name(&Key(other.0)),
+                    5 => object_names(&other)[0].clone(),
+                    6 => object_names(&own)[1].clone(),
+                    7 => "././@LongLink".into(),
+                    _ => object_names(&own)[0].clone(),
+                };
+                let size = if honest { content.len() as u64 } else { u64::MAX / 4 };
+                (kind, name, size, content)
+            },
+        )
+    }
+
     proptest! {
         #[test]
         fn whatever_is_sent_nothing_panics_and_nothing_leaves_the_cache(bytes: Vec<u8>, names: Vec<String>, packed: bool) {
@@ -277,6 +300,32 @@ mod tests {
             prop_assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
             prop_assert_eq!(fs::read_dir(dir.path().join("a")).unwrap().count(), 1);
             prop_assert_eq!(cache.results().count(), 0);
+        }
+
+        #[test]
+        fn an_archive_of_hostile_entries_is_an_error(entries in prop::collection::vec(hostile(), 1..6)) {
+            let dir = tempfile::tempdir().unwrap();
+            let cache = Cache::open(&dir.path().join("a/cache")).unwrap();
+            let mut tar = tar::Builder::new(Vec::new());
+            for (kind, name, size, content) in &entries {
+                let mut header = tar::Header::new_gnu();
+                let n = name.len().min(100);
+                header.as_old_mut().name[..n].copy_from_slice(&name.as_bytes()[..n]);
+                header.as_old_mut().linkname[..3].copy_from_slice(b"../");
+                header.set_entry_type(tar::EntryType::new(*kind));
+                header.set_size(*size);
+                header.set_cksum();
+                tar.append(&header, content.as_slice()).unwrap();
+            }
+            let sent = zstd::encode_all(tar.into_inner().unwrap().as_slice(), 1).unwrap();
+            // There is no good record, so that even good objects are no archive.
+            let taken = cache.import(sent.as_slice(), &Trust::default());
+            prop_assert!(taken.is_err() || taken.is_ok_and(|taken| taken.results == 0 && taken.refused > 0));
+            prop_assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+            prop_assert_eq!(fs::read_dir(dir.path().join("a")).unwrap().count(), 1);
+            for place in ["objects", "results", "tmp"] {
+                prop_assert_eq!(fs::read_dir(cache.root().join(place)).unwrap().count(), 0, "{}", place);
+            }
         }
 
         #[test]

@@ -181,18 +181,21 @@ impl Bucket {
         let left = Note::read(upload.note);
         if let Some(note) = left.filter(|note| note.name == name && note.content == content && note.part > 0) {
             match self.finish_parts(path, upload, note).await {
-                // The store forgot it.
                 Err(Failure { kind: Kind::Wrong, .. }) => {}
                 done => return done,
             }
         }
-        self.abandon(upload.note).await;
         let part = PART.max(upload.size.div_ceil(MOST_PARTS).next_multiple_of(1 << 20));
         let id = self.parts.create_multipart(path).await.map_err(|error| self.failure(&error))?;
+        self.abandon(upload.note).await;
         let note = Note { name, content, part, id, done: BTreeMap::new() };
         // From its first instant: what nobody knows of stays in the store for ever.
         note.write(upload.note);
-        self.finish_parts(path, upload, note).await
+        // A refusal is no fault of these bytes.
+        self.finish_parts(path, upload, note).await.map_err(|failure| match failure.kind {
+            Kind::Wrong => Failure { kind: Kind::Remote, ..failure },
+            _ => failure,
+        })
     }
 
     async fn finish_parts(&self, path: &Path, upload: &Upload<'_>, note: Note) -> Result<(), Failure> {
@@ -202,8 +205,8 @@ impl Bucket {
         let open: Vec<usize> = (0..count).filter(|index| !note.done.contains_key(index)).collect();
         let note = Mutex::new(note);
         let (file, id, noted) = (&file, &id, &note);
-        let failed = |error: Error| match is_forgotten(&error) {
-            true => Failure::wrong(format!("the upload of {path} was given up by the store: {error}")),
+        let failed = |error: Error| match is_refused(&error) {
+            true => Failure { kind: Kind::Wrong, ..self.failure(&error) },
             false => self.failure(&error),
         };
         stream::iter(open.into_iter().map(|index| async move {
@@ -297,10 +300,10 @@ impl Store for Bucket {
     }
 }
 
-/// Whether an upload that was begun is not known there any more, or not as it was.
-fn is_forgotten(error: &Error) -> bool {
-    let text = error.to_string();
-    ["NoSuchUpload", "InvalidPart", "InvalidBlock"].iter().any(|sign| text.contains(sign))
+/// Whether the store refuses to go on with an upload: each says in its own way that it forgot it.
+fn is_refused(error: &Error) -> bool {
+    matches!(error, Error::NotFound { .. } | Error::PermissionDenied { .. })
+        || error.to_string().contains("non-2xx status code: 4")
 }
 
 fn is_behind_the_end(error: &Error) -> bool {

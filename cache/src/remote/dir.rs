@@ -151,7 +151,8 @@ impl Store for Dir {
             let mut stack = vec![root.join(prefix.trim_end_matches('/'))];
             while let Some(dir) = stack.pop() {
                 for path in list(&dir)? {
-                    if path.is_dir() {
+                    // Links are not followed: they may lead around in a ring.
+                    if path.symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
                         stack.push(path);
                     } else if let Some(name) = path.strip_prefix(&root).ok().and_then(Path::to_str)
                         && !name.contains(TEMP)

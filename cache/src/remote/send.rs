@@ -284,6 +284,16 @@ impl Remote {
         let pays = || tokio::task::block_in_place(|| pays(&object, entry.size)).explain(self.cache.root(), failed);
         let packed = packed.map_or_else(pays, Ok).map_err(Failure::local)?;
         let [plain, compressed] = object_names(&entry.digest);
+        // Two results may have the same object: the second one finds it there.
+        let lock = self.cache.lock_path(&Key(entry.digest.0));
+        let _lock = loop {
+            let lock = KeyLock::try_take(&lock).explain(self.cache.root(), || format!("lock {}", lock.display()));
+            match lock.map_err(Failure::local)? {
+                Some(lock) => break lock,
+                None if cancel.is_set() => return Err(Failure::cancelled()),
+                None => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        };
         let there = store.size(if packed { &compressed } else { &plain }).await?.filter(|_| !replaces);
         // A plain object of another length is not whole. Of a compressed one the length is not known yet.
         let whole = |size: &u64| if packed { !store.leaves_halves() } else { *size == entry.size };
@@ -298,16 +308,6 @@ impl Remote {
         let progress = |bytes| {
             went.fetch_add(bytes, Ordering::Relaxed);
             self.inner.sending.bytes.fetch_add(bytes, Ordering::Relaxed);
-        };
-        // Two that compress the same object would write the same file.
-        let lock = self.cache.lock_path(&Key(entry.digest.0));
-        let _lock = loop {
-            let lock = KeyLock::try_take(&lock).explain(self.cache.root(), || format!("lock {}", lock.display()));
-            match lock.map_err(Failure::local)? {
-                Some(lock) => break lock,
-                None if cancel.is_set() => return Err(Failure::cancelled()),
-                None => tokio::time::sleep(Duration::from_millis(100)).await,
-            }
         };
         if !matches!(tokio::task::block_in_place(|| self.cache.check_object(&entry)), Ok(Object::Good)) {
             return Err(Failure::wrong(format!("{} is damaged: run `flow cache verify`", object.display())));
