@@ -88,7 +88,7 @@ impl Slot {
             }
         }
         fault("commit:objects").explain(cache.root(), || "write objects")?;
-        let outcome = cache.write_record(parts, Arc::new(tree), cost, durable)?;
+        let outcome = cache.write_record(parts, Arc::new(tree), cost, durable, false)?;
         fault("commit:recorded")?;
         self.finish();
         Ok(outcome)
@@ -111,24 +111,38 @@ impl Slot {
 }
 
 impl Cache {
-    /// Writes a further record that names the objects of a result that is there: the same bytes under another key.
+    /// Writes a further record that names the objects of a result that is here, or known: the same bytes under another
+    /// key.
     ///
     /// # Errors
-    /// One of its objects is not there; the cache cannot be written.
+    /// One of the objects of a result that should be here is not; the cache cannot be written.
     pub fn alias(&self, parts: &KeyParts, outcome: &Outcome) -> Result<Outcome> {
         let key = parts.key();
         let inside = self.0.holds.enter();
         inside.hold(key.0).context("cannot note what this flow uses")?;
+        let mut lacks = None;
         for entry in outcome.tree.entries() {
             if !matches!(self.check_object(entry)?, Object::Good) {
-                bail!("`{}` of the result {} is no longer in the cache", entry.name, outcome.key.short());
+                lacks = Some(entry);
             }
         }
+        if let Some(entry) = lacks
+            && !self.record(&outcome.key)?.is_some_and(|record| record.freed)
+        {
+            bail!("`{}` of the result {} is no longer in the cache", entry.name, outcome.key.short());
+        }
         let durable = outcome.cost >= DEAR || outcome.tree.size() >= HEAVY;
-        self.write_record(parts, Arc::clone(&outcome.tree), outcome.cost, durable)
+        self.write_record(parts, Arc::clone(&outcome.tree), outcome.cost, durable, lacks.is_some())
     }
 
-    fn write_record(&self, parts: &KeyParts, tree: Arc<Tree>, cost: f64, durable: bool) -> Result<Outcome> {
+    fn write_record(
+        &self,
+        parts: &KeyParts,
+        tree: Arc<Tree>,
+        cost: f64,
+        durable: bool,
+        freed: bool,
+    ) -> Result<Outcome> {
         let key = parts.key();
         let record = ResultRecord {
             format: FORMAT,
@@ -139,7 +153,7 @@ impl Cache {
             created: now() as f64 / 1e9,
             host: host().to_owned(),
             version: env!("CARGO_PKG_VERSION").into(),
-            freed: false,
+            freed,
             shared: None,
         };
         let path = self.record_path(&key);
@@ -147,7 +161,7 @@ impl Cache {
             serde_json::to_vec(&record).with_context(|| format!("the record of {} cannot be written", key.short()))?;
         write_atomic(&self.tmp(), &path, &bytes, durable, "commit:record")
             .explain(self.root(), || format!("write {}", path.display()))?;
-        if let Ok(meta) = Meta::of(&path, false) {
+        if !freed && let Ok(meta) = Meta::of(&path, false) {
             self.memo().put_result(key, Known { record: meta.stat, tree: Arc::clone(&tree), cost });
         }
         Ok(Outcome { key, tree, cost, waited: false })

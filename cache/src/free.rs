@@ -3,7 +3,7 @@
 //! An intermediate result is needed as long as something is made from it, and its digest for ever after: keys are made
 //! of it. So its record is marked and stays, and its objects go, but for those that other results have too.
 
-use std::{collections::HashSet, fs, io::ErrorKind, sync::Arc, time::Duration};
+use std::{collections::HashSet, fs, io::ErrorKind, time::Duration};
 
 use anyhow::{Context as _, Result};
 use flow_core::Key;
@@ -13,7 +13,6 @@ use crate::{
     fault::fault,
     files::{Explain as _, write_atomic},
     holds::Closed,
-    lookup::Outcome,
     record::{Bad, ResultRecord},
 };
 
@@ -40,7 +39,7 @@ impl Cache {
                     let held = closed.held.contains(&key.0) || closed.held.contains(&record.tree.digest().0);
                     if keys.contains(&key) && !held {
                         going.push((path, record));
-                    } else if !record.freed {
+                    } else if !record.freed || held {
                         named.extend(record.tree.entries().iter().map(|entry| (entry.digest, entry.executable)));
                     }
                 }
@@ -71,16 +70,5 @@ impl Cache {
             }
         }
         Ok(Some(freed))
-    }
-
-    /// What the result of a key was, if its objects were freed.
-    ///
-    /// # Errors
-    /// Its record cannot be read.
-    pub fn freed(&self, key: &Key) -> Result<Option<Outcome>> {
-        let inside = self.0.holds.enter();
-        let Some(record) = self.record(key)?.filter(|record| record.freed) else { return Ok(None) };
-        inside.hold(key.0).context("cannot note what this flow uses")?;
-        Ok(Some(Outcome { key: *key, tree: Arc::new(record.tree), cost: record.cost, waited: false }))
     }
 }

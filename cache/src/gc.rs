@@ -111,6 +111,8 @@ struct Candidate {
     bytes: u64,
     view: Digest,
     objects: Vec<(Digest, bool, u64)>,
+    /// Its objects need not be here.
+    freed: bool,
     /// Somebody uses it or wants it.
     fixed: bool,
 }
@@ -194,6 +196,10 @@ impl Gc<'_> {
             self.report.pinned += usize::from(pinned);
             self.report.wanted += usize::from(wanted);
             candidate.fixed = in_use || pinned || wanted;
+            // Others may have brought them back for who uses it now.
+            if candidate.freed && !in_use {
+                candidate.objects.clear();
+            }
         }
         Ok(candidates)
     }
@@ -373,9 +379,9 @@ fn candidate(key: Key, path: PathBuf, record: Result<ResultRecord, Bad>) -> Resu
     let Ok(meta) = Meta::of(&path, false) else { return Ok(None) };
     let entries = record.tree.entries().iter();
     let objects = entries.map(|entry| (entry.digest, entry.executable, entry.size));
-    let objects = if record.freed { Vec::new() } else { objects.collect() };
+    let objects = objects.collect();
     let (used, bytes, view, kind) = (meta.stat.mtime, meta.stat.size, record.tree.digest(), record.parts.kind);
-    Ok(Some(Candidate { key, path, kind, used, bytes, view, objects, fixed: false }))
+    Ok(Some(Candidate { key, path, kind, used, bytes, view, objects, freed: record.freed, fixed: false }))
 }
 
 fn item(kind: &str, path: PathBuf, why: &str, bytes: u64) -> GcItem {

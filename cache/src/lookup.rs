@@ -56,6 +56,29 @@ impl Cache {
         Ok(outcome)
     }
 
+    /// What the result of a key is, if that is known and its objects are not here: they were freed, or are the team's. The
+    /// word of others counts only as long as they are trusted.
+    ///
+    /// # Errors
+    /// Its record cannot be read.
+    pub fn absent(&self, key: &Key) -> Result<Option<Outcome>> {
+        let inside = self.0.holds.enter();
+        let path = self.record_path(key);
+        let Some(meta) = Meta::find(&path, false).with_context(|| format!("cannot read {}", path.display()))? else {
+            return Ok(None);
+        };
+        let record = self.read_record(key)?.filter(|record| record.freed);
+        let Some(record) = record.filter(|record| self.is_believed(record, &path)) else { return Ok(None) };
+        inside.hold(key.0).context("cannot note what this flow uses")?;
+        self.note_record(&path, &touch(&path, &meta.stat).unwrap_or(meta.stat));
+        Ok(Some(Outcome { key: *key, tree: Arc::new(record.tree), cost: record.cost, waited: false }))
+    }
+
+    fn is_believed(&self, record: &ResultRecord, path: &Path) -> bool {
+        let remote = self.remote().filter(|_| record.shared.is_some());
+        remote.is_none_or(|remote| fs::read(path).is_ok_and(|bytes| remote.accept(&record.key, bytes.into()).is_ok()))
+    }
+
     fn find(&self, key: &Key) -> Result<Option<Outcome>> {
         let path = self.record_path(key);
         let Some(meta) = Meta::find(&path, false).with_context(|| format!("cannot read {}", path.display()))? else {
@@ -112,13 +135,12 @@ impl Cache {
         }
     }
 
-    /// A key's record as it stands, its objects unseen, or as the team told it. `None` also when it cannot be used.
+    /// A key's record as it stands, its objects unseen. `None` also when it cannot be used.
     ///
     /// # Errors
     /// It cannot be read.
     pub fn record(&self, key: &Key) -> Result<Option<ResultRecord>> {
-        let here = self.read_record(key)?;
-        Ok(here.or_else(|| Some(self.remote()?.known(key)?.record)))
+        self.read_record(key)
     }
 
     /// Every record that can be read, in order of key; objects unseen.

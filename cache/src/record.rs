@@ -29,7 +29,8 @@ pub struct ResultRecord {
     pub host: String,
     /// flow's version that made it.
     pub version: String,
-    /// Its objects were freed: what it was is known, and it has to be made again when it is needed.
+    /// Its objects are not here, because they were freed or nobody asked the team for them: what it is is known, and who
+    /// needs it has it fetched or made again.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub freed: bool,
     /// Who gave it to the team, if it came from there.

@@ -9,6 +9,7 @@ mod data;
 mod errors;
 mod history;
 mod language;
+mod lazy;
 mod load;
 mod machine;
 mod main_job;

@@ -32,6 +32,8 @@ pub const ARCHIVE: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 pub struct Archived {
     /// Results.
     pub results: usize,
+    /// How many of them by their records alone.
+    pub bare: usize,
     /// Objects.
     pub objects: usize,
     /// Bytes of these.
@@ -96,17 +98,16 @@ impl Cache {
         let mut archived = Archived::default();
         let mut seen = HashSet::new();
         for key in keys {
-            // What was freed is known, and is not here.
-            if self.record(key)?.is_some_and(|record| record.freed) {
-                continue;
-            }
-            // Looks at every object, and puts aside what is damaged.
-            let found = self.lookup(key)?.is_some();
-            ensure!(found, "the result {} is not in the cache", key.short());
+            // Looks at every object, and puts aside what is damaged. Of what is only known the record goes alone: keys
+            // are made of it.
+            let whole = self.lookup(key)?.is_some();
+            ensure!(whole || self.absent(key)?.is_some(), "the result {} is not in the cache", key.short());
             let path = self.record_path(key);
             let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
             let record = ResultRecord::parse(&bytes, key).map_err(|bad| anyhow!("{}: {bad}", path.display()))?;
-            for entry in record.tree.entries().iter().filter(|entry| seen.insert(entry.digest)) {
+            let record = ResultRecord { freed: !whole, ..record };
+            let entries = record.tree.entries().iter().filter(|_| whole);
+            for entry in entries.filter(|entry| seen.insert(entry.digest)) {
                 let object = self.entry_path(entry);
                 let source = File::open(&object).with_context(|| format!("cannot read {}", object.display()))?;
                 append(&mut tar, &object_names(&entry.digest)[0], entry.size, source).context(failed)?;
@@ -114,7 +115,7 @@ impl Cache {
                 archived.bytes += entry.size;
             }
             let bytes = match &record.shared {
-                Some(_) => bytes,
+                Some(_) => send::marked(&bytes, record.freed)?,
                 None => {
                     let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
                     let key = signer.map(Signer::public);
@@ -126,6 +127,7 @@ impl Cache {
             };
             append(&mut tar, &record_name(key), bytes.len() as u64, bytes.as_slice()).context(failed)?;
             archived.results += 1;
+            archived.bare += usize::from(!whole);
         }
         tar.into_inner().and_then(zstd::Encoder::finish).and_then(|mut out| out.flush()).context(failed)?;
         Ok(archived)
@@ -182,8 +184,14 @@ impl Cache {
                     ensure!(bytes.len() <= LONGEST_RECORD, "a record is longer than any can be");
                     match accept(&key, bytes.into(), &trust.trusted_keys) {
                         Ok(result) => {
-                            let files: Vec<_> = objects.iter().map(|(digest, path)| (*digest, path.clone())).collect();
-                            self.adopt(&result, &files)?;
+                            if result.has_objects() {
+                                let files: Vec<_> =
+                                    objects.iter().map(|(digest, path)| (*digest, path.clone())).collect();
+                                self.adopt(&result, &files)?;
+                            } else {
+                                self.keep_absent(&result)?;
+                                archived.bare += 1;
+                            }
                             archived.results += 1;
                         }
                         Err(error) => {

@@ -19,6 +19,7 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use super::{
     LEAST, Remote, STALL, TeamResult, asked_to_stop, object_names,
     pace::Pace,
+    send::marked,
     store::{Failure, Kind},
     within,
 };
@@ -29,6 +30,7 @@ use crate::{
     lookup::Outcome,
     memo::Known,
     proof::{Id, Meta, Proof, now, wait_a_tick},
+    record::ResultRecord,
     trust::Object,
 };
 
@@ -79,26 +81,23 @@ impl Remote {
                 fetched.into_iter().map(|(digest, path, lock)| ((digest, path), lock)).unzip();
             tokio::task::block_in_place(|| self.cache.adopt(result, &files)).map_err(Failure::local)
         });
-        adopted
-            .map_err(|failure| {
-                let key = &result.record.key;
-                match failure.kind {
-                    Kind::Wrong => {
-                        self.wrong().insert(*key);
-                        self.forget(key);
-                    }
-                    Kind::Remote => {
-                        self.inner.reads.trip(&format!("{:#}", failure.error));
-                    }
-                    Kind::Local | Kind::Cancelled => return failure.error,
+        adopted.map_err(|failure| {
+            let key = &result.record.key;
+            match failure.kind {
+                Kind::Wrong => {
+                    self.wrong().insert(*key);
                 }
-                failure.error.context(format!(
-                    "the result {} cannot be had from the team's cache {}",
-                    key.short(),
-                    self.location()
-                ))
-            })
-            .inspect(|_| self.forget(&result.record.key))
+                Kind::Remote => {
+                    self.inner.reads.trip(&format!("{:#}", failure.error));
+                }
+                Kind::Local | Kind::Cancelled => return failure.error,
+            }
+            failure.error.context(format!(
+                "the result {} cannot be had from the team's cache {}",
+                key.short(),
+                self.location()
+            ))
+        })
     }
 
     async fn fetch_objects(
@@ -404,6 +403,20 @@ impl Cache {
             }
         }
         Ok(matches!(object, Object::Good))
+    }
+
+    /// Keeps what a result of others is, without its objects; unless more is known of it here.
+    pub(super) fn keep_absent(&self, result: &TeamResult) -> Result<()> {
+        let key = &result.record.key;
+        let inside = self.0.holds.enter();
+        let path = self.record_path(key);
+        match fs::read(&path).map(|bytes| ResultRecord::parse(&bytes, key)) {
+            Ok(Ok(ours)) if !ours.freed => return Ok(()),
+            Ok(Ok(ours)) if ours.shared.is_none() && result.record.shared.is_some() => return Ok(()),
+            _ => inside.hold(key.0).context("cannot note what this flow uses")?,
+        }
+        write_atomic(&self.tmp(), &path, &marked(&result.bytes, true)?, false, "team:known")
+            .explain(self.root(), || format!("write {}", path.display()))
     }
 
     /// Makes a result of others one of this cache. Its objects are here, or lie as files in `fetched`, verified.

@@ -25,7 +25,6 @@ mod web;
 
 use std::{
     collections::HashSet,
-    fs,
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicBool},
     time::Duration,
@@ -47,7 +46,6 @@ use self::{
 };
 use crate::{
     cache::Cache,
-    files::write_atomic,
     lookup::Outcome,
     record::{Origin, ResultRecord},
 };
@@ -184,7 +182,7 @@ impl Remote {
     }
 
     /// Looks whether the team has the result of a key, in the background; `then` hears it. `None` also when that
-    /// cannot be told, which is a warning.
+    /// cannot be told, which is a warning. What it has is known here from then on: [`Cache::absent`].
     pub fn ask(&self, key: Key, then: impl FnOnce(Option<Arc<TeamResult>>) + Send + 'static) {
         let Some(runtime) = self.runtime() else { return then(None) };
         let remote = self.clone();
@@ -241,18 +239,14 @@ impl Remote {
     }
 
     async fn look_up(&self, key: Key) -> Option<Arc<TeamResult>> {
-        if let Some(known) = self.known(&key) {
-            return Some(Arc::new(known));
-        }
         let _permit = self.inner.asks.acquire().await.ok()?;
         if !self.may_read() {
             return None;
         }
         match self.find(&key).await {
-            Ok(found) => found.map(|(result, bytes)| {
-                // Only a memo: without it the next run asks again.
-                let kept = self.kept(&key);
-                let _ = write_atomic(&self.cache.tmp(), &kept, &bytes, false, "team:known");
+            Ok(found) => found.map(|result| {
+                // Where it cannot be kept, the next run asks again.
+                self.cache.keep_absent(&result).ok();
                 Arc::new(result)
             }),
             Err(failure) => {
@@ -262,33 +256,16 @@ impl Remote {
         }
     }
 
-    /// What a look-up found before, the bytes of which are not here.
-    #[must_use]
-    pub fn known(&self, key: &Key) -> Option<TeamResult> {
-        let bytes = fs::read(self.kept(key)).ok()?;
-        // What was believed then may not be trusted any more, and is asked for again.
-        self.accept(key, bytes.into()).ok()
-    }
-
-    fn kept(&self, key: &Key) -> PathBuf {
-        let hex = key.to_string();
-        self.inner.dir.join("known").join(&hex[..2]).join(hex)
-    }
-
-    fn forget(&self, key: &Key) {
-        let _ = fs::remove_file(self.kept(key));
-    }
-
-    async fn find(&self, key: &Key) -> Result<Option<(TeamResult, Bytes)>, Failure> {
+    async fn find(&self, key: &Key) -> Result<Option<TeamResult>, Failure> {
         let store = self.store()?;
         let name = record_name(key);
         let Some(body) = within(ANSWER, store.get(&name, 0)).await? else { return Ok(None) };
         let bytes = collect(body).await?;
-        let result = self.accept(key, bytes.clone()).map_err(|error| {
+        let result = self.accept(key, bytes).map_err(|error| {
             self.wrong().insert(*key);
             Failure::wrong(format!("the record {name} of the team's cache {} is not used: {error:#}", self.location()))
         })?;
-        Ok(Some((result, bytes)))
+        Ok(Some(result))
     }
 
     /// Believes a record of others, or says why not.
@@ -385,6 +362,12 @@ impl Drop for Inner {
 }
 
 impl TeamResult {
+    /// Whether the team has its objects too, and not only the word of what they are.
+    #[must_use]
+    pub fn has_objects(&self) -> bool {
+        !self.record.freed
+    }
+
     /// The entries whose objects are not in a cache, each object once.
     fn missing<'a>(&'a self, cache: &Cache) -> Vec<&'a Entry> {
         let mut seen = HashSet::new();
@@ -407,7 +390,6 @@ pub(crate) fn accept(key: &Key, bytes: Bytes, trusted: &[TrustedKey]) -> Result<
     let record = ResultRecord::parse(&bytes, key).map_err(|bad| anyhow::anyhow!("{bad}"))?;
     let sizes = record.tree.entries().iter().try_fold(0u64, |sum, entry| sum.checked_add(entry.size));
     anyhow::ensure!(sizes.is_some(), "its sizes are impossible");
-    anyhow::ensure!(!record.freed, "its objects are nowhere");
     anyhow::ensure!(record.cost.is_finite() && record.cost >= 0.0, "its cost is impossible");
     let (mut by, time) = match &record.shared {
         Some(Origin { by, time, .. }) => (by.clone(), *time),

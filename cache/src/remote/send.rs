@@ -1,6 +1,6 @@
 //! Sending: results go up in the background, objects first and the record last.
 //!
-//! What is to be sent is noted as an empty file `push/<key>` in the remote's state directory before anything else, and
+//! What is to be sent is noted as a file `push/<key>` in the remote's state directory before anything else, and
 //! the note goes when it is there; so what a killed or interrupted flow did not send, the next one does.
 
 use std::{
@@ -28,6 +28,8 @@ use crate::{
     trust::Object,
 };
 
+/// What stands in the note of a result of which only the record is to be sent.
+const BARE: &str = "record";
 /// Smaller ones are sent as they are.
 const SMALL: u64 = 4 << 10;
 /// How much of a big object is tried: from its beginning, middle and end.
@@ -70,14 +72,16 @@ pub(crate) struct Sending {
 }
 
 impl Remote {
-    /// Sends a result, in the background: see [`Remote::uploads`].
-    pub fn push(&self, key: Key) {
+    /// Sends a result, in the background: see [`Remote::uploads`]. `bare`: only the word of what it is, without its
+    /// objects.
+    pub fn push(&self, key: Key, bare: bool) {
         let note = self.note(&key);
-        let noted = note.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(&note, ""));
+        let text = if bare { BARE } else { "" };
+        let noted = note.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(&note, text));
         if let Err(error) = noted {
             self.cache.warn(format!("cannot note that {} is to be pushed: {error}", key.short()));
         }
-        self.start(key);
+        self.start(key, bare);
     }
 
     /// Whether an earlier flow could not send all.
@@ -89,9 +93,9 @@ impl Remote {
     /// Sends what an earlier flow could not.
     pub fn push_noted(&self) {
         // An unreadable directory only means that nothing is sent.
-        for key in list(&self.inner.dir.join("push")).unwrap_or_default() {
-            if let Some(key) = key.file_name().and_then(|name| name.to_str()?.parse().ok()) {
-                self.start(key);
+        for note in list(&self.inner.dir.join("push")).unwrap_or_default() {
+            if let Some(key) = note.file_name().and_then(|name| name.to_str()?.parse().ok()) {
+                self.start(key, fs::read(&note).is_ok_and(|text| text == BARE.as_bytes()));
             }
         }
         let remote = self.clone();
@@ -148,7 +152,7 @@ impl Remote {
     pub fn push_now(&self, keys: &[Key], cancel: &Cancel, mut told: impl FnMut(Pushed)) -> Result<()> {
         let runtime = self.runtime().context("no threads can be started")?;
         let sent = stream::iter(keys)
-            .map(|key| async move { self.send(key, cancel).await.map(|pushed| (key, pushed)) })
+            .map(|key| async move { self.send(key, false, cancel).await.map(|pushed| (key, pushed)) })
             .buffer_unordered(PUSHES)
             .try_for_each(|(key, pushed)| {
                 let _ = fs::remove_file(self.note(key));
@@ -167,17 +171,17 @@ impl Remote {
         self.inner.dir.join("push").join(key.to_string())
     }
 
-    fn start(&self, key: Key) {
+    fn start(&self, key: Key, bare: bool) {
         let Some(runtime) = self.runtime() else { return };
         self.inner.sending.left.fetch_add(1, Ordering::AcqRel);
         let remote = self.clone();
         runtime.spawn(async move {
-            remote.send_quietly(&key).await;
+            remote.send_quietly(&key, bare).await;
             remote.inner.sending.left.fetch_sub(1, Ordering::AcqRel);
         });
     }
 
-    async fn send_quietly(&self, key: &Key) {
+    async fn send_quietly(&self, key: &Key, bare: bool) {
         let Ok(_permit) = self.inner.sends.acquire().await else { return };
         if !self.may_write() {
             return;
@@ -189,7 +193,7 @@ impl Remote {
             }
             return;
         }
-        let Err(failure) = self.send(key, &Cancel::default()).await else {
+        let Err(failure) = self.send(key, bare, &Cancel::default()).await else {
             self.inner.sending.sent.fetch_add(1, Ordering::Relaxed);
             let _ = fs::remove_file(self.note(key));
             return;
@@ -209,28 +213,28 @@ impl Remote {
         }
     }
 
-    async fn send(&self, key: &Key, cancel: &Cancel) -> Result<Pushed, Failure> {
+    async fn send(&self, key: &Key, bare: bool, cancel: &Cancel) -> Result<Pushed, Failure> {
         let store = self.store()?;
         let path = self.cache.record_path(key);
         let Ok(bytes) = fs::read(&path) else { return Ok(Pushed::Gone) };
         let record =
             ResultRecord::parse(&bytes, key).map_err(|bad| Failure::wrong(format!("{}: {bad}", path.display())))?;
-        if record.freed {
-            return Ok(Pushed::Gone);
-        }
-        if self.inner.config.push_limit.is_some_and(|limit| record.tree.size() > limit) {
+        let bare = bare || record.freed;
+        if !bare && self.inner.config.push_limit.is_some_and(|limit| record.tree.size() > limit) {
             return Ok(Pushed::TooBig);
         }
         // Before the long work: it may not be there.
         let signer = self.signer()?;
         let replaces = self.wrong().contains(key);
-        if !replaces && self.has_good_record(key).await? {
+        if !replaces && self.has_good_record(key, bare).await? {
             return Ok(Pushed::Known);
         }
         let went = AtomicU64::new(0);
-        let mut entries = record.tree.entries().to_vec();
+        // Of what is only known the record goes alone: keys are made of it.
+        let mut entries = if bare { Vec::new() } else { record.tree.entries().to_vec() };
         entries.sort_unstable_by_key(|entry| entry.digest);
         entries.dedup_by_key(|entry| entry.digest);
+        let record = ResultRecord { freed: bare, ..record };
         let origin = record.shared.as_ref();
         let compressed: Vec<Option<(Digest, u64)>> = stream::iter(entries.into_iter().map(|entry| {
             // A record that others signed says in which form its objects lie there.
@@ -245,7 +249,7 @@ impl Remote {
         }
         let bytes = match origin {
             // It is somebody's word, and stays his.
-            Some(_) => bytes,
+            Some(_) => marked(&bytes, bare).map_err(Failure::local)?,
             None => {
                 let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
                 let compressed = compressed.into_iter().flatten().collect();
@@ -259,10 +263,11 @@ impl Remote {
         Ok(Pushed::New(went.into_inner()))
     }
 
-    /// Whether the team has a record that would be believed here: half of one or a forged one is replaced.
-    async fn has_good_record(&self, key: &Key) -> Result<bool, Failure> {
+    /// Whether the team has a record that would be believed here, and objects to it unless `bare`: half of a record or a
+    /// forged one is replaced, and one alone by the whole result.
+    async fn has_good_record(&self, key: &Key, bare: bool) -> Result<bool, Failure> {
         let Some(body) = within(STALL, self.store()?.get(&record_name(key), 0)).await? else { return Ok(false) };
-        Ok(self.accept(key, collect(body).await?).is_ok())
+        Ok(self.accept(key, collect(body).await?).is_ok_and(|theirs| bare || theirs.has_objects()))
     }
 
     /// Returns its compressed size, if it lies there compressed.
@@ -347,6 +352,17 @@ pub(crate) fn signed(record: ResultRecord, origin: Origin, signer: Option<&Signe
     let mut json = serde_json::to_value(&record)?;
     if let Some(signer) = signer {
         json["shared"]["signature"] = signer.sign(&json).into();
+    }
+    Ok(serde_json::to_vec(&json)?)
+}
+
+/// A record as it was written, with the mark that its objects are elsewhere or without it. A field that this flow does
+/// not know stays, as it is signed.
+pub(crate) fn marked(record: &[u8], freed: bool) -> Result<Vec<u8>> {
+    let mut json: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(record)?;
+    json.remove("freed");
+    if freed {
+        json.insert("freed".into(), true.into());
     }
     Ok(serde_json::to_vec(&json)?)
 }

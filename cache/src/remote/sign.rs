@@ -1,7 +1,7 @@
 //! Ed25519 signatures of result records: who vouches for "this key gives these bytes".
 //!
-//! What is signed is the canonical JSON of the whole record without the signature itself, as it was read: a field that
-//! this flow does not know is signed all the same.
+//! What is signed is the canonical JSON of the whole record without the signature itself, and without the mark that its
+//! objects are elsewhere, as it was read: a field that this flow does not know is signed all the same.
 
 use std::{
     fmt,
@@ -101,6 +101,8 @@ pub(crate) fn check<'a>(record: &Json, trusted: &'a [TrustedKey]) -> Result<&'a 
 
 fn signed_bytes(record: &Json) -> Vec<u8> {
     let mut record = record.clone();
+    // Where its objects are is nobody's word, and changes.
+    record.as_object_mut().map(|record| record.remove("freed"));
     if let Some(shared) = record.get_mut("shared").and_then(Json::as_object_mut) {
         shared.remove("signature");
     }

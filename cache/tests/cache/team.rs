@@ -92,7 +92,7 @@ fn a_record_is_enough_until_somebody_wants_the_bytes() {
     // The record is remembered, also where the remote is gone.
     fs::rename(team.remote(), team.dir.path().join("away")).unwrap();
     let bob = team.person("bob", Trust::default());
-    assert!(bob.remote().unwrap().known(&made.key).is_some());
+    assert_eq!(bob.absent(&made.key).unwrap().unwrap().tree, made.tree);
     assert!(pull(&bob, &found).is_err());
     fs::rename(team.dir.path().join("away"), team.remote()).unwrap();
 
@@ -103,7 +103,7 @@ fn a_record_is_enough_until_somebody_wants_the_bytes() {
     assert_eq!(fs::read(view.join("sub/noise")).unwrap(), noise);
     assert_eq!(fs::read(view.join("zeros")).unwrap(), zeros);
     assert!(bob.verify(&|_, _| ()).unwrap().damaged.is_empty());
-    assert!(bob.remote().unwrap().known(&made.key).is_none(), "it is one of this cache now");
+    assert!(bob.absent(&made.key).unwrap().is_none(), "it is one of this cache now");
     assert_eq!(bob.take_warnings(), [""; 0]);
 }
 
@@ -239,7 +239,7 @@ fn two_push_the_same_at_once() {
         })
         .collect();
     for cache in &people {
-        results.iter().for_each(|made| cache.remote().unwrap().push(made.key));
+        results.iter().for_each(|made| cache.remote().unwrap().push(made.key, false));
     }
     for cache in &people {
         cache.remote().unwrap().finish(&Cancel::default(), |_| ());
@@ -260,7 +260,7 @@ fn who_does_not_answer_is_left_alone_and_what_is_to_be_pushed_is_kept() {
     let made = make(&alice, &parts(1), &[("a", b"a")]);
     fs::remove_dir(team.remote()).unwrap();
     assert!(alice.remote().unwrap().keys().is_err(), "a directory that is gone is not an empty one");
-    alice.remote().unwrap().push(made.key);
+    alice.remote().unwrap().push(made.key, false);
     alice.remote().unwrap().finish(&Cancel::default(), |_| ());
     assert!(ask(&alice, Key([1; 32])).is_none() && ask(&alice, Key([2; 32])).is_none());
     let warnings = alice.take_warnings();
@@ -319,4 +319,48 @@ fn an_archive_carries_results_over() {
     let erin = team.person("erin", Trust::default());
     let refused = erin.import(bytes.as_slice(), &trust).unwrap();
     assert_eq!((refused.results, refused.refused), (0, 3));
+}
+
+#[test]
+fn what_was_freed_travels_by_its_record() {
+    let team = Team::new();
+    let key_file = team.dir.path().join("key");
+    let public = generate_key(&key_file).unwrap();
+    let signing = Trust { trusted_keys: Vec::new(), sign_key: Some(key_file) };
+    let trusting = Trust { trusted_keys: vec![format!("{public} alice").parse().unwrap()], sign_key: None };
+    let alice = team.person("alice", signing.clone());
+    let made = make(&alice, &parts(1), &[("a", &noise(50_000))]);
+    alice.free(&[made.key].into()).unwrap();
+    assert!(alice.lookup(&made.key).unwrap().is_none());
+    assert_eq!(push(&alice, made.key), Pushed::New(0));
+    assert!(!team.remote().join("objects").exists());
+    let file = team.dir.path().join("archive");
+    let exported = alice.export(&[made.key], &file, &signing).unwrap();
+    assert_eq!((exported.results, exported.bare, exported.objects), (1, 1, 0));
+
+    let bob = team.person("bob", trusting.clone());
+    assert!(!ask(&bob, made.key).unwrap().has_objects());
+    let carol = team.person("carol", trusting.clone());
+    assert_eq!(carol.import(fs::File::open(&file).unwrap(), &trusting).unwrap(), exported);
+    for cache in [&bob, &carol] {
+        assert_eq!(cache.absent(&made.key).unwrap().unwrap().tree, made.tree);
+        assert!(cache.verify(&|_, _| ()).unwrap().is_good());
+        // Handed on it is still alice's word.
+        cache.export(&[made.key], &file, &Trust::default()).unwrap();
+        let dave = team.person("dave", trusting.clone());
+        assert_eq!(dave.import(fs::File::open(&file).unwrap(), &trusting).unwrap().refused, 0);
+        fs::remove_dir_all(dave.root()).unwrap();
+    }
+    // Whom she does not trust any more, she does not believe what was not fetched.
+    let other = generate_key(&team.dir.path().join("other")).unwrap();
+    let erin = Trust { trusted_keys: vec![other.to_string().parse().unwrap()], sign_key: None };
+    assert!(team.person("bob", erin).absent(&made.key).unwrap().is_none());
+
+    // Who makes it again gives the team what it lacks.
+    make(&bob, &parts(1), &[("a", &noise(50_000))]);
+    assert!(matches!(push(&bob, made.key), Pushed::New(size) if size > 40_000));
+    let frank = team.person("frank", Trust::default());
+    assert_eq!(pull(&frank, &ask(&frank, made.key).unwrap()).unwrap().tree, made.tree);
+    assert_eq!(push(&alice, made.key), Pushed::Known);
+    assert!(ask(&frank, made.key).unwrap().has_objects());
 }

@@ -3,14 +3,26 @@
 use flow_core::Diagnostic;
 use flow_engine::RunError;
 
-use super::{Done, load_and_open};
-use crate::{args, failure::Failure, out, ui::shell_word};
+use super::{Done, draw_warnings, load_and_open};
+use crate::{
+    args,
+    failure::Failure,
+    interrupt, out,
+    ui::{format::bytes, shell_word},
+};
 
-/// Prints the directories of a stage's output, one line a node.
+/// Prints the directories of a stage's output, one line a node. What only the team has is fetched.
 pub fn path(args: &args::Path) -> Done {
     let (project, _, cache) = load_and_open(&args.pipeline)?;
     project.graph().select(&args.stage)?;
-    let outputs = match flow_engine::outputs(&project, &cache, &args.stage) {
+    let cancel = interrupt::watch().map_err(|error| Failure::Cache(error.into()))?;
+    let fetching = |node: &str, size| eprintln!("{node}: {} come from the team's cache", bytes(size));
+    let outputs = flow_engine::outputs(&project, &cache, &args.stage, &fetching, &cancel);
+    if cancel.is_set() {
+        return Err(Failure::Interrupted);
+    }
+    draw_warnings(&cache);
+    let outputs = match outputs {
         Ok(outputs) => outputs,
         Err(RunError::Cache(error)) => return Err(Failure::Cache(error)),
         // The stage exists, so what is missing is its result: a matter of running it, not of the file.

@@ -41,7 +41,7 @@ pub fn pin(file: &Path, stage: Option<&str>, profile: Option<&str>) -> Done {
     for planned in plan.nodes.iter().filter(|planned| wanted.contains(&planned.node)) {
         let node = project.graph().nodes[planned.node].name.as_str();
         match &planned.verdict {
-            Verdict::Cached { key, .. } => {
+            Verdict::Cached { key, .. } | Verdict::Team { key, .. } => {
                 cache.pin(key, &note(&project, node))?;
                 pinned += 1;
             }

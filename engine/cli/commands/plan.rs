@@ -1,11 +1,11 @@
 //! `flow plan`
 
 use flow_core::{Facts, Key};
-use flow_engine::{Graph, Planned, Project, Verdict};
+use flow_engine::{Graph, Need, Planned, Project, Verdict};
 use serde::Serialize;
 
 use super::{
-    Done, load_and_open,
+    Done, draw_warnings, load_and_open,
     nodes::{Row, table, tally},
 };
 use crate::{
@@ -14,7 +14,7 @@ use crate::{
     out,
     ui::{
         diagnostic::Severity,
-        format::{WHY, bytes, duration, fit, plural},
+        format::{WHY, bytes, clock, duration, fit, plural},
     },
 };
 
@@ -23,6 +23,7 @@ pub fn plan(args: &args::Plan) -> Done {
     let (project, _, cache) = load_and_open(&args.pipeline)?;
     let options = args.selection.options();
     let plan = flow_engine::plan(&project, &cache, &options)?;
+    draw_warnings(&cache);
     let facts = check(&project, &plan.nodes)?;
     let graph = project.graph();
     // Nodes stand in the order of running, the shards of a stage together.
@@ -71,7 +72,13 @@ pub fn row(graph: &Graph, planned: &Planned) -> Row {
             Row { note: graph.stages[graph.nodes[planned.node].stage].off.clone().unwrap_or_default(), ..row }
         }
         Verdict::Unselected => row,
+        Verdict::Cached { cost, here: false, .. } => {
+            Row { seconds: Some(*cost), note: "its files are not here, and nobody needs them".into(), ..row }
+        }
         Verdict::Cached { bytes: size, cost, .. } => Row { seconds: Some(*cost), bytes: Some(*size), ..row },
+        Verdict::Team { bytes: size, cost, by, time, fetch, need, .. } => {
+            Row { seconds: Some(*cost), bytes: Some(*size), note: team_note(by, *time, *fetch, *need), ..row }
+        }
         Verdict::Run { why, left, expected, download, .. } => {
             let mut parts = vec![fit(why, WHY)];
             parts.extend(left.as_ref().map(|left| {
@@ -88,12 +95,23 @@ pub fn row(graph: &Graph, planned: &Planned) -> Row {
     }
 }
 
+/// Who gave a result to the team, when, and what comes of it.
+pub fn team_note(by: &str, time: f64, fetch: u64, need: Need) -> String {
+    let comes = match need {
+        Need::No => "nobody needs its files".to_owned(),
+        Need::Perhaps => format!("{} to fetch if what takes from it must run", bytes(fetch)),
+        Need::Yes => format!("{} to fetch", bytes(fetch)),
+    };
+    format!("by {by}, {} · {comes}", clock(time))
+}
+
 /// A verdict in a word.
 pub fn state(verdict: &Verdict) -> &'static str {
     match verdict {
         Verdict::Off => "off",
         Verdict::Unselected => "unselected",
         Verdict::Cached { .. } => "cached",
+        Verdict::Team { .. } => "team",
         Verdict::Run { left: Some(_), .. } => "resume",
         Verdict::Run { .. } => "run",
         Verdict::After { .. } => "later",
@@ -118,12 +136,22 @@ fn summary(nodes: &[Planned]) -> String {
         (number("resume"), "to resume"),
         (number("later"), "after them (cached if these give what they gave)"),
         (number("cached"), "cached"),
+        (number("team"), "in the team's cache"),
         (number("off"), "off"),
     ])];
     let (mut time, mut known, mut size, mut unknown, mut saved) = (0.0, 0, 0, 0, 0.0);
+    let (mut fetch, mut perhaps) = (0, 0);
     for planned in nodes {
         match &planned.verdict {
             Verdict::Cached { cost, .. } => saved += cost,
+            Verdict::Team { cost, fetch: size, need, .. } => {
+                saved += cost;
+                match need {
+                    Need::No => {}
+                    Need::Perhaps => perhaps += size,
+                    Need::Yes => fetch += size,
+                }
+            }
             Verdict::Run { expected, download, .. } => {
                 if let Some(expected) = expected {
                     (time, known) = (time + expected.seconds, known + 1);
@@ -147,6 +175,10 @@ fn summary(nodes: &[Planned]) -> String {
         let size = if size > 0 { bytes(size) } else { String::new() };
         let and = if size.is_empty() || more.is_empty() { "" } else { " and " };
         parts.push(format!("downloads {size}{and}{more}"));
+    }
+    if fetch > 0 || perhaps > 0 {
+        let more = if perhaps > 0 { format!(", and perhaps {} more", bytes(perhaps)) } else { String::new() };
+        parts.push(format!("fetches {} from the team{more}", bytes(fetch)));
     }
     if saved >= 1.0 {
         parts.push(format!("the cache saves {}", duration(saved)));
@@ -184,6 +216,18 @@ struct Line<'a> {
     /// Seconds that the cached result took.
     #[serde(skip_serializing_if = "Option::is_none")]
     cost: Option<f64>,
+    /// Who gave it to the team …
+    #[serde(skip_serializing_if = "Option::is_none")]
+    by: Option<&'a str>,
+    /// … when, in seconds since 1970 …
+    #[serde(skip_serializing_if = "Option::is_none")]
+    time: Option<f64>,
+    /// … how many bytes come if its files are fetched …
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fetch: Option<u64>,
+    /// … and whether they are: `yes`, `no`, `perhaps`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    need: Option<&'static str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     after: Vec<&'a str>,
 }
@@ -203,12 +247,25 @@ impl<'a> Line<'a> {
             download: None,
             bytes: None,
             cost: None,
+            by: None,
+            time: None,
+            fetch: None,
+            need: None,
             after: Vec::new(),
         };
         match &planned.verdict {
             Verdict::Off | Verdict::Unselected => {}
-            Verdict::Cached { key, bytes, cost } => {
+            Verdict::Cached { key, bytes, cost, .. } => {
                 (line.key, line.bytes, line.cost) = (Some(key), Some(*bytes), Some(*cost));
+            }
+            Verdict::Team { key, bytes, cost, by, time, fetch, need } => {
+                (line.key, line.bytes, line.cost) = (Some(key), Some(*bytes), Some(*cost));
+                (line.by, line.time, line.fetch) = (Some(by.as_str()), Some(*time), Some(*fetch));
+                line.need = Some(match need {
+                    Need::No => "no",
+                    Need::Perhaps => "perhaps",
+                    Need::Yes => "yes",
+                });
             }
             Verdict::Run { key, why, left, expected, download } => {
                 (line.key, line.why) = (Some(key), Some(why.as_str()));

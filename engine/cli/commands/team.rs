@@ -60,35 +60,35 @@ pub fn pull(part: &Part) -> Done {
     let failed = || anyhow!("the team's cache {} cannot be used", remote.location());
     let cancel = interrupt::watch().map_err(|error| Failure::Cache(error.into()))?;
     let (mut taken, mut fetched) = (0, 0);
-    // What is fetched tells the keys of what comes after it.
-    let absent = loop {
-        let (open, unknown) = match &project {
-            Some(project) => {
-                let holdings = holdings(project, &cache, &part.stages)?;
-                (holdings.missing, holdings.unknown)
-            }
-            None => {
-                let mut open = remote.keys().with_context(failed)?;
-                open.retain(|key| !matches!(cache.lookup(key), Ok(Some(_))));
-                (open, 0)
-            }
-        };
-        let found: Vec<_> = remote.ask_all(&open).into_iter().flatten().collect();
-        if remote.has_failed() {
-            draw_warnings(&cache);
-            return Err(Failure::Cache(failed()));
+    let (open, unknown) = match &project {
+        // What the team knows tells the keys of what comes after it.
+        Some(project) => {
+            let holdings = holdings(project, &cache, &part.stages, true)?;
+            (holdings.missing, holdings.unknown)
         }
-        let pulled = remote.pull_all(&found, &cancel, |size| (taken, fetched) = (taken + 1, fetched + size));
-        if cancel.is_set() {
-            return Err(Failure::Interrupted);
-        }
-        pulled?;
-        if found.is_empty() || project.is_none() {
-            break open.len() - found.len() + unknown;
+        None => {
+            let mut open = remote.keys().with_context(failed)?;
+            open.retain(|key| !matches!(cache.lookup(key), Ok(Some(_))));
+            (open, 0)
         }
     };
+    let found = remote.ask_all(&open);
+    if remote.has_failed() {
+        draw_warnings(&cache);
+        return Err(Failure::Cache(failed()));
+    }
+    let (found, bare): (Vec<_>, Vec<_>) = found.into_iter().flatten().partition(|result| result.has_objects());
+    let pulled = remote.pull_all(&found, &cancel, |size| (taken, fetched) = (taken + 1, fetched + size));
+    if cancel.is_set() {
+        return Err(Failure::Interrupted);
+    }
+    pulled?;
+    let absent = open.len() - found.len() - bare.len() + unknown;
     draw_warnings(&cache);
     let mut text = format!("{} fetched ({})", results(taken), bytes(fetched));
+    if !bare.is_empty() {
+        text += &format!(", {} known by their records alone", count(bare.len() as u64));
+    }
     if absent > 0 {
         text += &format!(", {} that the team does not have", count(absent as u64));
     }
@@ -169,11 +169,11 @@ pub fn keygen(to: Option<&Path>) -> Done {
 fn find(part: &Part) -> Result<(Settings, Cache, Vec<Key>), Failure> {
     if part.file.is_none() {
         let (settings, cache) = open_here()?;
-        let keys = cache.results().filter(|record| !record.freed).map(|record| record.key).collect();
+        let keys = cache.results().map(|record| record.key).collect();
         return Ok((settings, cache, keys));
     }
     let (project, settings, cache) = load_and_open(&part.pipeline())?;
-    let keys = holdings(&project, &cache, &part.stages)?.here;
+    let keys = holdings(&project, &cache, &part.stages, false)?.here;
     Ok((settings, cache, keys))
 }
 
@@ -193,7 +193,12 @@ fn remote(cache: &Cache) -> Result<Remote, Failure> {
 }
 
 fn told(archived: &Archived) -> String {
-    format!("{} with {}, {}", results(archived.results), plural(archived.objects, "object"), bytes(archived.bytes))
+    let (results, objects) = (results(archived.results), plural(archived.objects, "object"));
+    let bare = match archived.bare {
+        0 => String::new(),
+        n => format!("; {} by their records alone, as their files are not here", count(n as u64)),
+    };
+    format!("{results} with {objects}, {}{bare}", bytes(archived.bytes))
 }
 
 fn results(n: usize) -> String {

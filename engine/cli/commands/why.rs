@@ -6,7 +6,10 @@ use flow_core::KeyParts;
 use flow_engine::{Cause, Change, Verdict, Why};
 use serde_json::{Value as Json, json};
 
-use super::{Done, load_and_open, plan::state};
+use super::{
+    Done, draw_warnings, load_and_open,
+    plan::{state, team_note},
+};
 use crate::{
     args, out,
     ui::format::{bytes, duration, fit},
@@ -23,6 +26,7 @@ const NODES: usize = 8;
 pub fn why(args: &args::Why) -> Done {
     let (project, _, cache) = load_and_open(&args.pipeline)?;
     let whys = flow_engine::why(&project, &cache, &args.stage, args.run.as_deref())?;
+    draw_warnings(&cache);
     if args.json {
         let lines: String = whys.iter().map(json_line).collect();
         return Ok(out::write(&lines)?);
@@ -51,6 +55,9 @@ fn text(why: &Why) -> String {
     let verdict = match &why.verdict {
         Verdict::Off => "off: its `when` says that it is not wanted".to_owned(),
         Verdict::Unselected => "not selected".to_owned(),
+        Verdict::Cached { here: false, cost, .. } => {
+            format!("known, took {}; its files are not here, and nobody needs them", duration(*cost))
+        }
         Verdict::Cached { bytes: size, cost, .. } => {
             format!("cached: {}, took {}", bytes(*size), duration(*cost))
         }
@@ -58,6 +65,13 @@ fn text(why: &Why) -> String {
             let verb = if left.is_some() { "would resume" } else { "would run" };
             // What changed stands below, each change on its line.
             if why.changes.is_empty() { format!("{verb}: {reason}") } else { verb.to_owned() }
+        }
+        Verdict::Team { bytes: size, cost, by, time, fetch, need, .. } => {
+            let team = team_note(by, *time, *fetch, *need);
+            format!("in the team's cache: {}, took {}, {team}", bytes(*size), duration(*cost))
+        }
+        Verdict::After { .. } if why.key.is_some() => {
+            "known, and its files are needed if what takes from it must run, which depends on:".to_owned()
         }
         Verdict::After { .. } => "its key is known when what it takes from has run:".to_owned(),
     };

@@ -113,7 +113,7 @@ impl<'a> Tracer<'a> {
 pub(crate) fn known_parts(decider: &Decider<'_>, cache: &Cache, id: NodeId) -> Result<Option<KeyParts>> {
     Ok(match decider.decide(id)? {
         Decision::Off => None,
-        Decision::Run(work) | Decision::Freed(_, work) | Decision::Hit(_, Some(work)) => Some(work.parts),
+        Decision::Run(work) | Decision::Absent(_, work) | Decision::Hit(_, Some(work)) => Some(work.parts),
         Decision::Hit(outcome, None) => cache.record(&outcome.key)?.map(|record| record.parts),
     })
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use flow_cache::{Cache, Outcome};
+use flow_cache::{Cache, Outcome, Remote, TeamResult};
 use flow_core::{Diagnostic, Digest, Entry, Input, KEY_FORMAT, Key, KeyParts, Pinned, Tree};
 use rayon::prelude::*;
 
@@ -31,8 +31,9 @@ pub enum Decision {
     Off,
     /// Its result is there; with the work that finds out its pin, if it has a URL that is not pinned yet.
     Hit(Outcome, Option<Box<Work>>),
-    /// Its result was there and its files were freed: what it was, and the work that makes it again.
-    Freed(Outcome, Box<Work>),
+    /// What its result is is known, and its files are not here: they were freed, or only the team has them. With the work
+    /// that makes it again.
+    Absent(Outcome, Box<Work>),
     /// It must run.
     Run(Box<Work>),
 }
@@ -55,6 +56,11 @@ pub struct Work {
 }
 
 impl Work {
+    /// Whether its URL is still to be pinned.
+    pub fn is_unpinned(&self) -> bool {
+        self.pin_url.is_some() && self.pinned.is_none()
+    }
+
     /// What it runs under: a node with a pin runs under a key without it, and its result is known by both.
     pub fn run_parts(&self) -> KeyParts {
         let mut parts = self.parts.clone();
@@ -95,8 +101,8 @@ pub enum Reason {
     Forced,
     /// `cache = false`
     NotCached,
-    /// It was there, its files were freed, and something needs them.
-    Freed,
+    /// What it is is known, its files are not here, and something needs them.
+    Absent,
 }
 
 impl Reason {
@@ -120,6 +126,8 @@ pub struct Decider<'a> {
     pub lock: LockFile,
     /// Content of the paths that enter, as it was when the run began.
     paths: HashMap<&'a Source, (Arc<Tree>, Digest)>,
+    /// What the team said when it was asked.
+    team: HashMap<Key, Option<Arc<TeamResult>>>,
     /// The results that are there, by node.
     results: Vec<Option<Known>>,
 }
@@ -173,7 +181,15 @@ impl<'a> Decider<'a> {
         if !errors.is_empty() {
             return Err(errors);
         }
-        Ok(Self { project, cache, selection, lock, paths, results: vec![None; graph.nodes.len()] })
+        Ok(Self {
+            project,
+            cache,
+            selection,
+            lock,
+            paths,
+            team: HashMap::new(),
+            results: vec![None; graph.nodes.len()],
+        })
     }
 
     /// What is to be done about a node, all of whose dependencies have results ([`Decider::set`]) or are off.
@@ -212,16 +228,45 @@ impl<'a> Decider<'a> {
             None => None,
         };
         let work = || Box::new(Work { key, parts, pinned: pinned.cloned(), before, pin_url, reason });
-        Ok(match found {
-            Some(outcome) => Decision::Hit(outcome, unpinned.then(work)),
-            None if reason == Reason::NoResult && self.project.graph().common(id).temp => {
-                match self.cache.freed(&key)? {
-                    Some(outcome) => Decision::Freed(outcome, Box::new(Work { reason: Reason::Freed, ..*work() })),
-                    None => Decision::Run(work()),
-                }
-            }
+        if let Some(outcome) = found {
+            return Ok(Decision::Hit(outcome, unpinned.then(work)));
+        }
+        let absent = if reason == Reason::NoResult { self.absent(&key)? } else { None };
+        Ok(match absent.filter(|outcome| pinned.is_none_or(|pinned| pinned.digest == outcome.tree.digest())) {
+            Some(outcome) => Decision::Absent(outcome, Box::new(Work { reason: Reason::Absent, ..*work() })),
             None => Decision::Run(work()),
         })
+    }
+
+    /// What is known of a result that is not here.
+    fn absent(&self, key: &Key) -> Result<Option<Outcome>> {
+        let told = || {
+            let record = &self.team.get(key)?.as_ref()?.record;
+            Some(Outcome { key: *key, tree: Arc::new(record.tree.clone()), cost: record.cost, waited: false })
+        };
+        Ok(self.cache.absent(key)?.or_else(told))
+    }
+
+    /// The team's cache, if it is to be asked for the result of a node: not twice, and not for what runs anyway.
+    pub fn to_ask(&self, work: &Work) -> Option<Remote> {
+        self.cache.remote().filter(|_| !work.reason.ignores_hits() && !self.team.contains_key(&work.key))
+    }
+
+    /// What the team said.
+    pub fn told(&mut self, key: Key, answer: Option<Arc<TeamResult>>) {
+        self.team.insert(key, answer);
+    }
+
+    /// What the team knows of a result.
+    pub fn word(&self, key: &Key) -> Option<&Arc<TeamResult>> {
+        self.team.get(key)?.as_ref()
+    }
+
+    /// Where the files of a node's result can be had, as far as the team said.
+    pub fn source(&self, work: &Work) -> Option<&Arc<TeamResult>> {
+        let result = self.team.get(&work.key)?.as_ref().filter(|result| result.has_objects())?;
+        let fits = work.pinned.as_ref().is_none_or(|pinned| pinned.digest == result.record.tree.digest());
+        fits.then_some(result)
     }
 
     /// Says what the result of a node is.

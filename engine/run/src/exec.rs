@@ -78,9 +78,6 @@ impl Env<'_> {
             waiting: &waiting,
             ignore_hit: stale || job.work.reason.ignores_hits(),
         };
-        if let Some(made) = self.take_from_team(job)? {
-            return Ok(made);
-        }
         let remarks = Mutex::default();
         // What a command has made in its places is known to be there.
         let mut placed = false;

@@ -25,6 +25,7 @@ mod load;
 mod lockfile;
 mod looks;
 mod matrix;
+mod need;
 mod order;
 mod outside;
 mod params;
@@ -51,7 +52,7 @@ pub use graph::{Graph, Node, NodeId, PortInputs, Source, StageId, StageInfo, Var
 pub use history::{History, Measured, NodeRecord, RunInfo};
 pub use load::{LoadOptions, Outline, outline};
 pub use lockfile::{LOCK_FILE, LockFile};
-pub use plan::{Download, Expected, Holdings, Left, Plan, Planned, Verdict, holdings, outputs, plan};
+pub use plan::{Download, Expected, Holdings, Left, Need, Plan, Planned, Verdict, holdings, outputs, plan};
 pub use project::{Checked, Project, project_dir};
 pub use record::{RunHead, StageHead};
 pub use remote_settings::RemoteSettings;

@@ -1,13 +1,19 @@
 //! `flow plan`: what a run would do, decided by the same code, with nothing run.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use flow_cache::Cache;
-use flow_core::{Diagnostic, Key};
+use flow_cache::{Cache, Outcome, TeamResult};
+use flow_core::{Cancel, Diagnostic, Key};
 
 use crate::{
     decide::{Decider, Decision, Work},
     graph::{Graph, NodeId},
+    need::{is_wanted, may_not_run},
+    place::Placer,
     project::Project,
     runner::memo_name,
     select::{RunOptions, Selection},
@@ -38,7 +44,7 @@ pub enum Verdict {
     Off,
     /// Nobody asked for it.
     Unselected,
-    /// Its result is there.
+    /// Its result is there, or what it is is known and nobody needs more.
     Cached {
         /// Its key.
         key: Key,
@@ -46,6 +52,25 @@ pub enum Verdict {
         bytes: u64,
         /// How long it took when it ran, in seconds.
         cost: f64,
+        /// Its files are here.
+        here: bool,
+    },
+    /// The team has its result.
+    Team {
+        /// Its key.
+        key: Key,
+        /// The size of its result.
+        bytes: u64,
+        /// How long it took when it ran, in seconds.
+        cost: f64,
+        /// Who gave it to the team.
+        by: String,
+        /// When, in seconds since 1970.
+        time: f64,
+        /// How many bytes come if it is fetched.
+        fetch: u64,
+        /// Whether it is.
+        need: Need,
     },
     /// It must run.
     Run {
@@ -60,11 +85,22 @@ pub enum Verdict {
         /// What it takes from outside, if it does.
         download: Option<Download>,
     },
-    /// Its key depends on what these give, which must run before.
+    /// Its key depends on what these give, which must run before; or whether its files are needed does.
     After {
-        /// The nodes that it takes from and whose results are not known.
+        /// The nodes whose results are not known.
         upstream: Vec<NodeId>,
     },
+}
+
+/// Whether the files of a result have to be here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    /// Nobody needs them.
+    No,
+    /// Somebody does if it must run, which is not known yet.
+    Perhaps,
+    /// They have to.
+    Yes,
 }
 
 /// What an interrupted run left.
@@ -98,66 +134,208 @@ pub struct Download {
 /// A name is not in the graph, an input or the cache cannot be read.
 pub fn plan(project: &Project, cache: &Cache, options: &RunOptions) -> Result<Plan, RunError> {
     let selection = Selection::new(project.graph(), options).map_err(RunError::Pipeline)?;
-    let (plan, _) = plan_with(project, cache, &selection, &Explainer::new(project, cache))?;
+    let (plan, _) = plan_with(project, cache, &selection, &Explainer::new(project, cache), true)?;
     Ok(plan)
 }
 
-/// As [`plan`], with the decider that knows all results that are there.
+/// As [`plan`], with the decider that knows all results that are there. The team is asked if `ask`.
 pub(crate) fn plan_with<'a>(
     project: &'a Project,
     cache: &'a Cache,
     selection: &'a Selection,
     explainer: &Explainer<'_>,
+    ask: bool,
 ) -> Result<(Plan, Decider<'a>), RunError> {
     cache.load_memo(&memo_name(&project.absolute_file(), project.profile()));
-    let mut decider = Decider::new(project, cache, selection).map_err(RunError::Pipeline)?;
     let graph = project.graph();
-    let mut nodes: Vec<Planned> = Vec::with_capacity(graph.nodes.len());
-    let run = |id: NodeId, work: &Work| Verdict::Run {
-        key: work.key,
-        why: explainer.explain(&graph.nodes[id].name, work),
-        left: graph.stage_of(id).kind.resumable.then(|| left(graph, id, cache, work)).flatten(),
-        expected: explainer.expected(&graph.nodes[id].name),
-        download: work.pin_url.as_ref().map(|_| Download { bytes: work.pinned.as_ref().map(|pinned| pinned.size) }),
+    let decider = Decider::new(project, cache, selection).map_err(RunError::Pipeline)?;
+    let mut planner = Planner {
+        project,
+        cache,
+        selection,
+        explainer,
+        placer: Placer::new(project, cache, &|_| ()),
+        decider,
+        ask,
+        verdicts: vec![None; graph.nodes.len()],
+        absent: BTreeMap::new(),
     };
-    let mut freed = Vec::new();
-    for (id, node) in graph.nodes.iter().enumerate() {
-        let verdict = if !selection.wanted[id] {
-            Verdict::Unselected
-        } else if !decider.is_decidable(id) {
-            let unknown = |&from: &NodeId| decider.result(from).is_none() && graph.stage_of(from).off.is_none();
-            Verdict::After { upstream: node.dependencies.iter().copied().filter(unknown).collect() }
-        } else {
-            match decider.decide(id).map_err(RunError::Cache)? {
-                Decision::Off => Verdict::Off,
-                Decision::Hit(outcome, _) => {
-                    let (key, bytes, cost) = (outcome.key, outcome.tree.size(), outcome.cost);
-                    decider.set(id, key, outcome.tree);
-                    Verdict::Cached { key, bytes, cost }
-                }
-                Decision::Freed(outcome, work) => {
-                    freed.push((id, work));
-                    let (key, cost) = (outcome.key, outcome.cost);
-                    decider.set(id, key, outcome.tree);
-                    Verdict::Cached { key, bytes: 0, cost }
-                }
-                Decision::Run(work) => run(id, &work),
-            }
-        };
-        nodes.push(Planned { node: id, verdict });
-    }
-    // What takes from an intermediate comes after it, so from the last to the first it is known whether that runs.
-    for (id, work) in freed.into_iter().rev() {
-        let mut takers = graph.takers(id).filter(|&taker| selection.wanted[taker]).peekable();
-        let runs = |taker: NodeId| matches!(nodes[taker].verdict, Verdict::Run { .. } | Verdict::After { .. });
-        if takers.peek().is_none() || takers.any(runs) {
-            nodes[id].verdict = run(id, &work);
-            decider.forget(id);
-        }
-    }
+    planner.decide().map_err(RunError::Cache)?;
+    planner.settle().map_err(RunError::Cache)?;
+    let Planner { verdicts, decider, .. } = planner;
+    let verdict =
+        |(node, verdict): (NodeId, Option<Verdict>)| Planned { node, verdict: verdict.unwrap_or(Verdict::Unselected) };
+    let nodes: Vec<Planned> = verdicts.into_iter().enumerate().map(verdict).collect();
     // A memo that cannot be written only makes the next look slower.
     cache.save_memo().ok();
-    Ok((Plan { nodes }, decider))
+    let runs = |planned: &&Planned| matches!(planned.verdict, Verdict::Run { .. });
+    let refused = nodes.iter().filter(runs).filter(|planned| !selection.may_run[planned.node]);
+    let refused: Vec<_> = refused.map(|planned| may_not_run(&graph.nodes[planned.node].name)).collect();
+    if refused.is_empty() { Ok((Plan { nodes }, decider)) } else { Err(RunError::Pipeline(refused)) }
+}
+
+/// A plan that is being made.
+struct Planner<'a, 'b> {
+    project: &'a Project,
+    cache: &'a Cache,
+    selection: &'a Selection,
+    explainer: &'b Explainer<'b>,
+    placer: Placer<'a>,
+    decider: Decider<'a>,
+    ask: bool,
+    verdicts: Vec<Option<Verdict>>,
+    /// Nodes whose results are known and not here: what they are, and what it takes to have them.
+    absent: BTreeMap<NodeId, (Outcome, Box<Work>)>,
+}
+
+impl Planner<'_, '_> {
+    /// Decides about all nodes about which can be decided. What is not here the team is asked for, all that is known of
+    /// at the same time; its answers let more be decided.
+    fn decide(&mut self) -> anyhow::Result<()> {
+        let mut open: Vec<NodeId> = (0..self.verdicts.len()).filter(|&id| self.selection.wanted[id]).collect();
+        loop {
+            let (mut later, mut ask) = (Vec::new(), Vec::new());
+            for id in open {
+                if !self.decider.is_decidable(id) {
+                    later.push(id);
+                    continue;
+                }
+                let verdict = match self.decider.decide(id)? {
+                    Decision::Off => Verdict::Off,
+                    Decision::Hit(outcome, _) => {
+                        let (key, bytes, cost) = (outcome.key, outcome.tree.size(), outcome.cost);
+                        self.decider.set(id, key, outcome.tree);
+                        Verdict::Cached { key, bytes, cost, here: true }
+                    }
+                    Decision::Absent(outcome, work) => {
+                        let (key, cost) = (outcome.key, outcome.cost);
+                        self.decider.set(id, key, Arc::clone(&outcome.tree));
+                        self.absent.insert(id, (outcome, work));
+                        Verdict::Cached { key, bytes: 0, cost, here: false }
+                    }
+                    Decision::Run(work) if self.ask && self.decider.to_ask(&work).is_some() => {
+                        ask.push(work.key);
+                        later.push(id);
+                        continue;
+                    }
+                    Decision::Run(work) => self.run(id, &work),
+                };
+                self.verdicts[id] = Some(verdict);
+            }
+            if ask.is_empty() {
+                for id in later {
+                    self.verdicts[id] = Some(Verdict::After { upstream: self.unknown(id) });
+                }
+                return Ok(());
+            }
+            self.ask(&ask);
+            open = later;
+        }
+    }
+
+    fn ask(&mut self, keys: &[Key]) {
+        let Some(remote) = self.cache.remote() else { return };
+        let answers = remote.ask_all(keys);
+        keys.iter().zip(answers).for_each(|(key, answer)| self.decider.told(*key, answer));
+    }
+
+    /// What becomes of results that are not here: what takes from one comes after it, so from the last to the first it is
+    /// known whether that runs.
+    fn settle(&mut self) -> anyhow::Result<()> {
+        let mut wanted = BTreeMap::new();
+        for (&id, (outcome, _)) in &self.absent {
+            let graph = self.project.graph();
+            wanted.insert(id, is_wanted(graph, self.selection, &self.placer, id, &outcome.tree)?);
+        }
+        if self.ask {
+            // What is needed if nothing can be had is all that could be.
+            let needs = self.needs(&wanted, &|_| false);
+            let needed = needs.iter().filter(|(_, need)| **need != Need::No).map(|(id, _)| &self.absent[id].1);
+            let asked: Vec<Key> =
+                needed.filter(|work| self.decider.to_ask(work).is_some()).map(|work| work.key).collect();
+            if !asked.is_empty() {
+                self.ask(&asked);
+            }
+        }
+        let needs = self.needs(&wanted, &|id| self.source(id).is_some());
+        for (id, (outcome, work)) in std::mem::take(&mut self.absent) {
+            let need = needs[&id];
+            let verdict = match (self.decider.source(&work), need) {
+                (Some(team), _) => Verdict::Team {
+                    key: outcome.key,
+                    bytes: outcome.tree.size(),
+                    cost: outcome.cost,
+                    by: team.by.clone(),
+                    time: team.time,
+                    fetch: team.to_fetch(self.cache),
+                    need,
+                },
+                (None, Need::No) => continue,
+                (None, Need::Perhaps) => Verdict::After { upstream: self.waits_for(id) },
+                (None, Need::Yes) => {
+                    self.decider.forget(id);
+                    self.run(id, &work)
+                }
+            };
+            self.verdicts[id] = Some(verdict);
+        }
+        Ok(())
+    }
+
+    fn source(&self, id: NodeId) -> Option<&Arc<TeamResult>> {
+        self.decider.source(&self.absent.get(&id)?.1)
+    }
+
+    /// Which of the results that are not here have to be, if those of which `has` is true can be fetched.
+    fn needs(&self, wanted: &BTreeMap<NodeId, bool>, has: &dyn Fn(NodeId) -> bool) -> BTreeMap<NodeId, Need> {
+        let mut needs: BTreeMap<NodeId, Need> = BTreeMap::new();
+        for (&id, wanted) in wanted.iter().rev() {
+            let runs = |taker: NodeId| match (needs.get(&taker), &self.verdicts[taker]) {
+                (Some(need), _) => {
+                    if has(taker) {
+                        Need::No
+                    } else {
+                        *need
+                    }
+                }
+                (None, Some(Verdict::Run { .. })) => Need::Yes,
+                (None, Some(Verdict::After { .. })) => Need::Perhaps,
+                _ => Need::No,
+            };
+            let need = self.project.graph().takers(id).map(runs).max().unwrap_or(Need::No);
+            needs.insert(id, if *wanted { Need::Yes } else { need });
+        }
+        needs
+    }
+
+    /// What a node takes from and what has no result yet.
+    fn unknown(&self, id: NodeId) -> Vec<NodeId> {
+        let graph = self.project.graph();
+        let unknown = |&from: &NodeId| self.decider.result(from).is_none() && graph.stage_of(from).off.is_none();
+        graph.nodes[id].dependencies.iter().copied().filter(unknown).collect()
+    }
+
+    /// What must run before it is known whether the files of a node are needed.
+    fn waits_for(&self, id: NodeId) -> Vec<NodeId> {
+        let takers = self.project.graph().takers(id);
+        let mut upstream: Vec<NodeId> = takers.flat_map(|taker| self.unknown(taker)).collect();
+        upstream.sort_unstable();
+        upstream.dedup();
+        upstream
+    }
+
+    fn run(&self, id: NodeId, work: &Work) -> Verdict {
+        let graph = self.project.graph();
+        let name = &graph.nodes[id].name;
+        let resumable = graph.stage_of(id).kind.resumable;
+        Verdict::Run {
+            key: work.key,
+            why: self.explainer.explain(name, work),
+            left: resumable.then(|| left(graph, id, self.cache, work)).flatten(),
+            expected: self.explainer.expected(name),
+            download: work.pin_url.as_ref().map(|_| Download { bytes: work.pinned.as_ref().map(|pinned| pinned.size) }),
+        }
+    }
 }
 
 /// What an interrupted run of the node left to go on from.
@@ -184,26 +362,40 @@ fn size(dir: &Path) -> u64 {
 /// What of a pipeline is here, and what is not.
 #[derive(Debug, Default)]
 pub struct Holdings {
-    /// The keys of results that are here.
+    /// The keys of results that are here, or of which the record is.
     pub here: Vec<Key>,
-    /// The keys of results that are not, as far as they are known.
+    /// The keys of those whose files are not here, and of results that are not known.
     pub missing: Vec<Key>,
     /// How many keys are not known: they depend on results that are missing.
     pub unknown: usize,
 }
 
-/// What there is of these stages and what they need; of all, if none is named.
+/// What there is of these stages and what they need; of all, if none is named. The team is asked if `ask`.
 ///
 /// # Errors
 /// A name is not in the graph, an input or the cache cannot be read.
-pub fn holdings(project: &Project, cache: &Cache, stages: &[String]) -> Result<Holdings, RunError> {
+pub fn holdings(project: &Project, cache: &Cache, stages: &[String], ask: bool) -> Result<Holdings, RunError> {
     let options = RunOptions { targets: stages.to_vec(), ..RunOptions::default() };
-    let plan = plan(project, cache, &options)?;
+    let selection = Selection::new(project.graph(), &options).map_err(RunError::Pipeline)?;
+    let (plan, decider) = plan_with(project, cache, &selection, &Explainer::new(project, cache), ask)?;
     let mut holdings = Holdings::default();
     for planned in &plan.nodes {
         match &planned.verdict {
-            Verdict::Cached { key, .. } => holdings.here.push(*key),
-            Verdict::Run { key, .. } => holdings.missing.push(*key),
+            Verdict::Cached { key, here, .. } => {
+                // What has a pin is known by its key without it, too.
+                let mut keys = decider.keys(planned.node);
+                keys.sort_unstable();
+                keys.dedup();
+                for key in keys {
+                    if cache.record(&key).map_err(RunError::Cache)?.is_some() {
+                        holdings.here.push(key);
+                    }
+                }
+                if !here {
+                    holdings.missing.push(*key);
+                }
+            }
+            Verdict::Run { key, .. } | Verdict::Team { key, .. } => holdings.missing.push(*key),
             Verdict::After { .. } => holdings.unknown += 1,
             Verdict::Off | Verdict::Unselected => {}
         }
@@ -211,22 +403,36 @@ pub fn holdings(project: &Project, cache: &Cache, stages: &[String]) -> Result<H
     Ok(holdings)
 }
 
-/// The directories of the results that `name` (a stage or node) means: node → directory.
+/// The directories of the results that `name` (a stage or node) means: node → directory. What only the team has is
+/// fetched; `fetching` hears of which node, and how many bytes.
 ///
 /// # Errors
 /// There is no such stage; a result is not in the cache.
-pub fn outputs(project: &Project, cache: &Cache, name: &str) -> Result<Vec<(String, PathBuf)>, RunError> {
+pub fn outputs(
+    project: &Project,
+    cache: &Cache,
+    name: &str,
+    fetching: &dyn Fn(&str, u64),
+    cancel: &Cancel,
+) -> Result<Vec<(String, PathBuf)>, RunError> {
+    let graph = project.graph();
     let options = RunOptions { targets: vec![name.to_owned()], ..RunOptions::default() };
-    let selection = Selection::new(project.graph(), &options).map_err(RunError::Pipeline)?;
-    let (_, decider) = plan_with(project, cache, &selection, &Explainer::new(project, cache))?;
+    let selection = Selection::new(graph, &options).map_err(RunError::Pipeline)?;
+    let (plan, decider) = plan_with(project, cache, &selection, &Explainer::new(project, cache), true)?;
     let mut outputs = Vec::new();
-    for id in project.graph().select(name).map_err(|error| RunError::Pipeline(vec![error]))? {
-        let node = &project.graph().nodes[id].name;
+    for id in graph.select(name).map_err(|error| RunError::Pipeline(vec![error]))? {
+        let node = &graph.nodes[id].name;
         let Some((_, tree, _)) = decider.result(id) else {
             let error = Diagnostic::new(format!("`{node}` has no result"));
             let file = project.file().display();
             return Err(RunError::Pipeline(vec![error.hint(format!("run it first: flow run {file}"))]));
         };
+        if let (Verdict::Team { key, fetch, .. }, Some(remote)) = (&plan.nodes[id].verdict, cache.remote()) {
+            fetching(node, *fetch);
+            if let Some(result) = decider.word(key) {
+                remote.pull_now(result, &|_| (), cancel).map_err(RunError::Cache)?;
+            }
+        }
         outputs.push((node.clone(), cache.view(tree).map_err(RunError::Cache)?));
     }
     Ok(outputs)

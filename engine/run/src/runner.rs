@@ -5,6 +5,7 @@
 
 mod check;
 mod ended;
+mod team;
 mod temp;
 
 use std::{
@@ -22,12 +23,14 @@ use anyhow::{Result, anyhow, bail};
 use flow_cache::{Cache, Outcome, Remote};
 use flow_core::{Cancel, Diagnostic, Digest, Event, How, Key, Level, Remarks, Sink};
 
+use team::{Team, Word};
 use temp::Temps;
 
 use crate::{
     decide::{Decider, Decision, Work},
     exec::{Env, Job, Made},
     graph::NodeId,
+    need::may_not_run,
     place::{Placer, Put, refusal},
     project::Project,
     record::{Head, Recorder, stage_heads},
@@ -107,6 +110,7 @@ pub fn run(
         works: HashMap::new(),
         makers: HashMap::new(),
         made: HashMap::new(),
+        team: Team::default(),
         temps: Temps::default(),
         active: HashMap::new(),
         resting: Vec::new(),
@@ -195,11 +199,12 @@ struct Runner<'a> {
     makers: HashMap<Key, NodeId>,
     /// What nodes made in this run, by the key that they ran under.
     made: HashMap<Key, Outcome>,
+    team: Team,
     temps: Temps,
     active: HashMap<NodeId, Active>,
     resting: Vec<(Instant, NodeId)>,
-    sender: Sender<Done>,
-    receiver: Receiver<Done>,
+    sender: Sender<Word>,
+    receiver: Receiver<Word>,
     cancel: &'a Cancel,
     /// The stages were asked what cannot work.
     checked: bool,
@@ -229,7 +234,10 @@ impl<'a> Runner<'a> {
                 }
             }
             self.pass_on_warnings();
-            if self.sched.queued() > 0 && !self.checked && !self.cancel.is_set() {
+            // What there is to do is known before the first of it begins.
+            let may_begin = self.checked || !self.team.is_asking();
+            let work = self.sched.queued() > 0 || self.team.has_queue();
+            if may_begin && work && !self.checked && !self.cancel.is_set() {
                 self.check()?;
             }
             if !self.refused.is_empty() {
@@ -237,20 +245,24 @@ impl<'a> Runner<'a> {
             }
             self.look_at_the_clock();
             self.free(false);
-            while let Some(id) = self.sched.start() {
-                self.start(id, scope);
+            if may_begin && !self.cancel.is_set() {
+                self.fetch();
+                while let Some(id) = self.sched.start() {
+                    self.start(id, scope);
+                }
             }
-            if self.sched.running() > 0 || !self.resting.is_empty() {
+            if self.sched.running() > 0 || self.sched.away() > 0 || !self.resting.is_empty() {
                 match self.receiver.recv_timeout(LOOK) {
-                    Ok(done) => self.done(done),
+                    Ok(word) => self.hear(word),
                     Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => unreachable!("the runner has a sender itself"),
                 }
-                while let Ok(done) = self.receiver.try_recv() {
-                    self.done(done);
+                while let Ok(word) = self.receiver.try_recv() {
+                    self.hear(word);
                 }
             }
         }
+        self.team.leave();
         finish_uploads(self.env.cache, self.recorder, self.cancel);
         self.pass_on_warnings();
         self.free(true);
@@ -280,25 +292,18 @@ impl<'a> Runner<'a> {
                 Ok(())
             }
             Ok(Decision::Hit(outcome, work)) => self.hit(id, outcome, work.as_deref()),
-            Ok(Decision::Freed(outcome, _)) if self.can_be_absent(id, &outcome) => {
-                self.sched.hit(id);
-                self.let_go(id);
-                return Ok(());
-            }
-            Ok(Decision::Run(work) | Decision::Freed(_, work)) if self.may_make(id) => match self.must_run(id, *work) {
+            Ok(Decision::Absent(outcome, work)) => match self.can_be_absent(id, &outcome, &work) {
+                Ok(true) => Ok(()),
+                Ok(false) => match self.must_have(id, *work)? {
+                    Some(settled) => settled,
+                    None => return Ok(()),
+                },
+                Err(error) => Err(error),
+            },
+            Ok(Decision::Run(work)) => match self.must_have(id, *work)? {
                 Some(settled) => settled,
                 None => return Ok(()),
             },
-            Ok(Decision::Run(_) | Decision::Freed(..)) => {
-                let lacking = self.absent_inputs(id).into_iter().find(|&from| !self.may_make(from)).unwrap_or(id);
-                let lacking = self.node(lacking);
-                let error = Diagnostic::new(format!("`{lacking}` has no result in the cache, and may not run"));
-                let error = error.hint("leave `--only` away, or name it there too");
-                if !self.checked {
-                    return Err(RunError::Pipeline(vec![error]));
-                }
-                Err(error.into())
-            }
             Err(error) => Err(error),
         };
         match settled {
@@ -312,9 +317,17 @@ impl<'a> Runner<'a> {
         Ok(())
     }
 
-    /// Whether a node and what it takes may be made where it is not there.
-    fn may_make(&self, id: NodeId) -> bool {
-        self.selection.may_run[id] && self.absent_inputs(id).into_iter().all(|from| self.may_make(from))
+    /// The result of an open node is not here and has to be: the team may have it, or it is made. Tells what became of the
+    /// node if that is settled already.
+    fn must_have(&mut self, id: NodeId, work: Work) -> Result<Option<Result<()>>, RunError> {
+        if self.ask_team(id, &work) {
+            return Ok(None);
+        }
+        if self.selection.may_run[id] {
+            return Ok(self.must_run(id, work));
+        }
+        let error = may_not_run(self.node(id));
+        if self.checked { Ok(Some(Err(error.into()))) } else { Err(RunError::Pipeline(vec![error])) }
     }
 
     /// Puts a node on its way, unless another node of this run makes the same result: what that one makes is taken when
@@ -343,6 +356,10 @@ impl<'a> Runner<'a> {
                     return None;
                 }
             }
+        }
+        // What was here or to be had when all was checked, and is not.
+        if let Some(lacks) = self.lacking(id).pop().filter(|_| self.checked) {
+            return Some(Err(lacks.into()));
         }
         self.makers.insert(key, id);
         self.works.insert(id, Planned { task: Todo::Execute(Arc::new(work)), tries: 0 });
@@ -381,7 +398,7 @@ impl<'a> Runner<'a> {
                 Put::Refused(refused) => self.refused.extend(self.env.placer.refusals(id, refused)),
             }
         }
-        self.have(id, &outcome, How::Cached, 0.0);
+        self.have(id, &outcome, self.team.how(id), 0.0);
         Ok(())
     }
 
@@ -444,17 +461,17 @@ impl<'a> Runner<'a> {
         let deadline = timeout.and_then(|timeout| began.checked_add(timeout));
         self.active.insert(id, Active { began, deadline, cancel: cancel.clone(), timed_out: false });
         let spawned = self.task(id, cancel.clone()).and_then(|task| {
-            let (env, sender) = (self.env, self.sender.clone());
+            let (env, sender, how) = (self.env, self.sender.clone(), self.team.how(id));
             let thread = std::thread::Builder::new().name(self.node(id).to_owned());
             thread.spawn_scoped(scope, move || {
                 let made = match task {
                     Task::Execute(job) => env.execute(&job),
                     Task::Place(outcome, overwrite) => {
-                        env.place(id, &outcome, overwrite, &cancel).map(|()| Made { outcome, how: How::Cached })
+                        env.place(id, &outcome, overwrite, &cancel).map(|()| Made { outcome, how })
                     }
                 };
                 // The runner hears until the last thread is done.
-                sender.send(Done { id, made }).ok();
+                sender.send(Word::Done(Done { id, made })).ok();
             })?;
             Ok(())
         });

@@ -1,7 +1,8 @@
 //! [`Sched`]: which node may do what now. A pure state machine: no clock, no thread, no file.
 //!
 //! The life of a node: it is *waiting* until all that it needs is done, then *open*: whoever drives the scheduler looks
-//! whether its result is there ([`Sched::hit`] → *done*) or must be made ([`Sched::must_run`] → *queued*). From the
+//! whether its result is there ([`Sched::hit`] → *done*) or must be made ([`Sched::must_run`] → *queued*), and may ask
+//! somebody else first ([`Sched::send_away`] → *away* → [`Sched::come_back`] → *open*). From the
 //! queue it is *running* when the pools have room ([`Sched::start`]), then *done*, or *resting* before another try, or
 //! *failed*, which *blocks* all that needs it. Nodes that nobody asked for are *unwanted* from the beginning.
 
@@ -43,6 +44,8 @@ pub enum State {
     Waiting,
     /// To be looked at: hit or miss.
     Open,
+    /// Somebody outside is asked for it, who takes nothing of the pools.
+    Away,
     /// To be run when there is room.
     Queued,
     /// Running.
@@ -79,6 +82,7 @@ pub struct Sched<'a> {
     told: Vec<bool>,
     running: usize,
     resting: usize,
+    away: usize,
     stopped: bool,
 }
 
@@ -105,6 +109,7 @@ impl<'a> Sched<'a> {
             told: vec![false; wanted.len()],
             running: 0,
             resting: 0,
+            away: 0,
             stopped: false,
         };
         for (id, (dependencies, dependents, request)) in nodes.enumerate() {
@@ -141,7 +146,8 @@ impl<'a> Sched<'a> {
 
     /// Nothing runs and nothing more will.
     pub fn is_over(&self) -> bool {
-        let may_start = !self.stopped && (self.resting > 0 || !self.queue.is_empty() || !self.open.is_empty());
+        let waits = self.resting > 0 || self.away > 0;
+        let may_start = !self.stopped && (waits || !self.queue.is_empty() || !self.open.is_empty());
         self.running == 0 && !may_start
     }
 
@@ -171,6 +177,25 @@ impl<'a> Sched<'a> {
         self.states[id] = State::Waiting;
         self.missing[id] = u32::try_from(leaders.len()).expect("a node has fewer than 2^32 leaders");
         leaders.iter().for_each(|&leader| self.followers.entry(leader).or_default().push(id));
+    }
+
+    /// Somebody outside is asked for an open node: what it is, or its files.
+    pub fn send_away(&mut self, id: usize) {
+        self.expect(id, State::Open);
+        self.states[id] = State::Away;
+        self.away += 1;
+    }
+
+    /// There is an answer about a node: it is open again.
+    pub fn come_back(&mut self, id: usize) {
+        self.expect(id, State::Away);
+        self.away -= 1;
+        self.open(id);
+    }
+
+    /// How many nodes somebody outside is asked for.
+    pub fn away(&self) -> usize {
+        self.away
     }
 
     /// The result of a node that was done is not there after all, and is needed: it is open again.

@@ -17,6 +17,7 @@ use crate::{
     decide::{Decider, Decision},
     load::LoadOptions,
     looks,
+    need::is_wanted,
     place::Placer,
     project::{Project, absolute_file, project_dir},
     record::{Ended, Head, Recorder},
@@ -130,7 +131,17 @@ fn conclude(project: &Project, cache: &Cache) -> Option<Vec<u8>> {
                 let digest = *decider.result(id)?.2;
                 Noted { name: &node.name, how: How::Cached, key, digest, bytes, cost }
             }
-            Decision::Hit(_, Some(_)) | Decision::Freed(..) | Decision::Run(_) => return None,
+            // The files of what lies between are missed by nobody.
+            Decision::Absent(outcome, work) if !work.is_unpinned() => {
+                if is_wanted(project.graph(), &selection, &placer, id, &outcome.tree).ok()? {
+                    return None;
+                }
+                let (key, bytes, cost) = (outcome.key, outcome.tree.size(), outcome.cost);
+                decider.set(id, key, outcome.tree);
+                let digest = *decider.result(id)?.2;
+                Noted { name: &node.name, how: How::Cached, key, digest, bytes, cost }
+            }
+            Decision::Hit(_, Some(_)) | Decision::Absent(..) | Decision::Run(_) => return None,
         };
         fingerprint.add(&node.name, decider.result(id).map(|(key, ..)| key));
         noted.save(&mut nodes);

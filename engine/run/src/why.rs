@@ -129,7 +129,7 @@ pub fn why(project: &Project, cache: &Cache, name: &str, against: Option<&str>) 
     let options = RunOptions { targets: vec![name.to_owned()], ..RunOptions::default() };
     let selection = Selection::new(graph, &options).map_err(RunError::Pipeline)?;
     let explainer = Explainer::new(project, cache);
-    let (plan, decider) = plan_with(project, cache, &selection, &explainer)?;
+    let (plan, decider) = plan_with(project, cache, &selection, &explainer, true)?;
     let history = History::open(cache);
     let against = match against {
         Some(id) => {
@@ -161,8 +161,9 @@ pub fn why(project: &Project, cache: &Cache, name: &str, against: Option<&str>) 
         let comparable = before.is_some() && parts.is_some();
         let mut changes = before.zip(parts.as_ref()).map_or_else(Vec::new, |(before, now)| changes(&before, now));
         tracer.trace(id, &mut changes).map_err(RunError::Cache)?;
-        let waits_for = if decidable { Vec::new() } else { tracer.waits_for(id, &plan).map_err(RunError::Cache)? };
         let verdict = plan.nodes[id].verdict.clone();
+        let waits = matches!(verdict, Verdict::After { .. });
+        let waits_for = if waits { tracer.waits_for(id, &plan).map_err(RunError::Cache)? } else { Vec::new() };
         let key = parts.as_ref().map(KeyParts::key);
         answers.push(Why { node, key, parts, verdict, previous, changes, comparable, waits_for });
     }
@@ -216,7 +217,7 @@ impl<'a> Explainer<'a> {
         match work.reason {
             Reason::Forced => return "forced".into(),
             Reason::NotCached => return "cache = false".into(),
-            Reason::Freed => return "its files were freed, and are needed again".into(),
+            Reason::Absent => return "its files are not here, and are needed".into(),
             Reason::NoResult => {}
         }
         let Some((_, before)) = self.previous(node) else { return "never ran before".into() };

@@ -75,7 +75,9 @@ fn a_plan_agrees_with_the_run_after_it() {
                         assert!(ran.contains(name), "seed {seed}, round {round}: {name} did not run");
                     }
                     Verdict::Run { .. } | Verdict::After { .. } => {}
-                    Verdict::Unselected => panic!("everything was asked for"),
+                    Verdict::Unselected | Verdict::Team { .. } => {
+                        panic!("everything was asked for, and of nobody else")
+                    }
                 }
             }
             // Change, touch or revert a file.

@@ -12,34 +12,24 @@ impl Runner<'_> {
         let placed =
             |id: &NodeId| matches!(self.works.get(id), Some(planned) if matches!(planned.task, Todo::Place(_)));
         let open = |id: NodeId| self.selection.may_run[id] && self.sched.state(id) != State::Done && !placed(&id);
-        let (warnings, mut errors) = match self.env.project.check_only(&open, Some(self.cancel)) {
+        let runs = |id: NodeId| open(id) && !self.team.fetches(id);
+        let (warnings, mut errors) = match self.env.project.check_only(&runs, Some(self.cancel)) {
             Ok(checked) => (checked.warnings, Vec::new()),
             Err(errors) => (Vec::new(), errors),
         };
         let graph = self.env.project.graph();
         let mut asked = None;
-        for id in (0..graph.nodes.len()).filter(|&id| open(id)) {
+        for id in (0..graph.nodes.len()).filter(|&id| runs(id)) {
             let (node, stage) = (&graph.nodes[id], graph.stage_of(id));
             // Shards take the same.
             if stage.off.is_some() || asked.replace((node.stage, node.variant)) == Some((node.stage, node.variant)) {
                 continue;
             }
-            let wants = graph.common(id).resources;
-            let mut lacks = |what: &str, wanted: u64, there_is: u64, variables: &str| {
-                if wanted > there_is {
-                    let message = format!("stage `{}` takes {wanted} {what}, and there are {there_is}", stage.name);
-                    let error = Diagnostic::new(message).at(stage.span.clone());
-                    let error = error.hint(format!("change its `resources`, or set {variables} if there are more"));
-                    if !errors.contains(&error) {
-                        errors.push(error);
-                    }
+            for error in self.lacking(id) {
+                if !errors.contains(&error) {
+                    errors.push(error);
                 }
-            };
-            let cpus = wants.cpus.unwrap_or(1);
-            lacks("cores", u64::from(cpus), u64::from(self.settings.cpus), "FLOW_CPUS");
-            let gpus = "FLOW_GPUS (and CUDA_VISIBLE_DEVICES, if it is set)";
-            lacks("GPUs", u64::from(wants.gpus), u64::from(self.settings.gpus), gpus);
-            lacks("bytes of memory", wants.memory, self.settings.memory, "FLOW_MEMORY");
+            }
         }
         errors.extend(std::mem::take(&mut self.refused));
         for id in (0..graph.nodes.len()).filter(|&id| open(id)) {
@@ -62,5 +52,27 @@ impl Runner<'_> {
         self.recorder.begin();
         warnings.iter().for_each(|warning| self.warn(warning.to_string()));
         Ok(())
+    }
+
+    /// What a node takes that this machine has not.
+    pub(super) fn lacking(&self, id: NodeId) -> Vec<Diagnostic> {
+        let graph = self.env.project.graph();
+        let (stage, wants) = (graph.stage_of(id), graph.common(id).resources);
+        let lacks = |what: &str, wanted: u64, there_is: u64, variables: &str| {
+            let message = format!("stage `{}` takes {wanted} {what}, and there are {there_is}", stage.name);
+            let error = Diagnostic::new(message).at(stage.span.clone());
+            let hint = format!("change its `resources`, or set {variables} if there are more");
+            (wanted > there_is).then(|| error.hint(hint))
+        };
+        let cpus = wants.cpus.unwrap_or(1);
+        let gpus = "FLOW_GPUS (and CUDA_VISIBLE_DEVICES, if it is set)";
+        [
+            lacks("cores", u64::from(cpus), u64::from(self.settings.cpus), "FLOW_CPUS"),
+            lacks("GPUs", u64::from(wants.gpus), u64::from(self.settings.gpus), gpus),
+            lacks("bytes of memory", wants.memory, self.settings.memory, "FLOW_MEMORY"),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
     }
 }

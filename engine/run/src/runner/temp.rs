@@ -1,19 +1,21 @@
-//! Intermediates: a stage with `temp = true` has its files freed as soon as all that takes them is done.
+//! Intermediates whose files are not here. A stage with `temp = true` has them freed as soon as all that takes them is
+//! done; what the team has comes only when it is needed.
 //!
-//! Its record stays, so that the keys of what was made from it can be made. In the next run it is *absent*: as good as
-//! done while everything that takes from it is in the cache, and made again as soon as something is not.
+//! The record is here, so that the keys of what was made from it can be made. The node is *absent*: as good as done
+//! while everything that takes from it is in the cache, and fetched or made again as soon as something is not.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use anyhow::{Result, anyhow};
 use flow_cache::Outcome;
-use flow_core::{How, Key};
+use flow_core::{How, Key, Remarks};
 
 use super::Runner;
-use crate::{graph::NodeId, sched::State};
+use crate::{decide::Work, exec::Env, graph::NodeId, need::is_wanted, sched::State};
 
 /// Looking for what may be freed reads every record, so it may take this part of the time.
 const SHARE: u32 = 20;
@@ -22,7 +24,7 @@ const SHARE: u32 = 20;
 #[derive(Debug, Default)]
 pub(super) struct Temps {
     /// What absent nodes gave, until they are made again.
-    absent: BTreeMap<NodeId, Outcome>,
+    absent: BTreeMap<NodeId, (Outcome, How)>,
     /// Absent nodes that something needs after all.
     needed: HashSet<NodeId>,
     /// Nodes whose files can go.
@@ -37,14 +39,20 @@ impl Runner<'_> {
         self.env.project.graph().takers(id).filter(|&taker| self.selection.wanted[taker])
     }
 
-    /// Takes note of an open node whose files were freed; whether it can do without them for now.
-    pub(super) fn can_be_absent(&mut self, id: NodeId, outcome: &Outcome) -> bool {
-        let absent = !self.temps.needed.contains(&id) && self.takers(id).next().is_some();
-        if absent {
-            self.temps.absent.insert(id, outcome.clone());
-            self.decider.set(id, outcome.key, std::sync::Arc::clone(&outcome.tree));
+    /// Takes note of an open node whose files are not here; whether it can do without them for now.
+    pub(super) fn can_be_absent(&mut self, id: NodeId, outcome: &Outcome, work: &Work) -> Result<bool> {
+        let Env { project, placer, .. } = self.env;
+        if self.temps.needed.contains(&id) || is_wanted(project.graph(), self.selection, placer, id, &outcome.tree)? {
+            return Ok(false);
         }
-        absent
+        let how = if self.decider.word(&work.key).is_some() { How::Remote } else { How::Cached };
+        let outcome = match work.is_unpinned() {
+            true => self.env.pin(work, outcome.clone(), Remarks::default())?,
+            false => outcome.clone(),
+        };
+        self.decider.set(id, outcome.key, Arc::clone(&outcome.tree));
+        self.temps.absent.insert(id, (outcome, how));
+        Ok(true)
     }
 
     /// The absent nodes that an open node takes from.
@@ -57,7 +65,7 @@ impl Runner<'_> {
         self.temps.absent.contains_key(&from) && self.env.project.graph().takers(from).any(|taker| taker == id)
     }
 
-    /// Has absent nodes made again; the open node that needs them waits until they are.
+    /// Has absent nodes fetched or made again; the open node that needs them waits until they are.
     pub(super) fn make_again(&mut self, id: NodeId, absent: &[NodeId]) -> Result<()> {
         for &from in absent {
             if matches!(self.sched.state(from), State::Failed | State::Blocked) {
@@ -124,9 +132,9 @@ impl Runner<'_> {
 
     /// Tells of the nodes that stayed absent.
     pub(super) fn tell_absent(&mut self) {
-        for (id, outcome) in std::mem::take(&mut self.temps.absent) {
+        for (id, (outcome, how)) in std::mem::take(&mut self.temps.absent) {
             if self.sched.state(id) == State::Done {
-                self.have(id, &outcome, How::Cached, 0.0);
+                self.have(id, &outcome, how, 0.0);
             }
         }
     }

@@ -323,6 +323,7 @@ impl Lab {
             Verdict::Off => "off".to_owned(),
             Verdict::Unselected => "unselected".into(),
             Verdict::Cached { .. } => "cached".into(),
+            Verdict::Team { .. } => "team".into(),
             Verdict::Run { why, left, .. } => format!("run ({why}){}", if left.is_some() { ", resumes" } else { "" }),
             Verdict::After { upstream } => format!("after {}", upstream.len()),
         };
@@ -333,7 +334,8 @@ impl Lab {
     /// The content of the only file that a node made.
     pub fn result(&self, node: &str) -> String {
         let project = self.load().unwrap();
-        let outputs = flow_engine::outputs(&project, &self.cache, node).unwrap_or_else(|error| panic!("{error}"));
+        let outputs = flow_engine::outputs(&project, &self.cache, node, &|_, _| (), &self.cancel)
+            .unwrap_or_else(|error| panic!("{error}"));
         let file = fs::read_dir(&outputs[0].1).unwrap().next().unwrap().unwrap().path();
         fs::read_to_string(file).unwrap()
     }

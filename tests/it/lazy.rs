@@ -1,0 +1,216 @@
+//! Of what the team has, what is needed comes and nothing else: counted in objects, and with the others taken away.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use serde_json::Value as Json;
+
+use crate::support::Sandbox;
+
+/// `raw` feeds `text`, which feeds `end`; `raw` feeds `side`, too. Each says its name in what it gives.
+fn pipeline(more: &str) -> String {
+    let stage = |name: &str, from: &str, more: &str| {
+        let (cat, port) = match from {
+            "" => (String::new(), String::new()),
+            from => ("cat {in.x}/*; ".to_owned(), format!("in = {{ x = \"{from}\" }}\n")),
+        };
+        let run = format!("({cat}echo {name} ${{{name}}}) > {{out}}/{name}");
+        format!("[stage.{name}]\nkind = \"command\"\nrun = \"{run}\"\n{port}{more}")
+    };
+    [
+        "[params]\nraw = \"1\"\ntext = \"1\"\nside = \"1\"\nend = \"1\"\n".to_owned(),
+        stage("raw", "", more),
+        stage("text", "raw", more),
+        stage("side", "raw", ""),
+        stage("end", "text", ""),
+    ]
+    .concat()
+}
+
+/// A team with a shared directory, to which Alice gave what she made.
+struct Team {
+    dir: tempfile::TempDir,
+    pipeline: String,
+}
+
+impl Team {
+    fn new(pipeline: &str) -> Self {
+        let team = Self { dir: tempfile::tempdir().unwrap(), pipeline: pipeline.to_owned() };
+        team.person("read-write").json(&[]);
+        team
+    }
+
+    fn person(&self, mode: &str) -> Sandbox {
+        let sandbox = Sandbox::with(&self.pipeline);
+        let url = self.dir.path().display();
+        sandbox.write("flow.toml", &format!("[remote]\nurl = \"{url}\"\nmode = \"{mode}\"\n"));
+        sandbox
+    }
+
+    /// The objects that the team has.
+    fn objects(&self) -> Vec<PathBuf> {
+        objects(&self.dir.path().join("objects"))
+    }
+
+    /// Takes away every object but those that hold exactly these.
+    fn keep(&self, kept: &[&str]) {
+        for object in self.objects() {
+            if !kept.contains(&fs::read_to_string(&object).unwrap().as_str()) {
+                fs::remove_file(object).unwrap();
+            }
+        }
+    }
+}
+
+fn objects(dir: &Path) -> Vec<PathBuf> {
+    let shards = fs::read_dir(dir).into_iter().flatten().flatten();
+    shards.flat_map(|shard| fs::read_dir(shard.path()).unwrap()).map(|object| object.unwrap().path()).collect()
+}
+
+/// What objects a person has, by their content.
+fn has(sandbox: &Sandbox) -> BTreeSet<String> {
+    let objects = objects(&sandbox.cache().join("objects"));
+    objects.into_iter().map(|object| fs::read_to_string(object).unwrap().replace(" 1", "").replace('\n', " ")).collect()
+}
+
+/// What the plan says of each node: its state, and of the team's whether it is needed.
+fn planned(sandbox: &Sandbox, args: &[&str]) -> String {
+    let plan = sandbox.ok(&[&["plan", "p.toml", "--json"], args].concat());
+    let lines = plan.lines().map(|line| serde_json::from_str::<Json>(line).unwrap());
+    let word = |line: Json| {
+        let need = line["need"].as_str().map_or_else(String::new, |need| format!(":{need}"));
+        format!("{} {}{need}", line["node"].as_str().unwrap(), line["state"].as_str().unwrap())
+    };
+    lines.map(word).collect::<Vec<_>>().join(", ")
+}
+
+#[test]
+fn only_the_ends_come_and_the_rest_when_it_is_needed() {
+    let team = Team::new(&pipeline(""));
+    assert_eq!(team.objects().len(), 4);
+    team.keep(&["raw 1\nside 1\n", "raw 1\ntext 1\nend 1\n", "raw 1\ntext 1\n"]);
+    let bob = team.person("read");
+    assert_eq!(planned(&bob, &[]), "raw team:no, text team:no, side team:yes, end team:yes");
+    assert_eq!(has(&bob), [].into());
+    let plan = bob.run(&["plan", "p.toml"]);
+    assert!(plan.stdout.contains("raw") && plan.stdout.contains("nobody needs its files"), "{plan}");
+    assert!(plan.stderr.contains("4 in the team's cache") && plan.stderr.contains("fetches 32 B"), "{plan}");
+    let taken = bob.run(&["run", "p.toml", "--json"]);
+    assert!(taken.code == Some(0) && !taken.stdout.contains("warning"), "{taken}");
+    let events = crate::support::Events::of(&taken.stdout);
+    // What the plan was told is known here since.
+    let how = [("end", "remote"), ("raw", "cached"), ("side", "remote"), ("text", "cached")];
+    assert_eq!(events.how(), how.into(), "{taken}");
+    assert_eq!(has(&bob), ["raw side ".to_owned(), "raw text end ".to_owned()].into());
+    bob.ok(&["cache", "verify"]);
+
+    // From then on the team is not asked, whether all is decided anew or not.
+    fs::rename(team.dir.path().join("results"), team.dir.path().join("away")).unwrap();
+    let quiet = |args: &[&str]| {
+        let again = bob.run(&[&["run", "p.toml", "--json"], args].concat());
+        let events = crate::support::Events::of(&again.stdout);
+        assert!(again.code == Some(0) && !again.stdout.contains("warning"), "{again}");
+        assert!(events.how().len() == 4 && events.how().values().all(|how| *how == "cached"), "{again}");
+    };
+    quiet(&[]);
+    bob.write("p.toml", &(bob.read("p.toml") + "# another word\n"));
+    quiet(&[]);
+    bob.write("flow.toml", "");
+    quiet(&[]);
+    assert_eq!(planned(&bob, &[]), "raw cached, text cached, side cached, end cached");
+    fs::rename(team.dir.path().join("away"), team.dir.path().join("results")).unwrap();
+    bob.write("flow.toml", &team.person("read").read("flow.toml"));
+
+    // Who must run gets what it takes, and no more.
+    let end = ["--set", "params.end=2"];
+    assert_eq!(planned(&bob, &end), "raw team:no, text team:yes, side cached, end run");
+    assert_eq!(bob.json(&end).ran(), ["end"]);
+    assert_eq!(has(&bob).len(), 4, "{:?}", has(&bob));
+    // The team lost the bytes of `raw`: a warning, and it is made here.
+    let side = ["--set", "params.side=2"];
+    assert_eq!(planned(&bob, &side), "raw team:yes, text cached, side run, end cached");
+    let made = bob.run(&[&["run", "p.toml"], &side[..]].concat());
+    assert!(made.code == Some(0) && made.stderr.contains("`raw` is made here"), "{made}");
+    assert!(has(&bob).contains("raw ") && has(&bob).contains("raw side 2 "), "{:?}", has(&bob));
+    bob.ok(&["cache", "verify"]);
+}
+
+#[test]
+fn what_is_asked_for_comes() {
+    let team = Team::new(&pipeline(""));
+    let bob = team.person("read");
+    let path = bob.run(&["path", "p.toml", "text"]);
+    assert!(path.code == Some(0) && path.stderr.contains("text: 13 B come from the team's cache"), "{path}");
+    assert_eq!(fs::read_to_string(format!("{}/text", path.stdout.trim())).unwrap(), "raw 1\ntext 1\n");
+    assert_eq!(has(&bob), ["raw text ".to_owned()].into());
+    let why = bob.ok(&["why", "p.toml", "end"]);
+    assert!(why.contains("in the team's cache: 19 B") && why.contains("19 B to fetch"), "{why}");
+    // What has a name is wanted, also if something takes from it.
+    bob.ok(&["run", "p.toml", "raw", "end"]);
+    assert_eq!(has(&bob).len(), 3, "{:?}", has(&bob));
+    assert!(bob.ok(&["path", "p.toml", "raw"]).contains("trees"));
+
+    let carol = team.person("read");
+    let pull = carol.run(&["cache", "pull", "p.toml", "end"]);
+    assert!(pull.code == Some(0) && pull.stderr.contains("3 results fetched"), "{pull}");
+    // An export is wanted in its place; as long as it lies there, nothing comes.
+    let dave = team.person("read");
+    let text = dave.read("p.toml").replace("[stage.text]", "[stage.text]\nexport = \"ex\"");
+    dave.write("p.toml", &text);
+    dave.ok(&["run", "p.toml"]);
+    assert_eq!((has(&dave).len(), dave.read("ex/text").as_str()), (3, "raw 1\ntext 1\n"));
+}
+
+#[test]
+fn only_takes_what_the_team_has() {
+    let team = Team::new(&pipeline(""));
+    let bob = team.person("read");
+    let only = ["--only", "end", "--set", "params.end=2"];
+    assert_eq!(planned(&bob, &only), "raw team:no, text team:yes, end run");
+    assert_eq!(bob.json(&only).ran(), ["end"]);
+    assert_eq!(has(&bob), ["raw text ".to_owned(), "raw text end 2 ".to_owned()].into());
+    // What nobody has, and may not run, is said by both before anything begins.
+    let changed = ["p.toml", "--only", "end", "--set", "params.text=2"];
+    for command in ["plan", "run"] {
+        let refused = bob.run(&[&[command], &changed[..]].concat());
+        assert!(refused.code == Some(2) && refused.stderr.contains("`text` has no result in the cache"), "{refused}");
+    }
+    assert_eq!(has(&bob).len(), 2);
+}
+
+#[test]
+fn what_was_freed_is_known_to_the_team_by_its_record() {
+    let team = Team::new(&pipeline("temp = true\n"));
+    assert_eq!(team.objects().len(), 2);
+    let bob = team.person("read");
+    assert_eq!(planned(&bob, &[]), "raw cached, text cached, side team:yes, end team:yes");
+    assert_eq!(bob.json(&[]).ran(), [""; 0]);
+    assert_eq!(bob.json(&["--set", "params.end=2"]).ran(), ["end", "raw", "text"]);
+    assert_eq!(has(&bob).len(), 3, "{:?}", has(&bob));
+
+    // In an archive it is the same.
+    let (archive, carol) = (bob.outside("archive"), Sandbox::with(&team.pipeline));
+    let archive = archive.to_str().unwrap();
+    let export = bob.run(&["cache", "export", archive, "p.toml"]);
+    assert!(export.code == Some(0) && export.stderr.contains("4 results with 2 objects"), "{export}");
+    carol.ok(&["cache", "import", archive]);
+    assert!(carol.json(&[]).how().values().all(|how| *how == "cached"));
+    assert_eq!(carol.json(&["--set", "params.side=2"]).ran(), ["raw", "side"]);
+    carol.ok(&["cache", "verify"]);
+}
+
+#[test]
+fn who_is_not_trusted_any_more_is_not_believed_in_what_did_not_come() {
+    let team = Team::new(&pipeline(""));
+    let bob = team.person("read");
+    bob.ok(&["run", "p.toml"]);
+    let key = bob.ok(&["cache", "keygen"]);
+    bob.write("flow.toml", &(bob.read("flow.toml") + &format!("trusted_keys = [\"{}\"]\n", key.trim())));
+    let output = bob.run(&["run", "p.toml", "--json"]);
+    let events = crate::support::Events::of(&output.stdout);
+    assert_eq!(events.ran(), ["raw", "text"], "{output}");
+    assert!(output.stdout.contains("it is not signed"), "{output}");
+}
