@@ -346,7 +346,7 @@ impl Gc<'_> {
                 Err(e) if e.kind() == ErrorKind::NotFound => return Ok(None),
                 // A directory, or what cannot be removed at once.
                 Err(_) => {
-                    remove_all(&item.path).explain(self.cache.root(), || format!("remove {}", item.path.display()))?
+                    remove_all(&item.path).explain(self.cache.root(), || format!("remove {}", item.path.display()))?;
                 }
                 Ok(()) => {}
             }

@@ -70,7 +70,8 @@ impl Cache {
         let record = self.read_record(key)?.filter(|record| record.freed);
         let Some(record) = record.filter(|record| self.is_believed(record, &path)) else { return Ok(None) };
         inside.hold(key.0).context("cannot note what this flow uses")?;
-        self.note_record(&path, &touch(&path, &meta.stat).unwrap_or(meta.stat));
+        let (stat, ages) = touch(&path, &meta.stat);
+        self.note_record(&path, &stat, ages);
         Ok(Some(Outcome { key: *key, tree: Arc::new(record.tree), cost: record.cost, waited: false }))
     }
 

@@ -192,6 +192,17 @@ fn an_included_file_lies_under_the_one_that_includes_it() {
     std::fs::remove_file(sandbox.path("lib/deep.toml")).unwrap();
     let said = refused(&sandbox, &[]);
     assert!(said.contains("cannot read lib/deep.toml") && said.contains("--> lib/base.toml:1:11"), "{said}");
+
+    // What else is wrong is said beside it; what may be in the missing file is not said to be nowhere.
+    sandbox.write(
+        "p.toml",
+        &format!("{top}retries = -1\nneeds = [\"c\"]\n[stage.d]\nkind = \"cmd\"\nrun = \"${{end}}\"\n"),
+    );
+    let said = refused(&sandbox, &[]);
+    let heads: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("error: ")).collect();
+    assert_eq!(heads.len(), 4, "{said}");
+    assert!(heads[1].starts_with("`retries`") && heads[2].contains("no stage kind `cmd`"), "{said}");
+    assert!(said.matches("cannot read").count() == 2, "it is included twice\n{said}");
 }
 
 const SWEEP: &str = r#"
@@ -358,4 +369,70 @@ fn check_speaks_json() {
     assert_eq!((&lines[1]["severity"], &lines[1]["hints"][0]), (&"error".into(), &"did you mean `run`?".into()));
     sandbox.pipeline("[stage.a]\nkind = \"command\"\nrun = \"true > {out}/a\"\n");
     assert_eq!(sandbox.ok(&["check", "p.toml", "--json"]), "");
+}
+
+#[test]
+fn a_file_without_an_end_is_no_pipeline() {
+    let sandbox = Sandbox::new();
+    sandbox.write("p.toml", "include = [\"/dev/zero\", \"lib\"]\n[stage.a]\nkind = \"comand\"\n");
+    std::fs::create_dir(sandbox.path("lib")).unwrap();
+    let said = refused(&sandbox, &[]);
+    for part in ["cannot read /dev/zero", "more than 64 MiB", "cannot read lib", "directory", "did you mean `command`?"]
+    {
+        assert!(said.contains(part), "{part}\n{said}");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_one_value_hides_no_other() {
+    let sandbox = Sandbox::with(
+        "[stage.a]\nkind = \"command\"\nrun = echo\nretries = -1\ntimeout = 1_\n[stage.b]\nkind = \"comand\"\n\
+         [stage.c]\nkind = \"command\"\nrun = \"{ouT} {in.y} {in.z}\"\n",
+    );
+    let said = refused(&sandbox, &[]);
+    assert_eq!(places(&said, "p.toml"), ["5:7", "6:11", "7:12", "9:8", "12:7", "12:7", "12:7"], "{said}");
+    for part in ["a text stands in quotes", "`{in.y}`", "`{in.z}`", "did you mean `{out}`?"] {
+        assert!(said.contains(part), "{part}\n{said}");
+    }
+    // What takes the rest of the file with it is said alone.
+    sandbox.pipeline("[stage.a]\nkind = \"command\"\nrun = \"\"\"echo\nretries = -1\n");
+    assert_eq!(refused(&sandbox, &[]).matches("error: ").count(), 1);
+}
+
+#[test]
+fn profiles_that_nobody_chose_are_checked() {
+    let sandbox = Sandbox::with(
+        "[params]\nn = 1\n[stage.a]\nkind = \"command\"\nrun = \"echo ${n} > {out}/x\"\n\
+         [profile.good.params]\nn = 2\n\
+         [profile.bad.stage.a]\nrnu = 1\n[profile.bad.stage.b]\nkind = \"fecth\"\n\
+         [profile.worse.stage.a]\nrun = \"{in.x}\"\n[profile.worse.stage.c]\nretries = 1\n",
+    );
+    let output = sandbox.run(&["check", "p.toml"]);
+    assert_eq!(output.code, Some(2), "{output}");
+    for part in [
+        "unknown key `rnu`",
+        "this is with the profile `bad`",
+        "did you mean `fetch`?",
+        "`{in.x}`",
+        "this is with the profile `worse`",
+        "stage `c` has no `kind`",
+    ] {
+        assert!(output.stderr.contains(part), "{part}\n{output}");
+    }
+    assert_eq!(output.stderr.matches("error: ").count(), 4, "{output}");
+    // They are no error of who chose another.
+    for args in [&["check", "p.toml", "--profile", "good"][..], &["plan", "p.toml"], &["run", "p.toml"]] {
+        sandbox.ok(args);
+    }
+    sandbox.pipeline("[stage.a]\nkind = \"command\"\nrun = \"echo > {out}/x\"\n[profile.good.params]\nn = 2\n");
+    assert!(sandbox.run(&["check", "p.toml"]).stderr.contains("1 stage in 1 node, 1 profile, nothing wrong"));
+}
+
+#[test]
+fn a_pipeline_without_stages_says_so() {
+    let sandbox = Sandbox::with("[params]\nn = 1\n");
+    for command in ["check", "plan", "run", "graph"] {
+        let output = sandbox.run(&[command, "p.toml"]);
+        assert!(output.code == Some(0) && output.stderr.contains("p.toml has no stages"), "{command}\n{output}");
+    }
 }

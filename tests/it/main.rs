@@ -6,6 +6,7 @@ mod broken;
 mod commands;
 mod crash;
 mod data;
+mod early;
 mod errors;
 mod history;
 mod language;

@@ -5,7 +5,7 @@ use flow_data::weights::{Comparison, Difference, Outcome, Weights, compare};
 use serde_json::{Value as Json, json};
 
 use super::{Done, inspect::unreadable};
-use crate::{args, failure::Failure, out};
+use crate::{args, failure::Failure, out, ui::format::tame};
 
 /// Compares the tensors of two models. Ends with 1 if they differ by more than is allowed.
 pub fn diff_weights(args: &args::DiffWeights) -> Done {
@@ -77,7 +77,7 @@ fn text(all: &Comparison, every: bool) -> String {
             Outcome::OnlySecond => vec!["only in the second".to_owned()],
             Outcome::Shapes(a, b) => vec![String::new(), format!("{a:?}, {b:?}")],
         };
-        rows.push([vec![name.clone()], cells].concat());
+        rows.push([vec![tame(name)], cells].concat());
     }
     let other = all.tensors.len() - equal - different;
     let table = if rows.len() > 1 { out::table(&rows, &[3, 4, 5]) + "\n" } else { String::new() };

@@ -7,6 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use flow_cache::Cache;
+use flow_core::Diagnostic;
 use flow_engine::Settings;
 
 use super::Done;
@@ -20,6 +21,8 @@ const PROXIES: [&str; 4] = ["https_proxy", "http_proxy", "all_proxy", "no_proxy"
 struct Report {
     lines: Vec<Vec<String>>,
     wrong: usize,
+    /// Some of it in a file that the user wrote.
+    settings: bool,
 }
 
 impl Report {
@@ -48,6 +51,7 @@ pub fn doctor() -> Done {
             report.say("locks", locks(&settings.cache_dir));
         }
         Err(errors) => {
+            report.settings = true;
             for error in errors {
                 report.say("settings", Err(error.into()));
             }
@@ -58,9 +62,11 @@ pub fn doctor() -> Done {
         report.say("proxy", Ok(format!("{name} = {}", without_password(&value))));
     }
     out::write(&out::table(&report.lines, &[]))?;
+    let said = format!("{} of this is not as it must be: see the lines marked BAD", report.wrong);
     match report.wrong {
         0 => Ok(()),
-        wrong => Err(Failure::Cache(anyhow::anyhow!("{wrong} of this is not as it must be: see the lines marked BAD"))),
+        _ if report.settings => Err(Diagnostic::new(said).into()),
+        _ => Err(Failure::Cache(anyhow::anyhow!(said))),
     }
 }
 

@@ -41,7 +41,15 @@ pub type Done = Result<(), Failure>;
 
 /// Loads a pipeline; its errors are all of them.
 fn load(args: &Pipeline) -> Result<Project, Failure> {
-    Ok(Project::load(&args.file, flow_data::KINDS, &args.load_options())?)
+    let project = Project::load(&args.file, flow_data::KINDS, &args.load_options())?;
+    if project.graph().stages.is_empty() {
+        let warning = Diagnostic::new(format!("{} has no stages: there is nothing to do", args.file.display()));
+        draw_all(
+            &[warning.hint("a stage is a table `[stage.NAME]`; `flow init` writes a pipeline to begin with")],
+            Severity::Warning,
+        );
+    }
+    Ok(project)
 }
 
 /// An environment variable that is text; others are no parameters.

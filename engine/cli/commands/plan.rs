@@ -1,7 +1,7 @@
 //! `flow plan`
 
 use flow_core::{Facts, Key};
-use flow_engine::{Graph, Need, Planned, Project, Verdict};
+use flow_engine::{Checked, Graph, Need, Obstacles, Planned, Project, Verdict};
 use serde::Serialize;
 
 use super::{
@@ -20,11 +20,12 @@ use crate::{
 
 /// Says what would run and why.
 pub fn plan(args: &args::Plan) -> Done {
-    let (project, _, cache) = load_and_open(&args.pipeline)?;
+    let (project, settings, cache) = load_and_open(&args.pipeline)?;
     let options = args.selection.options();
     let plan = flow_engine::plan(&project, &cache, &options)?;
     draw_warnings(&cache);
-    let facts = check(&project, &plan.nodes)?;
+    let obstacles = flow_engine::obstacles(&project, &cache, &settings, &options, &plan)?;
+    let facts = check(&project, &plan.nodes, obstacles)?;
     let graph = project.graph();
     // Nodes stand in the order of running, the shards of a stage together.
     let wanted: Vec<&Planned> =
@@ -47,13 +48,18 @@ pub fn plan(args: &args::Plan) -> Done {
     Ok(())
 }
 
-/// What the stages say before a run, where something would run: as `flow run` asks them.
-fn check(project: &Project, nodes: &[Planned]) -> Result<Vec<Facts>, Failure> {
-    if !nodes.iter().any(|planned| matches!(planned.verdict, Verdict::Run { .. } | Verdict::After { .. })) {
-        return Ok(Vec::new());
+/// What the stages say before a run, where something would run: as `flow run` asks them. And what is in its way.
+fn check(project: &Project, nodes: &[Planned], obstacles: Obstacles) -> Result<Vec<Facts>, Failure> {
+    let works = nodes.iter().any(|planned| matches!(planned.verdict, Verdict::Run { .. } | Verdict::After { .. }));
+    let (checked, mut errors) = match if works { project.check() } else { Ok(Checked::default()) } {
+        Ok(checked) => (checked, Vec::new()),
+        Err(errors) => (Checked::default(), errors),
+    };
+    errors.extend(obstacles.errors);
+    if !errors.is_empty() {
+        return Err(errors.into());
     }
-    let checked = project.check()?;
-    draw_all(&checked.warnings, Severity::Warning);
+    draw_all(&[checked.warnings, obstacles.warnings].concat(), Severity::Warning);
     Ok(checked.facts)
 }
 

@@ -63,12 +63,14 @@ pub struct Diagnostic {
     pub causes: Vec<String>,
     /// What to do.
     pub hints: Vec<String>,
+    /// It is about a name that stands nowhere: what could not be read may hold it.
+    pub absent: bool,
 }
 
 impl Diagnostic {
     /// An error with a message alone.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), span: None, field: None, causes: Vec::new(), hints: Vec::new() }
+        Self { message: message.into(), span: None, field: None, causes: Vec::new(), hints: Vec::new(), absent: false }
     }
 
     /// With a place, if there is none yet.
@@ -82,6 +84,13 @@ impl Diagnostic {
     #[must_use]
     pub fn field(mut self, field: impl Into<String>) -> Self {
         self.field = Some(field.into());
+        self
+    }
+
+    /// About a name that stands nowhere.
+    #[must_use]
+    pub fn absent(mut self) -> Self {
+        self.absent = true;
         self
     }
 

@@ -87,7 +87,7 @@ fn wrong_path(root: &Table, path: &[&str]) -> Option<(usize, Diagnostic)> {
         ["stage", _, _, ..] => ("stage", names("stage")),
         ["pipeline", "name"] => return None,
         _ => {
-            let error = Diagnostic::new(format!("`{}` cannot be set", path.join(".")));
+            let error = Diagnostic::new(format!("`{}` cannot be set", path.join("."))).absent();
             return Some((
                 0,
                 match path {
@@ -107,7 +107,7 @@ fn wrong_path(root: &Table, path: &[&str]) -> Option<(usize, Diagnostic)> {
     if known.contains(&path[1]) {
         return None;
     }
-    let error = Diagnostic::new(format!("there is no {what} `{}`", path[1]));
+    let error = Diagnostic::new(format!("there is no {what} `{}`", path[1])).absent();
     Some((
         1,
         match did_you_mean(path[1], known.iter().copied()) {

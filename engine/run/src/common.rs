@@ -86,6 +86,8 @@ pub struct Parts {
     pub kind: Option<(String, Option<Span>)>,
     /// The keys that every stage has.
     pub common: Common,
+    /// As they stand in the file.
+    pub said: Value,
     /// The rest: the kind's own parameters, with the place of the whole stage.
     pub own: Value,
 }
@@ -117,19 +119,21 @@ pub fn split(name: &str, stage: Value, errors: &mut Vec<Diagnostic>) -> Option<P
             None
         }
         None => {
-            let error = Diagnostic::new(format!("stage `{name}` has no `kind`")).at(span.clone());
+            let error = Diagnostic::new(format!("stage `{name}` has no `kind`")).at(span.clone()).absent();
             errors.push(error.hint("add `kind = \"…\"`; a profile may only change stages that the file has"));
             None
         }
     };
-    let common = if common.entries.is_empty() {
+    let is_plain = common.entries.is_empty();
+    let said = Value { kind: ValueKind::Table(common), span: span.clone() };
+    let common = if is_plain {
         Common::default()
     } else {
-        let read = read::<Common>(&Value { kind: ValueKind::Table(common), span: span.clone() });
+        let read = read::<Common>(&said);
         errors.extend(read.errors);
         read.value.unwrap_or_default()
     };
-    Some(Parts { kind, common, own: Value { kind: ValueKind::Table(Table { entries: own }), span } })
+    Some(Parts { kind, common, said, own: Value { kind: ValueKind::Table(Table { entries: own }), span } })
 }
 
 fn yes() -> bool {

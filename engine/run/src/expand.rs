@@ -224,7 +224,7 @@ impl Expander<'_> {
                 if nodes.is_empty() && self.sound[*stage] && !range.is_empty() {
                     let name = &self.drafts[*stage].name;
                     let error = Diagnostic::new(format!("there is no `{name}[{inside}]`"));
-                    let span = of.variants[variant].value.nearest(field).span.clone();
+                    let span = of.variants[variant].place(field);
                     let error = error.at(span).at(of.span.clone());
                     self.errors.push(error.hint(crate::graph::listed(name, &self.nodes[range])));
                 }

@@ -1,6 +1,7 @@
 //! What references mean: a stage, some of its nodes, a file that a stage makes, a path.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     path::{Component, Path, PathBuf},
 };
@@ -9,7 +10,7 @@ use flow_core::{Diagnostic, did_you_mean, expand_braces};
 
 use crate::{
     graph::{StageId, bracket},
-    link::Draft,
+    link::{Draft, Ground},
     looks,
     outside::{self, Named},
 };
@@ -40,10 +41,33 @@ impl Target {
 }
 
 /// Path in the project's folder → the stage and action that puts a file or directory there.
-pub type Outs = HashMap<String, (StageId, usize, String)>;
+type Outs = HashMap<String, (StageId, usize, String)>;
 
-/// What stages put into the project's folder.
-pub fn collect_outs(drafts: &[Draft], project: &Path, sources: &[PathBuf], errors: &mut Vec<Diagnostic>) -> Outs {
+/// Where results go besides the cache.
+#[derive(Debug, Default)]
+pub struct Places {
+    outs: Outs,
+    /// The directory of an export with links followed, what the pipeline calls it, and whose it is.
+    exports: Vec<(PathBuf, String, String)>,
+}
+
+/// `~/x` in the home of the user, as a shell reads it.
+///
+/// # Errors
+/// It is not known where that is.
+pub fn at_home<'a>(text: &'a str, home: Option<&Path>) -> Result<Cow<'a, str>, Diagnostic> {
+    let rest = match text.strip_prefix('~') {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => rest,
+        _ => return Ok(Cow::Borrowed(text)),
+    };
+    let Some(home) = home else {
+        return Err(Diagnostic::new(format!("`{text}`: nobody says what `~` is")).hint("set HOME, or write the path"));
+    };
+    Ok(Cow::Owned(format!("{}{rest}", home.display())))
+}
+
+/// Where stages put what they make, besides the cache.
+pub fn collect_places(drafts: &[Draft], ground: &Ground<'_>, errors: &mut Vec<Diagnostic>) -> Places {
     let mut outs = Outs::new();
     let mut named = Vec::new();
     for (stage, draft) in drafts.iter().enumerate() {
@@ -66,16 +90,19 @@ pub fn collect_outs(drafts: &[Draft], project: &Path, sources: &[PathBuf], error
             if variant.common.temp && (outs || variant.common.export.is_some()) {
                 let what = if outs { "outs" } else { "export" };
                 let error = Diagnostic::new(format!("`{}` is `temp` and has `{what}`: its files go", draft.name));
-                errors.push(error.at(draft.span.clone()).hint(format!("leave one of `temp` and `{what}` away")));
+                let error = error.at(variant.place("temp"));
+                errors.push(error.hint(format!("leave one of `temp` and `{what}` away")));
             }
             if let Some(export) = &variant.common.export {
-                let span = draft.span.clone();
+                let span = variant.place("export");
                 named.push(Named { stage: draft.name_of(nth), text: export, span, export: true });
             }
         }
     }
-    outside::check(&named, project, sources, errors);
-    outs
+    let checked = outside::check(&named, ground, errors);
+    let exports = checked.into_iter().filter(|(_, one)| one.export);
+    let exports = exports.map(|(place, one)| (place, one.text.to_owned(), one.stage.clone())).collect();
+    Places { outs, exports }
 }
 
 /// `./a//b/../c` → `a/c`.
@@ -100,8 +127,8 @@ pub(crate) fn normal(path: &str) -> String {
 pub struct Finder<'a> {
     pub by_name: &'a HashMap<String, StageId>,
     pub names: &'a [String],
-    pub outs: &'a Outs,
-    pub project: &'a Path,
+    pub places: &'a Places,
+    pub ground: &'a Ground<'a>,
 }
 
 impl Finder<'_> {
@@ -139,7 +166,7 @@ impl Finder<'_> {
         if let Some(&stage) = self.by_name.get(stage) {
             return Ok(inside.map_or(Target::Stage(stage), |inside| Target::Some(stage, inside.to_owned())));
         }
-        let error = Diagnostic::new(format!("there is no stage `{stage}`"));
+        let error = Diagnostic::new(format!("there is no stage `{stage}`")).absent();
         Err(match did_you_mean(stage, self.names.iter().map(String::as_str)) {
             Some(near) => error.hint(format!("did you mean `{near}`?")),
             None => error.hint(self.stages()),
@@ -156,7 +183,7 @@ impl Finder<'_> {
     fn find_out(&self, name: &str) -> Option<Target> {
         Path::new(name).ancestors().find_map(|above| {
             let above = above.to_str()?;
-            let (stage, nth, out) = self.outs.get(above)?;
+            let (stage, nth, out) = self.places.outs.get(above)?;
             Some(Target::Out(*stage, *nth, format!("{out}{}", &name[above.len()..])))
         })
     }
@@ -177,13 +204,16 @@ impl Finder<'_> {
         if let Some(target) = self.find_out(&name) {
             return Ok(target);
         }
-        let path = self.project.join(text);
+        let text = &*at_home(text, self.ground.home)?;
+        let path = self.ground.project.join(text);
+        self.is_no_export(text, &path)?;
         let metadata = path.metadata();
         looks::found(&path, metadata.as_ref().ok().map(std::fs::Metadata::is_dir));
         if let Ok(metadata) = metadata {
             // Only a directory can hold outputs; looking for them is for the few that are.
             if metadata.is_dir()
-                && let Some((out, (stage, ..))) = self.outs.iter().find(|(out, _)| Path::new(out).starts_with(&name))
+                && let Some((out, (stage, ..))) =
+                    self.places.outs.iter().find(|(out, _)| Path::new(out).starts_with(&name))
             {
                 let stage = &self.names[*stage];
                 return Err(Diagnostic::new(format!("`{text}` holds `{out}`, which stage `{stage}` makes"))
@@ -191,7 +221,7 @@ impl Finder<'_> {
             }
             return Ok(Target::Path(PathBuf::from(text)));
         }
-        let with = |ending: &&str| self.project.join(format!("{text}{ending}"));
+        let with = |ending: &&str| self.ground.project.join(format!("{text}{ending}"));
         if !endings.is_empty() {
             let missing = |ending: &&&str| {
                 let is_dir = with(ending).metadata().ok().map(|metadata| metadata.is_dir());
@@ -207,15 +237,35 @@ impl Finder<'_> {
                     .cause(format!("`{text}` is the prefix of files that end in {}", endings.join(", "))));
             }
         }
-        let error = Diagnostic::new(format!("`{text}` is neither a stage nor a file or directory"));
+        let error = Diagnostic::new(format!("`{text}` is neither a stage nor a file or directory")).absent();
         let stage = bracket(text).map_or(text, |(stage, _)| stage);
         let near = suggest.then(|| did_you_mean(stage, self.names.iter().map(String::as_str))).flatten();
         Err(match near {
             Some(near) => error.hint(format!("did you mean the stage `{near}`?")),
             None if suggest && !text.contains(['/', '.']) => {
-                error.hint(self.stages()).hint(format!("paths are relative to {}", self.project.display()))
+                error.hint(self.stages()).hint(format!("paths are relative to {}", self.ground.project.display()))
             }
-            None => error.hint(format!("paths are relative to {}", self.project.display())),
+            None => error.hint(format!("paths are relative to {}", self.ground.project.display())),
         })
+    }
+
+    /// What a run itself puts somewhere is no input from there: it would be another at the next run.
+    fn is_no_export(&self, text: &str, path: &Path) -> Result<(), Diagnostic> {
+        if self.places.exports.is_empty() {
+            return Ok(());
+        }
+        let path = outside::real(path);
+        let meet = |place: &Path| place.starts_with(&path) || path.starts_with(place);
+        let Some((place, export, stage)) = self.places.exports.iter().find(|(place, ..)| meet(place)) else {
+            return Ok(());
+        };
+        let message = if *place == path {
+            format!("`{text}` is the export of stage `{stage}`")
+        } else if path.starts_with(place) {
+            format!("`{text}` is in `{export}`, the export of stage `{stage}`")
+        } else {
+            format!("`{text}` holds `{export}`, the export of stage `{stage}`")
+        };
+        Err(Diagnostic::new(message).hint(format!("name the stage `{stage}` as the input, or export to another place")))
     }
 }

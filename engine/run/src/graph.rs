@@ -6,7 +6,10 @@ use std::{collections::HashMap, fmt, ops::Range, path::PathBuf, sync::Arc};
 
 use flow_core::{Diagnostic, DynStage, Kind, Span, Value, did_you_mean};
 
-use crate::{common::Common, matrix};
+use crate::{
+    common::{COMMON_KEYS, Common},
+    matrix,
+};
 
 /// The index of a node in [`Graph::nodes`].
 pub type NodeId = usize;
@@ -48,8 +51,20 @@ pub struct Variant {
     pub label: String,
     /// The keys that every stage has.
     pub common: Common,
+    /// They, as the file gives them.
+    pub said: Value,
     /// The kind's own parameters, as the file gives them.
     pub value: Value,
+}
+
+impl Variant {
+    /// Where a field of the stage stands, or what is nearest to it.
+    #[must_use]
+    pub fn place(&self, field: &str) -> Option<Span> {
+        let is_common = COMMON_KEYS.contains(&field.split('.').next().unwrap_or(field));
+        let table = if is_common { &self.said } else { &self.value };
+        table.nearest(field).span.clone().or_else(|| self.value.span.clone())
+    }
 }
 
 /// One execution: a stage, or one shard of it.

@@ -7,17 +7,29 @@ use std::collections::HashMap;
 
 use crate::syntax;
 
-/// Reads a file and lays it over what it includes, and these over what they include.
+/// A file laid over what it includes.
+#[derive(Debug)]
+pub struct Whole {
+    /// All of them together.
+    pub table: Table,
+    /// Every file could be read. If not, what is nowhere may stand in one that could not.
+    pub complete: bool,
+}
+
+/// Reads a file and lays it over what it includes, and these over what they include. What is wrong with single values
+/// goes to `errors`, and so does what is wrong with an `include`: it is no list of names, it leads back to its own file,
+/// what it names cannot be read or is no TOML.
 ///
 /// # Errors
-/// A file cannot be read or is no TOML, an `include` is no list of names or leads back to its own file: all of them. What
-/// is wrong with single values goes to `errors`.
-pub fn read(file: &Path, errors: &mut Vec<Diagnostic>) -> Result<Table, Vec<Diagnostic>> {
-    let mut fatal = Vec::new();
-    let table = Reader { above: Vec::new(), errors, fatal: &mut fatal }.read(file);
-    match table {
-        Some(table) if fatal.is_empty() => Ok(table),
-        _ => Err(fatal),
+/// The file itself cannot be read or is no TOML: all that is wrong.
+pub fn read(file: &Path, errors: &mut Vec<Diagnostic>) -> Result<Whole, Vec<Diagnostic>> {
+    let mut reader = Reader { above: Vec::new(), errors, complete: true };
+    match reader.read(file) {
+        Ok(table) => Ok(Whole { table, complete: reader.complete }),
+        Err(mut fatal) => {
+            fatal.append(errors);
+            Err(fatal)
+        }
     }
 }
 
@@ -25,41 +37,38 @@ struct Reader<'a> {
     /// The files that include the one that is being read.
     above: Vec<PathBuf>,
     errors: &'a mut Vec<Diagnostic>,
-    fatal: &'a mut Vec<Diagnostic>,
+    complete: bool,
 }
 
 impl Reader<'_> {
-    fn read(&mut self, file: &Path) -> Option<Table> {
-        let root = match syntax::read_lenient(file, self.errors) {
-            Ok(root) => root,
-            Err(wrong) => {
-                self.fatal.extend(wrong);
-                return None;
-            }
-        };
+    fn read(&mut self, file: &Path) -> Result<Table, Vec<Diagnostic>> {
+        let root = syntax::read_lenient(file, self.errors)?;
         let ValueKind::Table(mut table) = root.kind else { unreachable!("a TOML document is a table") };
-        let Some(include) = table.remove("include") else { return Some(table) };
+        let Some(include) = table.remove("include") else { return Ok(table) };
         self.above.push(file.canonicalize().unwrap_or_else(|_| file.to_owned()));
         let mut base = Table::default();
         for include in match include.kind {
             ValueKind::Array(items) => items,
             _ => vec![include],
         } {
-            if let Some(table) = self.included(&include, file) {
-                merge(&mut base, table);
+            match self.included(&include, file) {
+                Ok(table) => merge(&mut base, table),
+                Err(wrong) => {
+                    self.complete = false;
+                    // That a file cannot be read is wrong here; what is wrong in it has its own place.
+                    self.errors.extend(wrong.into_iter().map(|error| error.at(include.span.clone())));
+                }
             }
         }
         self.above.pop();
         merge(&mut base, table);
-        Some(base)
+        Ok(base)
     }
 
-    fn included(&mut self, include: &Value, from: &Path) -> Option<Table> {
-        let place = include.span.clone();
+    fn included(&mut self, include: &Value, from: &Path) -> Result<Table, Vec<Diagnostic>> {
         let Some(name) = include.as_str() else {
             let error = Diagnostic::new(format!("`include` holds the names of files, not {}", include.type_name()));
-            self.fatal.push(error.at(place).hint("include = [\"base.toml\"]"));
-            return None;
+            return Err(vec![error.hint("include = [\"base.toml\"]")]);
         };
         let path = from.parent().unwrap_or(Path::new("")).join(name);
         let known = path.canonicalize().unwrap_or_else(|_| path.clone());
@@ -67,16 +76,9 @@ impl Reader<'_> {
             let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let circle: Vec<String> = self.above[at..].iter().chain([&known]).map(name).collect();
             let error = Diagnostic::new(format!("files include each other in a circle: {}", circle.join(" → ")));
-            self.fatal.push(error.at(place).hint("remove one of these includes"));
-            return None;
+            return Err(vec![error.hint("remove one of these includes")]);
         }
-        let before = self.fatal.len();
-        let table = self.read(&path);
-        // That the file cannot be read is wrong here; what is wrong in it has its own place.
-        for error in &mut self.fatal[before..] {
-            *error = error.clone().at(place.clone());
-        }
-        table
+        self.read(&path)
     }
 }
 

@@ -12,7 +12,7 @@ use flow_core::{Check, Ctx, Diagnostic, DynStage, Kind, Parsed, Pin, Port, Span,
 use crate::{
     common,
     expand::expand,
-    find::{Finder, Target, collect_outs},
+    find::{Finder, Target, at_home, collect_places},
     graph::{Graph, StageId, Variant},
     load::StageTable,
     matrix,
@@ -71,15 +71,26 @@ pub struct Linked {
     pub sound: Vec<bool>,
 }
 
-/// Makes the graph of the stages of a file in `project`, which was read from `sources`.
-pub fn link(stages: Vec<StageTable>, kinds: &'static [Kind], project: &Path, sources: &[PathBuf]) -> Linked {
+/// Where a pipeline is.
+pub struct Ground<'a> {
+    /// The project's folder.
+    pub project: &'a Path,
+    /// The files that the pipeline was read from, with links followed.
+    pub sources: &'a [PathBuf],
+    /// What `~` is.
+    pub home: Option<&'a Path>,
+}
+
+/// Makes the graph of the stages of a file.
+pub fn link(stages: Vec<StageTable>, kinds: &'static [Kind], ground: &Ground<'_>) -> Linked {
     let mut errors = Vec::new();
     let names: Vec<String> = stages.iter().map(|stage| stage.name.clone()).collect();
     let by_name: HashMap<String, StageId> = names.iter().enumerate().map(|(i, name)| (name.clone(), i)).collect();
-    let mut drafts: Vec<Draft> = stages.into_iter().map(|stage| read_stage(stage, kinds, &mut errors)).collect();
-    let outs = collect_outs(&drafts, project, sources, &mut errors);
+    let mut drafts: Vec<Draft> =
+        stages.into_iter().map(|stage| read_stage(stage, kinds, ground.home, &mut errors)).collect();
+    let places = collect_places(&drafts, ground, &mut errors);
 
-    let finder = Finder { by_name: &by_name, names: &names, outs: &outs, project };
+    let finder = Finder { by_name: &by_name, names: &names, places: &places, ground };
     let mut edges = Edges::new();
     for (to, draft) in drafts.iter_mut().enumerate() {
         let mut said = Vec::new();
@@ -167,18 +178,24 @@ pub(crate) fn place(mut error: Diagnostic, value: &Value, span: Option<&Span>) -
 }
 
 /// Reads a stage, once for each combination of its matrix.
-fn read_stage(stage: StageTable, kinds: &'static [Kind], errors: &mut Vec<Diagnostic>) -> Draft {
+fn read_stage(stage: StageTable, kinds: &'static [Kind], home: Option<&Path>, errors: &mut Vec<Diagnostic>) -> Draft {
     let StageTable { name, span, variants } = stage;
     let mut draft = Draft { name, span, kind: &NO_KIND, variants: Vec::new(), actions: Vec::new(), needs: Vec::new() };
     let mut said = Vec::new();
     for (nth, variant) in variants.into_iter().enumerate() {
         let mut wrong = Vec::new();
         let parts = common::split(&draft.name, variant.value, &mut wrong);
-        let Some(parts) = parts else {
+        let Some(mut parts) = parts else {
             draft.variants.push(Variant { label: variant.label, ..Variant::default() });
             said.extend(wrong.into_iter().map(|error| (nth, error)));
             continue;
         };
+        if let Some(export) = &mut parts.common.export {
+            match at_home(export, home) {
+                Ok(path) => *export = path.into_owned(),
+                Err(error) => wrong.push(error.at(parts.said.nearest("export").span.clone())),
+            }
+        }
         let kind = parts.kind.and_then(|(name, span)| find_kind(&name, span, kinds, &mut wrong));
         if let Some(kind) = kind {
             if nth > 0 && kind.name != draft.kind.name && draft.kind.name != UNREAD {
@@ -194,7 +211,7 @@ fn read_stage(stage: StageTable, kinds: &'static [Kind], errors: &mut Vec<Diagno
             }));
         }
         said.extend(wrong.into_iter().map(|error| (nth, error)));
-        draft.variants.push(Variant { label: variant.label, common: parts.common, value: parts.own });
+        draft.variants.push(Variant { label: variant.label, common: parts.common, said: parts.said, value: parts.own });
     }
     if draft.actions.is_empty() {
         draft.actions.push(Action { variant: 0, stage: Arc::new(Unread), ports: Vec::new(), sound: false });

@@ -7,7 +7,7 @@ use flow_core::{Diagnostic, Span, Table, Value, ValueKind, did_you_mean};
 
 use crate::{
     assign::{apply_env, apply_set},
-    include::{self, merge},
+    include::{self, Whole, merge},
     matrix::{self, Combination},
     params::Params,
 };
@@ -45,6 +45,9 @@ pub struct Merged {
     pub stages: Vec<StageTable>,
     /// What is wrong so far; where it is, values are [`ValueKind::Wrong`].
     pub errors: Vec<Diagnostic>,
+    /// Every included file could be read. If not, what is said to be nowhere ([`Diagnostic::absent`]) may be in one that
+    /// could not.
+    pub complete: bool,
 }
 
 /// A stage of the file.
@@ -74,14 +77,16 @@ pub struct Variant {
 /// wrong is in [`Merged::errors`].
 pub fn load(file: &Path, options: &LoadOptions) -> Result<Merged, Vec<Diagnostic>> {
     let mut errors = Vec::new();
-    let mut root = include::read(file, &mut errors)?;
+    let Whole { table: mut root, complete } = include::read(file, &mut errors)?;
     let profiles = profile_names(&root);
     check_profiles(&root, &mut errors);
     if let Some(name) = &options.profile
         && let Err(error) = apply_profile(&mut root, name, &profiles)
     {
         // Without it the stages are others than those that were meant.
-        errors.push(error);
+        if complete {
+            errors.push(error);
+        }
         return Err(errors);
     }
     root.remove("profile");
@@ -121,7 +126,7 @@ pub fn load(file: &Path, options: &LoadOptions) -> Result<Merged, Vec<Diagnostic
         });
     }
     let stem = || file.file_stem().map_or_else(|| "pipeline".into(), |stem| stem.to_string_lossy().into_owned());
-    Ok(Merged { name: name.unwrap_or_else(stem), profiles, stages, errors })
+    Ok(Merged { name: name.unwrap_or_else(stem), profiles, stages, errors, complete })
 }
 
 /// A stage's table with parameters filled in, for each combination of its matrix.
@@ -160,7 +165,7 @@ fn variants(name: &str, mut stage: Value, params: &Params, errors: &mut Vec<Diag
 /// The names in a pipeline file, as far as it can be read.
 #[must_use]
 pub fn outline(file: &Path) -> Outline {
-    let Ok(root) = include::read(file, &mut Vec::new()) else { return Outline::default() };
+    let Ok(Whole { table: root, .. }) = include::read(file, &mut Vec::new()) else { return Outline::default() };
     let names = |key: &str| {
         let table = root.get(key).and_then(Value::as_table);
         table.map_or_else(Vec::new, |table| table.entries.iter().map(|entry| entry.0.clone()).collect())

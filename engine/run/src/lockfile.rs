@@ -19,7 +19,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use flow_core::{Diagnostic, Pinned, ValueKind, from_value};
+use flow_core::{Diagnostic, Pinned, ValueKind};
 
 use crate::{looks, syntax};
 
@@ -53,12 +53,10 @@ impl LockFile {
         let mut lock = Self::default();
         let mut errors = Vec::new();
         for (url, span, value) in table.entries {
-            match from_value(&value) {
-                Ok(pinned) => drop(lock.pins.insert(url, pinned)),
-                Err(error) => {
-                    errors.push(error.at(span).hint("remove the entry to fetch it anew, or repair the merge"));
-                }
-            }
+            let read = flow_core::read(&value);
+            let hint = "remove the entry to fetch it anew, or repair the merge";
+            errors.extend(read.errors.into_iter().map(|error| error.at(span.clone()).hint(hint)));
+            lock.pins.extend(read.value.map(|pinned| (url, pinned)));
         }
         if errors.is_empty() { Ok(lock) } else { Err(errors) }
     }
@@ -160,8 +158,13 @@ mod tests {
     #[test]
     fn a_bad_entry_is_said_with_its_place() {
         let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join(LOCK_FILE), "[\"https://a\"]\ndigest = \"xyz\"\nsize = 1\n").unwrap();
+        fs::write(
+            dir.path().join(LOCK_FILE),
+            "[\"https://a\"]\ndigest = \"xyz\"\nsize = -1\n[b]\ndigest = 1\nsize = 1\n",
+        )
+        .unwrap();
         let errors = LockFile::read(dir.path()).unwrap_err();
-        assert_eq!(errors[0].span.as_ref().unwrap().line_column(), (2, 10));
+        let lines: Vec<_> = errors.iter().map(|error| error.span.as_ref().unwrap().line_column().0).collect();
+        assert!([2, 3, 5].iter().all(|line| lines.contains(line)), "{errors:?}");
     }
 }

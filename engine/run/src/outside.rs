@@ -8,7 +8,7 @@ use std::{
 
 use flow_core::{Diagnostic, Span, is_safe_name};
 
-use crate::{graph::bracket, ledger::FLOW_DIR, lockfile::LOCK_FILE, settings::SETTINGS_FILE};
+use crate::{graph::bracket, ledger::FLOW_DIR, link::Ground, lockfile::LOCK_FILE, settings::SETTINGS_FILE};
 
 /// What a stage names as a place of its result.
 pub struct Named<'a> {
@@ -22,10 +22,14 @@ pub struct Named<'a> {
     pub export: bool,
 }
 
-/// Checks the places of all stages, in the order of the file. `sources`: the files that the pipeline was read
-/// from, with links followed.
-pub fn check(named: &[Named<'_>], project: &Path, sources: &[PathBuf], errors: &mut Vec<Diagnostic>) {
-    let mut reserved = sources.to_vec();
+/// Checks the places of all stages, in the order of the file; those that can be used, with links followed.
+pub fn check<'n>(
+    named: &'n [Named<'n>],
+    ground: &Ground<'_>,
+    errors: &mut Vec<Diagnostic>,
+) -> Vec<(PathBuf, &'n Named<'n>)> {
+    let project = ground.project;
+    let mut reserved = ground.sources.to_vec();
     reserved.push(project.join(LOCK_FILE));
     reserved.extend(project.ancestors().map(|dir| dir.join(SETTINGS_FILE)));
     let mut places: HashMap<PathBuf, &Named<'_>> = HashMap::new();
@@ -42,11 +46,12 @@ pub fn check(named: &[Named<'_>], project: &Path, sources: &[PathBuf], errors: &
             Err(error) => errors.push(error.at(one.span.clone())),
         }
     }
-    for (place, one) in checked {
+    for (place, one) in &checked {
         if let Some(other) = place.ancestors().skip(1).find_map(|above| places.get(above)) {
             errors.push(both(one, other, "is inside of"));
         }
     }
+    checked
 }
 
 /// Two stages, or one twice, put results where they cover each other.
@@ -79,7 +84,7 @@ fn place(one: &Named<'_>, project: &Path, reserved: &[PathBuf]) -> Result<PathBu
     };
     if !one.export {
         let hint = "outputs are files and directories inside the project's folder, named relative to it";
-        if !is_safe_name(text) {
+        if !is_safe_name(text) || text.starts_with("~/") {
             return Err(Diagnostic::new(format!("`{text}` cannot be an output")).hint(hint));
         }
         let path = project.join(text);
@@ -93,6 +98,9 @@ fn place(one: &Named<'_>, project: &Path, reserved: &[PathBuf]) -> Result<PathBu
         return Err(Diagnostic::new("`export` is empty").hint("name a directory, or leave it away"));
     }
     let place = real(&project.join(text));
+    if text.starts_with('~') && !project.join(text).exists() {
+        return Err(cannot("nobody's home is known but the user's own, `~/`".into()).hint("write the path in full"));
+    }
     let hint = "name a directory of its own, such as \"results/NAME\"";
     if project.starts_with(&place) {
         let what = if place == project { "it is the project's folder" } else { "the project's folder is inside of it" };
@@ -122,7 +130,7 @@ fn own(
 }
 
 /// An absolute path with all links followed as far as it is there, and `..` of the rest taken away.
-fn real(path: &Path) -> PathBuf {
+pub fn real(path: &Path) -> PathBuf {
     for above in path.ancestors() {
         if let Ok(found) = above.canonicalize() {
             let rest = path.strip_prefix(above).unwrap_or(Path::new(""));

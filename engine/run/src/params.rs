@@ -146,7 +146,7 @@ fn member(
                 return None;
             }
             let error = Diagnostic::new(format!("parameter `{name}` has no `{part}` in it")).at(span.cloned());
-            errors.push(error);
+            errors.push(error.absent());
             return None;
         };
         at = next;
@@ -160,7 +160,7 @@ fn unknown<'a>(
     span: Option<&Span>,
     errors: &mut Vec<Diagnostic>,
 ) -> Option<Value> {
-    let error = Diagnostic::new(format!("there is no parameter `{name}`")).at(span.cloned());
+    let error = Diagnostic::new(format!("there is no parameter `{name}`")).at(span.cloned()).absent();
     let error = match did_you_mean(name, known) {
         Some(near) => error.hint(format!("did you mean `${{{near}}}`?")),
         None => error.hint(format!("add `{name} = …` under [params], or write `$${{{name}}}` to mean the text itself")),

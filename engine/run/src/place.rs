@@ -335,9 +335,11 @@ impl<'a> Placer<'a> {
     /// What of the user's a node that is going to run would overwrite, as far as that can be said before its result is
     /// known: everything that is where its outs will be, and files that it exported before and that were changed.
     ///
+    /// `repair`: what a flow that was killed had moved aside is put back first; else its place is left for the run to say.
+    ///
     /// # Errors
     /// Something cannot be read.
-    pub fn would_refuse(&self, id: NodeId) -> Result<Vec<PathBuf>> {
+    pub fn would_refuse(&self, id: NodeId, repair: bool) -> Result<Vec<PathBuf>> {
         let mut refused = Vec::new();
         for out in self.project.graph().nodes[id].action.outs() {
             let spot = self.out_spot(out, Vec::new());
@@ -345,6 +347,11 @@ impl<'a> Placer<'a> {
                 refused.push(ancestor);
             } else if !self.ledger.has(&spot.page) {
                 self.not_ours(&Note::default(), "", &spot.root, &mut refused)?;
+            } else if !repair {
+                let note = self.ledger.peek(&spot.page);
+                if note.aside.is_none() {
+                    self.not_ours(&note, "", &spot.root, &mut refused)?;
+                }
             } else if let Some(mut page) = self.ledger.try_hold(&spot.page)? {
                 aside::recover(self, &mut page, &spot.root)?;
                 self.not_ours(&page.note, "", &spot.root, &mut refused)?;
@@ -364,6 +371,45 @@ impl<'a> Placer<'a> {
         Ok(refused)
     }
 
+    /// What of the user's is in the way of what a result lacks. Nothing is touched.
+    ///
+    /// # Errors
+    /// Something cannot be read.
+    pub fn would_refuse_these(&self, lack: &Lack) -> Result<Vec<PathBuf>> {
+        let mut refused = Vec::new();
+        for Lacking { spot, missing } in &lack.0 {
+            let note = self.ledger.peek(&spot.page);
+            for &at in missing.iter().filter(|_| note.aside.is_none()) {
+                self.in_the_way(spot, &spot.entries[at].0, &note, &mut refused)?;
+            }
+        }
+        refused.sort();
+        refused.dedup();
+        Ok(refused)
+    }
+
+    /// How many files are in the place of a node's export that flow did not put there, as far as one counts.
+    pub fn strangers(&self, id: NodeId) -> usize {
+        const ENOUGH: usize = 1000;
+        let Some(spot) = self.export_spot(id, Vec::new()) else { return 0 };
+        let shards = self.project.graph().stage_of(id).nodes.len();
+        let notes: Vec<Note> = (0..shards).map(|nth| self.ledger.peek(&Ledger::page(&spot.place, nth))).collect();
+        let mut strangers = 0;
+        let mut folders = vec![String::new()];
+        while let Some(folder) = folders.pop().filter(|_| strangers < ENOUGH) {
+            for entry in fs::read_dir(spot.path(&folder)).into_iter().flatten().flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                let name = if folder.is_empty() { name } else { format!("{folder}/{name}") };
+                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                    folders.push(name);
+                } else if !notes.iter().any(|note| note.files.contains_key(&name)) {
+                    strangers += 1;
+                }
+            }
+        }
+        strangers
+    }
+
     /// A place of a node that is, holds, or lies in the cache.
     pub fn touches_cache(&self, id: NodeId) -> Option<PathBuf> {
         let outs = self.project.graph().nodes[id].action.outs().iter().map(|out| self.out_spot(out, Vec::new()));
@@ -376,11 +422,16 @@ impl<'a> Placer<'a> {
     /// Says that files are the user's, each with its place in the pipeline.
     pub fn refusals(&self, id: NodeId, refused: Vec<PathBuf>) -> impl Iterator<Item = Diagnostic> + use<'a> {
         let graph = self.project.graph();
-        let (stage, node) = (graph.stage_of(id), &graph.nodes[id].name);
+        let (stage, node, project) = (graph.stage_of(id), &graph.nodes[id].name, self.project.dir());
         refused.into_iter().map(move |path| {
             let error = Diagnostic::new(refusal(&path, node));
-            let field = graph.variant(id).value.nearest("outs").span.clone();
-            error.at(field).at(stage.span.clone())
+            let is_in =
+                |place: &String| path.starts_with(project.join(place)) || project.join(place).starts_with(&path);
+            let field = match graph.nodes[id].action.outs().iter().position(is_in) {
+                Some(nth) => format!("outs.{nth}"),
+                None => "export".to_owned(),
+            };
+            error.at(graph.variant(id).place(&field)).at(stage.span.clone())
         })
     }
 }

@@ -9,7 +9,7 @@ use flow_core::{Cancel, Check, Diagnostic, Facts, Kind, Known};
 
 use crate::{
     graph::{Graph, Source},
-    link::{Linked, link, place, sort_and_dedup},
+    link::{Ground, Linked, link, place, sort_and_dedup},
     load::{self, LoadOptions, StageTable},
     looks::{self, Look},
     matrix,
@@ -74,7 +74,10 @@ impl Project {
         let (loaded, looks) = looks::collect(|| {
             let mut merged = load::load(pipeline, options)?;
             let sources = sources(pipeline, &merged.stages);
-            let linked = link(std::mem::take(&mut merged.stages), kinds, &dir, &sources);
+            let home = options.env.iter().find(|(name, home)| name == "HOME" && !home.is_empty());
+            let home = home.map(|(_, home)| Path::new(home));
+            let ground = Ground { project: &dir, sources: &sources, home };
+            let linked = link(std::mem::take(&mut merged.stages), kinds, &ground);
             Ok::<_, Vec<Diagnostic>>((merged, linked))
         });
         let (merged, Linked { graph, errors: wrong, sound }) = loaded.map_err(|mut errors| {
@@ -95,6 +98,9 @@ impl Project {
         errors.extend(wrong);
         if errors.is_empty() {
             return Ok(project);
+        }
+        if !merged.complete {
+            errors.retain(|error| !error.absent);
         }
         // Sound stages say what cannot work with what is known of the others, so that all is said at once.
         let is_sound = |node: usize| sound[project.graph.nodes[node].stage];

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use flow_cache::Trust;
-use flow_core::{Diagnostic, from_value};
+use flow_core::{Diagnostic, Value, read};
 use serde::Deserialize;
 
 use crate::{
@@ -83,12 +83,7 @@ impl Settings {
         let mut merged = File::default();
         let mut sources = Vec::new();
         for path in [user.filter(|path| path.is_file()), projects].into_iter().flatten() {
-            let read = syntax::read(&path).and_then(|value| {
-                let file: File = from_value(&value).map_err(|error| vec![error])?;
-                file.remote.check(&path, &value)?;
-                Ok(file)
-            });
-            match read {
+            match syntax::read(&path).and_then(|value| File::read(&path, &value)) {
                 Ok(file) => merged.lay_over(file, path.parent().unwrap_or(project), home.as_deref()),
                 Err(wrong) => errors.extend(wrong),
             }
@@ -131,6 +126,21 @@ impl Settings {
 }
 
 impl File {
+    /// What a file says.
+    fn read(path: &Path, value: &Value) -> Result<Self, Vec<Diagnostic>> {
+        let read = read::<Self>(value);
+        let mut errors = read.errors;
+        // What was made up in place of something wrong is not the user's.
+        let remote = read.value.as_ref().filter(|_| !read.made_up.iter().any(|key| key == "remote"));
+        if let Some(Err(wrong)) = remote.map(|file| file.remote.check(path, value)) {
+            errors.extend(wrong);
+        }
+        match read.value {
+            Some(file) if errors.is_empty() => Ok(file),
+            _ => Err(errors),
+        }
+    }
+
     /// Takes what `over` says; its paths are relative to `dir`.
     fn lay_over(&mut self, over: File, dir: &Path, home: Option<&Path>) {
         let absolute = |path: String| match (path.strip_prefix("~/"), home) {
@@ -234,9 +244,10 @@ mod tests {
         assert_eq!(both.sources.last(), Some(&file));
         assert_eq!(load(&project, &[("FLOW_CACHE_DIR", "/x")]).unwrap().cache_dir, Path::new("/x"));
 
-        fs::write(&file, "cache_dri = 'cache'").unwrap();
+        fs::write(&file, "cache_dri = 'cache'\njobs = -1\n[remote]\nmode = 'wr'").unwrap();
         let errors = load(&project, &[("FLOW_JOBS", "many"), ("HOME", home_text)]).unwrap_err();
-        assert_eq!(errors.len(), 2);
+        let lines: Vec<_> = errors.iter().map(|e| e.span.as_ref().map(|span| span.line_column().0)).collect();
+        assert_eq!(lines, [Some(1), Some(2), Some(4), None], "{errors:?}");
         assert_eq!(errors[0].hints, ["did you mean `cache_dir`?"]);
     }
 }

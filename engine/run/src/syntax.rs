@@ -1,6 +1,6 @@
 //! TOML text → [`Value`] with the place of every key and value. Nothing here knows what a pipeline is.
 
-use std::{path::Path, sync::Arc};
+use std::{fs::File, io::Read, ops::Range, path::Path, sync::Arc};
 
 use flow_core::{Diagnostic, Source, Span, Table, Value, ValueKind, did_you_mean};
 use toml::{
@@ -9,6 +9,9 @@ use toml::{
 };
 
 use crate::{looks, settings::SETTINGS_FILE};
+
+/// No file that a person or flow writes is bigger, and one without an end, such as `/dev/zero`, is none.
+const MOST: u64 = 64 << 20;
 
 /// Reads a TOML file.
 ///
@@ -26,7 +29,13 @@ pub fn read(path: &Path) -> Result<Value, Vec<Diagnostic>> {
 /// As there.
 pub fn read_lenient(path: &Path, errors: &mut Vec<Diagnostic>) -> Result<Value, Vec<Diagnostic>> {
     let unreadable = |cause: String| Diagnostic::new(format!("cannot read {}", path.display())).cause(cause);
-    let bytes = std::fs::read(path).map_err(|error| vec![near(path, unreadable(error.to_string()))])?;
+    let mut bytes = Vec::new();
+    let read = File::open(path).and_then(|file| file.take(MOST + 1).read_to_end(&mut bytes));
+    read.map_err(|error| vec![near(path, unreadable(error.to_string()))])?;
+    if bytes.len() as u64 > MOST {
+        let error = unreadable(format!("it has more than {} MiB", MOST >> 20));
+        return Err(vec![error.hint("a text of that size is nobody's: is it the right file?")]);
+    }
     looks::read(path, &bytes);
     let text = String::from_utf8(bytes).map_err(|error| {
         let at = error.utf8_error().valid_up_to();
@@ -80,15 +89,21 @@ fn pipelines_in(folder: &Path) -> Vec<String> {
 /// Reads TOML text; `path` is what places are said with.
 ///
 /// # Errors
-/// Every syntax error in it. What is wrong with single values goes to `errors`.
+/// Every syntax error in it, if one of them may be about more than a single value. What is wrong with single values goes
+/// to `errors`.
 pub fn parse(path: &Path, text: String, errors: &mut Vec<Diagnostic>) -> Result<Value, Vec<Diagnostic>> {
     let source = Arc::new(Source { path: path.to_owned(), text });
     let (document, wrong) = DeTable::parse_recoverable(&source.text);
-    if !wrong.is_empty() {
-        return Err(syntax_errors(&wrong, &source));
-    }
+    let places = wrong.iter().map(|error| (error.span().unwrap_or(0..0), false)).collect();
+    let mut reader = Reader { source: &source, wrong: places, errors };
     let span = Span::new(&source, document.span());
-    let table = table(document.into_inner(), &source, errors);
+    let table = reader.table(document.into_inner());
+    let contained = reader.wrong.iter().all(|(_, found)| *found);
+    let said = syntax_errors(&wrong, &source);
+    if !contained {
+        return Err(said);
+    }
+    errors.extend(said);
     Ok(Value { kind: ValueKind::Table(table), span: Some(span) })
 }
 
@@ -100,7 +115,7 @@ pub fn parse_assigned(source: &Arc<Source>, at: usize, errors: &mut Vec<Diagnost
     match DeValue::parse(text.trim()) {
         Ok(parsed) => {
             let mut wrong = Vec::new();
-            let mut parsed = value(parsed, source, &mut wrong);
+            let mut parsed = Reader { source, wrong: Vec::new(), errors: &mut wrong }.value(parsed);
             set_span(&mut parsed, whole.as_ref());
             let placed = |error| Diagnostic { span: whole.clone(), ..error };
             errors.extend(wrong.into_iter().map(placed));
@@ -196,39 +211,68 @@ fn syntax_hint(message: &str, line: &str) -> Option<String> {
     Some(hint.to_owned())
 }
 
-fn table(entries: DeTable<'_>, source: &Arc<Source>, errors: &mut Vec<Diagnostic>) -> Table {
-    let entries = entries
-        .into_iter()
-        .map(|(key, entry)| {
-            let span = Span::new(source, key.span());
-            (key.into_inner().into_owned(), Some(span), value(entry, source, errors))
-        })
-        .collect();
-    Table { entries }
+/// What the parser made of a text → [`Value`]s.
+struct Reader<'a> {
+    source: &'a Arc<Source>,
+    /// Where the parser complains, and whether that turned out to be inside of a single value.
+    wrong: Vec<(Range<usize>, bool)>,
+    errors: &'a mut Vec<Diagnostic>,
 }
 
-fn value(value_: Spanned<DeValue<'_>>, source: &Arc<Source>, errors: &mut Vec<Diagnostic>) -> Value {
-    let span = Some(Span::new(source, value_.span()));
-    let mut wrong = |message: String| {
-        errors.push(Diagnostic::new(message).at(span.clone()));
-        ValueKind::Wrong
-    };
-    let kind = match value_.into_inner() {
-        DeValue::String(text) => ValueKind::String(text.into_owned()),
-        DeValue::Integer(number) => match i64::from_str_radix(number.as_str(), number.radix()) {
-            Ok(number) => ValueKind::Integer(number),
-            Err(_) => wrong(format!("the integer `{number}` is too big: the largest is {}", i64::MAX)),
-        },
-        DeValue::Float(number) => match number.as_str().parse::<f64>() {
-            Ok(number) if number.is_finite() => ValueKind::Float(number),
-            _ => wrong(format!("`{number}` is not a number to compute with: it must be finite")),
-        },
-        DeValue::Boolean(truth) => ValueKind::Bool(truth),
-        DeValue::Datetime(date) => ValueKind::String(date.to_string()),
-        DeValue::Array(items) => ValueKind::Array(items.into_iter().map(|item| value(item, source, errors)).collect()),
-        DeValue::Table(entries) => ValueKind::Table(table(entries, source, errors)),
-    };
-    Value { kind, span }
+impl Reader<'_> {
+    fn table(&mut self, entries: DeTable<'_>) -> Table {
+        let entries = entries
+            .into_iter()
+            .map(|(key, entry)| {
+                let span = Span::new(self.source, key.span());
+                (key.into_inner().into_owned(), Some(span), self.value(entry))
+            })
+            .collect();
+        Table { entries }
+    }
+
+    /// Whether the parser complains of this value, and of nothing around it: the rest of the text stands as it is.
+    fn is_wrong(&mut self, at: &Range<usize>) -> bool {
+        let mut wrong = false;
+        for (place, found) in &mut self.wrong {
+            let inside = at.start <= place.start && place.end <= at.end;
+            // One that is never closed takes the lines that follow with it.
+            if inside && !self.source.text.get(at.clone()).is_some_and(|text| text.contains('\n')) {
+                (*found, wrong) = (true, true);
+            }
+        }
+        wrong
+    }
+
+    fn value(&mut self, value: Spanned<DeValue<'_>>) -> Value {
+        let range = value.span();
+        let span = Some(Span::new(self.source, range.clone()));
+        let value = value.into_inner();
+        let is_scalar = !matches!(value, DeValue::Array(_) | DeValue::Table(_));
+        if is_scalar && !self.wrong.is_empty() && self.is_wrong(&range) {
+            return Value { kind: ValueKind::Wrong, span };
+        }
+        let mut wrong = |message: String| {
+            self.errors.push(Diagnostic::new(message).at(span.clone()));
+            ValueKind::Wrong
+        };
+        let kind = match value {
+            DeValue::String(text) => ValueKind::String(text.into_owned()),
+            DeValue::Integer(number) => match i64::from_str_radix(number.as_str(), number.radix()) {
+                Ok(number) => ValueKind::Integer(number),
+                Err(_) => wrong(format!("the integer `{number}` is too big: the largest is {}", i64::MAX)),
+            },
+            DeValue::Float(number) => match number.as_str().parse::<f64>() {
+                Ok(number) if number.is_finite() => ValueKind::Float(number),
+                _ => wrong(format!("`{number}` is not a number to compute with: it must be finite")),
+            },
+            DeValue::Boolean(truth) => ValueKind::Bool(truth),
+            DeValue::Datetime(date) => ValueKind::String(date.to_string()),
+            DeValue::Array(items) => ValueKind::Array(items.into_iter().map(|item| self.value(item)).collect()),
+            DeValue::Table(entries) => ValueKind::Table(self.table(entries)),
+        };
+        Value { kind, span }
+    }
 }
 
 #[cfg(test)]

@@ -81,24 +81,22 @@ impl Stage for Command {
     }
 
     fn check(&self, check: &mut Check<'_>) {
-        match Template::parse(&self.run) {
-            Ok(template) => {
-                for name in template.inputs().filter(|name| !self.inputs.contains_key(*name)) {
-                    let error = Diagnostic::new(format!("`{{in.{name}}}`: there is no input `{name}`"));
-                    let near = flow_core::did_you_mean(name, self.inputs.keys().map(String::as_str));
-                    let hint = match near {
-                        Some(near) => format!("did you mean `{{in.{near}}}`?"),
-                        None => format!("declare it: in = {{ {name} = \"…\" }}"),
-                    };
-                    check.error("run", error.hint(hint));
-                }
-                for name in self.inputs.keys().filter(|name| !template.inputs().any(|used| used == *name)) {
-                    let text = format!("the input `{name}` is declared and `{{in.{name}}}` is not used");
-                    check.warnings.push(Diagnostic::new(text).field(format!("in.{name}")));
-                }
-            }
-            Err(error) => check.error("run", error),
+        let mut wrong = Vec::new();
+        let template = Template::parse(&self.run, &mut wrong);
+        for name in template.inputs().filter(|name| !self.inputs.contains_key(*name)) {
+            let error = Diagnostic::new(format!("`{{in.{name}}}`: there is no input `{name}`"));
+            let near = flow_core::did_you_mean(name, self.inputs.keys().map(String::as_str));
+            wrong.push(error.hint(match near {
+                Some(near) => format!("did you mean `{{in.{near}}}`?"),
+                None => format!("declare it: in = {{ {name} = \"…\" }}"),
+            }));
         }
+        let unused = self.inputs.keys().filter(|name| !template.inputs().any(|used| used == *name));
+        for name in unused.filter(|_| wrong.is_empty()) {
+            let text = format!("the input `{name}` is declared and `{{in.{name}}}` is not used");
+            check.warnings.push(Diagnostic::new(text).field(format!("in.{name}")));
+        }
+        wrong.into_iter().for_each(|error| check.error("run", error));
         for (i, file) in self.files.iter().enumerate() {
             if !is_safe_name(plain(file.text())) {
                 let error = Diagnostic::new(format!("`{}` is not in the project's folder", file.text()));
@@ -128,7 +126,11 @@ impl Stage for Command {
     }
 
     fn run(&self, ctx: &Ctx<'_>) -> Result<()> {
-        let template = Template::parse(&self.run)?;
+        let mut wrong = Vec::new();
+        let template = Template::parse(&self.run, &mut wrong);
+        if let Some(wrong) = wrong.pop() {
+            return Err(wrong.into());
+        }
         let line = template.fill(|placeholder| match placeholder {
             Placeholder::Out => Ok(vec![ctx.out.to_owned()]),
             Placeholder::In(name) => {

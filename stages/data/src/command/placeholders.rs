@@ -30,9 +30,8 @@ enum Part {
 impl Template {
     /// Reads a line. `${VARIABLE}` is the shell's, and so are braces that hold more than a plain name.
     ///
-    /// # Errors
-    /// A name in braces is none that is known.
-    pub fn parse(line: &str) -> Result<Self, Diagnostic> {
+    /// A name in braces that is none that is known goes to `errors`, each of them.
+    pub fn parse(line: &str, errors: &mut Vec<Diagnostic>) -> Self {
         let mut parts = Vec::new();
         let mut text = String::new();
         let mut rest = line;
@@ -43,7 +42,10 @@ impl Template {
             match inner.filter(|inner| !shell && is_name(inner)) {
                 Some(inner) => {
                     parts.push(Part::Text(std::mem::take(&mut text)));
-                    parts.push(Part::Place(placeholder(inner)?));
+                    match placeholder(inner) {
+                        Ok(place) => parts.push(Part::Place(place)),
+                        Err(error) => errors.push(error),
+                    }
                     rest = &rest[at + inner.len() + 2..];
                 }
                 None => {
@@ -54,7 +56,7 @@ impl Template {
         }
         text.push_str(rest);
         parts.push(Part::Text(text));
-        Ok(Self { parts })
+        Self { parts }
     }
 
     /// The names of the inputs that it uses.
@@ -131,8 +133,17 @@ fn quote(text: &str, line: &mut String) {
 mod tests {
     use super::*;
 
+    /// The line, and what is wrong with it.
+    fn parse(line: &str) -> (Template, Vec<String>) {
+        let mut errors = Vec::new();
+        let template = Template::parse(line, &mut errors);
+        (template, errors.into_iter().map(|error| format!("{} {}", error.message, error.hints.join(" "))).collect())
+    }
+
     fn fill(line: &str, path: &str) -> String {
-        Template::parse(line).unwrap().fill(|_| Ok(vec![path.into(), "b".into()])).unwrap()
+        let (template, errors) = parse(line);
+        assert!(errors.is_empty(), "{errors:?}");
+        template.fill(|_| Ok(vec![path.into(), "b".into()])).unwrap()
     }
 
     #[test]
@@ -143,13 +154,14 @@ mod tests {
         {
             assert_eq!(fill(own, "x"), own);
         }
-        assert_eq!(Template::parse("{in.a}{in.b-c}").unwrap().inputs().collect::<Vec<_>>(), ["a", "b-c"]);
+        assert_eq!(parse("{in.a}{in.b-c}").0.inputs().collect::<Vec<_>>(), ["a", "b-c"]);
     }
 
     #[test]
     fn a_wrong_place_is_told() {
-        assert_eq!(Template::parse("cp a {ouT}").unwrap_err().hints, ["did you mean `{out}`?"]);
-        assert!(Template::parse("{in.}").is_err());
-        assert!(Template::parse("{threads}").unwrap_err().message.contains("`{threads}`"));
+        let (_, errors) = parse("cp a {ouT} {in.} {out} {threads}");
+        assert_eq!(errors.len(), 3, "{errors:?}");
+        assert!(errors[0].ends_with("did you mean `{out}`?"), "{errors:?}");
+        assert!(errors[1].contains("`{in.}`") && errors[2].contains("`{threads}`"), "{errors:?}");
     }
 }

@@ -1,0 +1,209 @@
+//! What can be said of a run before it begins, besides what the stages say: what the machine lacks, and what of the user's
+//! is in the way. A run refuses with it; a plan and a check say the same.
+
+use flow_cache::Cache;
+use flow_core::{Diagnostic, Event};
+
+use crate::{
+    graph::{Graph, NodeId},
+    place::Placer,
+    plan::{Plan, Verdict, plan},
+    project::Project,
+    select::{RunOptions, Selection},
+    settings::Settings,
+    summary::RunError,
+};
+
+/// What stands in the way of a run.
+#[derive(Debug, Default)]
+pub struct Obstacles {
+    /// A run refuses with these.
+    pub errors: Vec<Diagnostic>,
+    /// These may surprise; what the machine lacks is among them, because the run may be on another.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// What stands in the way of a run that does what the plan says.
+///
+/// # Errors
+/// A name is not in the graph; something cannot be read.
+pub fn obstacles(
+    project: &Project,
+    cache: &Cache,
+    settings: &Settings,
+    options: &RunOptions,
+    plan: &Plan,
+) -> Result<Obstacles, RunError> {
+    let graph = project.graph();
+    let selection = Selection::new(graph, options).map_err(RunError::Pipeline)?;
+    let nobody = |_: Event| {};
+    let placer = Placer::new(project, cache, &nobody);
+    let mut found = Obstacles::default();
+    let (mut runs, mut open) = (Vec::new(), Vec::new());
+    for planned in plan.nodes.iter().filter(|planned| selection.may_run[planned.node]) {
+        let id = planned.node;
+        match &planned.verdict {
+            Verdict::Off | Verdict::Unselected => {}
+            Verdict::Run { .. } | Verdict::After { .. } => {
+                runs.push(id);
+                open.push(id);
+            }
+            Verdict::Team { .. } => open.push(id),
+            Verdict::Cached { key, here: true, .. } if placer.has_places(id) && !selection.may_overwrite[id] => {
+                let Some(record) = cache.record(key).map_err(RunError::Cache)? else { continue };
+                match placer.lacks(id, &record.tree).and_then(|lack| placer.would_refuse_these(&lack)) {
+                    Ok(refused) => found.errors.extend(placer.refusals(id, refused)),
+                    Err(error) => {
+                        found.errors.push(Diagnostic::new(format!("{error:#}")).at(place(graph, id, "export")));
+                    }
+                }
+            }
+            Verdict::Cached { .. } => {}
+        }
+    }
+    found.warnings.extend(lacking(graph, settings, runs.into_iter()));
+    let before = InTheWay::of(&placer, &selection, open.into_iter(), false)?;
+    found.errors.extend(before.errors);
+    found.warnings.extend(before.warnings);
+    found.errors.dedup();
+    Ok(found)
+}
+
+/// What stands in the way of a run of everything. Only where something is in the place of a result that flow did not put
+/// there, it is looked at what would run.
+///
+/// # Errors
+/// Something cannot be read.
+pub fn obstacles_of_all(
+    project: &Project,
+    settings: &Settings,
+    cache: impl FnOnce() -> anyhow::Result<Cache>,
+) -> Result<Obstacles, RunError> {
+    let graph = project.graph();
+    let on = || (0..graph.nodes.len()).filter(|&id| graph.stage_of(id).off.is_none());
+    let warnings = lacking(graph, settings, on());
+    if !on().any(|id| is_taken(project, id)) {
+        return Ok(Obstacles { errors: Vec::new(), warnings });
+    }
+    let cache = cache().map_err(RunError::Cache)?;
+    let nobody = |_: Event| {};
+    let placer = Placer::new(project, &cache, &nobody);
+    let mut suspects = Vec::new();
+    for id in on().filter(|&id| is_taken(project, id)) {
+        if placer.strangers(id) > 0 || !placer.would_refuse(id, false).map_err(RunError::Cache)?.is_empty() {
+            suspects.push(graph.nodes[id].name.clone());
+        }
+    }
+    if suspects.is_empty() {
+        return Ok(Obstacles { errors: Vec::new(), warnings });
+    }
+    let options = RunOptions { targets: suspects, ..RunOptions::default() };
+    let plan = plan(project, &cache, &options)?;
+    let found = obstacles(project, &cache, settings, &options, &plan)?;
+    let more = found.warnings.into_iter().filter(|warning| !warnings.contains(warning)).collect();
+    Ok(Obstacles { errors: found.errors, warnings: [warnings, more].concat() })
+}
+
+/// Whether something is in a place of the node's result.
+fn is_taken(project: &Project, id: NodeId) -> bool {
+    let graph = project.graph();
+    let places = graph.nodes[id].action.outs().iter().chain(&graph.common(id).export);
+    places.map(|place| project.dir().join(place)).any(|path| {
+        // Also where something is that keeps the folder from being made.
+        path.symlink_metadata().is_ok() || path.ancestors().find(|above| above.exists()).is_some_and(|it| !it.is_dir())
+    })
+}
+
+/// Where a field of a node's stage stands.
+fn place(graph: &Graph, id: NodeId, field: &str) -> Option<flow_core::Span> {
+    graph.variant(id).place(field).or_else(|| graph.stage_of(id).span.clone())
+}
+
+/// What nodes take that the machine does not have.
+pub(crate) fn lacking(graph: &Graph, settings: &Settings, nodes: impl Iterator<Item = NodeId>) -> Vec<Diagnostic> {
+    let mut errors = Vec::new();
+    let mut asked = None;
+    for id in nodes {
+        let (node, stage) = (&graph.nodes[id], graph.stage_of(id));
+        // Shards take the same.
+        if stage.off.is_some() || asked.replace((node.stage, node.variant)) == Some((node.stage, node.variant)) {
+            continue;
+        }
+        let wants = graph.common(id).resources;
+        let mut lacks = |field: &str, what: &str, wanted: u64, there_is: u64, variables: &str| {
+            if wanted > there_is {
+                let message = format!("stage `{}` takes {wanted} {what}, and there are {there_is}", stage.name);
+                let error = Diagnostic::new(message).at(place(graph, id, &format!("resources.{field}")));
+                let error = error.hint(format!("change its `resources`, or set {variables} if there are more"));
+                if !errors.contains(&error) {
+                    errors.push(error);
+                }
+            }
+        };
+        let cpus = wants.cpus.unwrap_or(1);
+        lacks("cpus", "cores", u64::from(cpus), u64::from(settings.cpus), "FLOW_CPUS");
+        let gpus = "FLOW_GPUS (and CUDA_VISIBLE_DEVICES, if it is set)";
+        lacks("gpus", "GPUs", u64::from(wants.gpus), u64::from(settings.gpus), gpus);
+        lacks("memory", "bytes of memory", wants.memory, settings.memory, "FLOW_MEMORY");
+    }
+    errors
+}
+
+/// What is where results of nodes that are going to run will be.
+pub(crate) struct InTheWay {
+    /// A run would overwrite these, or the cache.
+    pub errors: Vec<Diagnostic>,
+    /// An export goes to where other files are, and what it brings is not known yet.
+    pub warnings: Vec<Diagnostic>,
+}
+
+impl InTheWay {
+    /// Of these nodes. `repair`: what a run that was killed left is put right.
+    ///
+    /// # Errors
+    /// Something cannot be read.
+    pub fn of(
+        placer: &Placer<'_>,
+        selection: &Selection,
+        nodes: impl Iterator<Item = NodeId>,
+        repair: bool,
+    ) -> Result<Self, RunError> {
+        let graph = placer.project.graph();
+        let (mut errors, mut warnings) = (Vec::new(), Vec::new());
+        for id in nodes {
+            if let Some(path) = placer.touches_cache(id) {
+                let error = Diagnostic::new(format!("{} would cover the cache", path.display()));
+                errors.push(error.at(place(graph, id, "export")));
+                continue;
+            }
+            if selection.may_overwrite[id] {
+                continue;
+            }
+            let refused = placer.would_refuse(id, repair).map_err(RunError::Cache)?;
+            if refused.is_empty() {
+                warnings.extend(said_of_strangers(placer, graph, id));
+            }
+            errors.extend(placer.refusals(id, refused));
+        }
+        warnings.dedup();
+        Ok(Self { errors, warnings })
+    }
+}
+
+/// Files in the place of an export whose names a result may have: which it has is known when it is there.
+fn said_of_strangers(placer: &Placer<'_>, graph: &Graph, id: NodeId) -> Option<Diagnostic> {
+    let strangers = placer.strangers(id);
+    let export = graph.common(id).export.as_ref().filter(|_| strangers > 0)?;
+    let (files, not) = if strangers == 1 { ("a file", "it is") } else { ("files", "they are") };
+    let many = if strangers > 1 { format!("{strangers} ") } else { String::new() };
+    let text = format!(
+        "`{}` exports to `{export}`, which holds {many}{files} that flow did not put there",
+        graph.stage_of(id).name
+    );
+    let warning = Diagnostic::new(text).at(place(graph, id, "export"));
+    Some(
+        warning.hint(format!(
+            "{not} never overwritten: a result with a file of the same name is refused after it is made"
+        )),
+    )
+}

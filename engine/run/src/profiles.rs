@@ -1,0 +1,56 @@
+//! What is wrong with the profiles of a file that nobody chose.
+
+use std::path::Path;
+
+use flow_core::{Diagnostic, Kind};
+
+use crate::{
+    link::sort_and_dedup,
+    load::{LoadOptions, outline},
+    project::{Checked, Project},
+};
+
+/// What is wrong with a pipeline under each of its profiles, and was not `said` of it without one. What several profiles
+/// share is said once, with all of their names.
+pub fn check_profiles(
+    pipeline: &Path,
+    kinds: &'static [Kind],
+    options: &LoadOptions,
+    said: &[Diagnostic],
+) -> (Vec<Diagnostic>, Vec<Diagnostic>) {
+    let (mut errors, mut warnings) = (Found::default(), Found::default());
+    for profile in outline(pipeline).profiles {
+        let options = LoadOptions { profile: Some(profile.clone()), ..options.clone() };
+        match Project::load(pipeline, kinds, &options).and_then(|project| project.check()) {
+            Ok(Checked { warnings: found, .. }) => warnings.add(found, &profile, said),
+            Err(found) => errors.add(found, &profile, said),
+        }
+    }
+    (errors.named(pipeline), warnings.named(pipeline))
+}
+
+/// Diagnostics, and the profiles that they are of.
+#[derive(Default)]
+struct Found(Vec<(Diagnostic, Vec<String>)>);
+
+impl Found {
+    fn add(&mut self, found: Vec<Diagnostic>, profile: &str, said: &[Diagnostic]) {
+        for diagnostic in found.into_iter().filter(|one| !said.contains(one)) {
+            match self.0.iter_mut().find(|(known, _)| *known == diagnostic) {
+                Some((_, profiles)) => profiles.push(profile.to_owned()),
+                None => self.0.push((diagnostic, vec![profile.to_owned()])),
+            }
+        }
+    }
+
+    fn named(self, pipeline: &Path) -> Vec<Diagnostic> {
+        let named = |(diagnostic, profiles): (Diagnostic, Vec<String>)| {
+            let names: Vec<String> = profiles.iter().map(|profile| format!("`{profile}`")).collect();
+            let noun = if names.len() == 1 { "profile" } else { "profiles" };
+            diagnostic.cause(format!("this is with the {noun} {}", names.join(", ")))
+        };
+        let mut all: Vec<Diagnostic> = self.0.into_iter().map(named).collect();
+        sort_and_dedup(&mut all, pipeline);
+        all
+    }
+}
