@@ -211,7 +211,7 @@ fn a_flow_that_is_killed_in_mid_upload_sends_no_part_twice() {
 fn half_of_an_object_on_a_web_server_is_replaced() {
     let root = tempfile::tempdir().unwrap();
     let server = Server::dav(root.path());
-    let [first, alice, bob] = ["read-write", "read-write", "read"].map(|mode| DAV.1(server.port, mode));
+    let [first, alice, bob, carol] = ["read-write", "read-write", "read", "read"].map(|mode| DAV.1(server.port, mode));
     first.json(&[]);
     let mut halved = 0;
     for part in ["objects", "results"] {
@@ -225,9 +225,24 @@ fn half_of_an_object_on_a_web_server_is_replaced() {
     }
     assert!(halved >= 7, "{halved}");
     let push = first.run(&["cache", "push", "p.toml"]);
-    assert!(push.stderr.contains("3 pushed") || push.stderr.contains("3 results pushed"), "{push}");
+    assert!(push.stderr.contains("3 results pushed"), "{push}");
     all_come(&bob);
     assert_eq!(alice.json(&[]).ran(), [""; 0]);
+    // Also where the record is good: who takes is told, and a push is a repair.
+    for shard in fs::read_dir(root.path().join("objects")).unwrap().flatten() {
+        for file in fs::read_dir(shard.path()).unwrap().flatten() {
+            let length = file.metadata().unwrap().len();
+            fs::OpenOptions::new().write(true).open(file.path()).unwrap().set_len(length / 2).unwrap();
+        }
+    }
+    let run = carol.run(&["run", "p.toml"]);
+    assert!(run.code == Some(0) && run.stderr.contains("is made here"), "{run}");
+    carol.ok(&["cache", "verify"]);
+    let push = first.run(&["cache", "push", "p.toml"]);
+    assert!(push.stderr.contains("3 results pushed"), "{push}");
+    let push = first.run(&["cache", "push", "p.toml"]);
+    assert!(push.stderr.contains("0 results pushed"), "{push}");
+    all_come(&DAV.1(server.port, "read"));
 }
 
 #[test]

@@ -210,7 +210,8 @@ fn a_web_server() {
     assert!(root.path().join("results").is_dir());
 }
 
-const POLICY: &str = r#"{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Principal": "*", "Action": "s3:*",
+/// Whoever asks may do everything.
+pub const POLICY: &str = r#"{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Principal": "*", "Action": "s3:*",
     "Resource": "arn:aws:s3:::team/*"}]}"#;
 
 #[test]

@@ -8,9 +8,9 @@ use std::{
 };
 
 use crate::{
-    servers::Server,
+    servers::{KEYS, Server},
     support::{Output, Sandbox},
-    team::{grep, person, shared},
+    team::{POLICY, bucketeer, grep, person, shared},
 };
 
 #[test]
@@ -24,10 +24,12 @@ fn secrets_are_nowhere() {
         ("FLOW_REMOTE_TOKEN", "planted5remote6token"),
     ];
     const PASSWORD: &str = "planted3url4password";
+    const SIGNATURE: &str = "planted8signature9";
     let root = tempfile::tempdir().unwrap();
     fs::write(root.path().join("words.txt"), "some words\n").unwrap();
     let server = Server::dav(root.path());
     let url = format!("http://127.0.0.1:{}/team/", server.port);
+    let host = format!("127.0.0.1:{}", server.port);
     let sandbox = Sandbox::with(&format!(
         "[stage.words]\nkind = \"fetch\"\nurls = [\"http://me:{PASSWORD}@127.0.0.1:{}/words.txt\"]\n\
          [stage.ps]\nkind = \"command\"\nin = {{ x = \"words\" }}\nrun = \"cat /proc/[0-9]*/cmdline > {{out}}/ps 2>/dev/null || true\"\n\
@@ -51,6 +53,27 @@ fn secrets_are_nowhere() {
         (&["cache", "push", "p.toml"], 0),
         (&["show"], 0),
         (&["log", "fails"], 0),
+        (
+            &[
+                "run",
+                "p.toml",
+                "words",
+                "--set",
+                &format!("stage.words.urls=[\"http://me:{PASSWORD}@{host}/words.txt?X-Signature={SIGNATURE}\"]"),
+            ],
+            0,
+        ),
+        (
+            &[
+                "run",
+                "p.toml",
+                "words",
+                "--set",
+                &format!("stage.words.urls=[\"http://me:{PASSWORD}@{host}/none.txt?X-Signature={SIGNATURE}\"]"),
+            ],
+            1,
+        ),
+        (&["show"], 0),
     ] {
         let output = flow(args);
         assert_eq!(output.code, Some(code), "{args:?}\n{output}");
@@ -60,7 +83,7 @@ fn secrets_are_nowhere() {
     drop(server);
     said += &flow(&["cache", "pull", "p.toml", "--set", "stage.ps.run=true > {out}/x"]).to_string();
     said += &flow(&["run", "p.toml", "--set", "stage.ps.run=true > {out}/x"]).to_string();
-    for secret in VARIABLES.iter().map(|(_, value)| *value).chain([PASSWORD]) {
+    for secret in VARIABLES.iter().map(|(_, value)| *value).chain([PASSWORD, SIGNATURE]) {
         assert!(!said.contains(secret), "{secret}\n{said}");
         assert!(!grep(&sandbox.cache(), secret) && !grep(root.path(), secret), "{secret}");
         let project = sandbox.path("");
@@ -182,6 +205,37 @@ fn as_user(person: &Sandbox, user: u32, args: &[&str]) -> Output {
         });
     }
     Output::of(command.output().unwrap())
+}
+
+#[test]
+fn names_in_a_remote_are_only_names() {
+    let (dir, url) = shared();
+    person(&url, "read-write", "").json(&[]);
+    let results = dir.path().join("results");
+    let hex = "ab".repeat(32);
+    for name in ["..json", "x.json", ".flow-1-1", "..%2f..%2fx.json", "\u{1b}[31m.json", "a b\n.json"] {
+        fs::write(results.join(name), "{}").unwrap();
+    }
+    fs::create_dir_all(results.join(format!("{hex}.json/{hex}.json"))).unwrap();
+    std::os::unix::fs::symlink(".", results.join("ring")).unwrap();
+    std::os::unix::fs::symlink("/", results.join("root")).unwrap();
+    fs::write(results.join(format!("{}.json", hex.to_uppercase())), "{}").unwrap();
+    fs::write(results.join(format!("{hex}{hex}.json")), "{}").unwrap();
+    let bob = person(&url, "read", "");
+    let pulled = bob.run(&["cache", "pull"]);
+    assert!(pulled.code == Some(0) && pulled.stderr.contains("3 results fetched (20.3 MB)"), "{pulled}");
+    assert!(!pulled.stderr.contains('\u{1b}'), "{pulled:?}");
+    let bucket = Server::moto();
+    let alice = bucketeer(bucket.port, "read-write", KEYS[1]);
+    alice.json(&[]);
+    bucket.put("/team?policy", POLICY);
+    for name in ["x.json", "%2e%2e%2fx.json", "a%20b%0a.json", "%1b%5b31m.json", &format!("{hex}.json/{hex}.json")] {
+        bucket.put(&format!("/team/cache/results/{name}"), "{}");
+    }
+    let bob = bucketeer(bucket.port, "read", KEYS[1]);
+    let pulled = bob.run(&["cache", "pull"]);
+    assert!(pulled.code == Some(0) && pulled.stderr.contains("3 results fetched"), "{pulled}");
+    assert!(!pulled.stderr.contains('\u{1b}'), "{pulled:?}");
 }
 
 #[test]

@@ -1,27 +1,19 @@
 //! Object stores: S3 and what speaks like it, Google Cloud Storage, Azure Blob Storage.
-//!
-//! Credentials come from the environment (`AWS_*`, `GOOGLE_*`, `AZURE_*`), the machine's own identity where it has one,
-//! and the usual files; never from a pipeline or a setting.
 
 use std::{
     collections::BTreeMap,
     fs,
-    io::Read as _,
     os::unix::fs::FileExt as _,
-    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use object_store::{
-    BackoffConfig, ClientOptions, Error, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _, RetryConfig,
-    aws::{AmazonS3Builder, AmazonS3ConfigKey},
-    azure::MicrosoftAzureBuilder,
-    gcp::GoogleCloudStorageBuilder,
+    Error, GetOptions, GetRange, ObjectStore, ObjectStoreExt as _,
     multipart::{MultipartStore, PartId},
     path::Path,
 };
@@ -29,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use super::{
-    RemoteConfig, STALL,
+    RemoteConfig, STALL, provider,
     store::{Body, Failure, Kind, Store, Upload},
 };
 use crate::files::write_atomic;
@@ -40,9 +32,13 @@ const MOST_PARTS: u64 = 9000;
 /// Parts of one object on their way at the same time, and of all: they are in memory.
 const PARTS_AT_ONCE: usize = 4;
 const PARTS_OF_ALL: usize = 12;
+/// Bytes a second with which one of them may go up.
+const SLOWEST: u64 = 16 << 10;
 
 pub(crate) struct Bucket {
     store: Arc<dyn ObjectStore>,
+    /// What is sent takes the time it takes: nothing comes back meanwhile.
+    writes: Arc<dyn ObjectStore>,
     parts: Arc<dyn MultipartStore>,
     scheme: &'static str,
     prefix: Path,
@@ -76,67 +72,10 @@ impl Note {
 
 impl Bucket {
     pub fn new(scheme: &'static str, bucket: &str, prefix: &str, config: &RemoteConfig) -> Result<Self> {
-        let retry = RetryConfig {
-            backoff: BackoffConfig {
-                init_backoff: Duration::from_millis(100),
-                max_backoff: Duration::from_secs(3),
-                base: 2.0,
-            },
-            max_retries: 3,
-            retry_timeout: Duration::from_secs(30),
-        };
-        let plain = config.endpoint.as_deref().is_some_and(|endpoint| endpoint.starts_with("http://"));
-        let client = ClientOptions::new()
-            .with_allow_http(true)
-            // A machine without certificates still speaks plain HTTP.
-            .with_no_system_certificates(plain)
-            .with_timeout_disabled()
-            .with_connect_timeout(Duration::from_secs(5))
-            .with_read_timeout(STALL);
-        let (store, parts): (Arc<dyn ObjectStore>, Arc<dyn MultipartStore>) = match scheme {
-            "s3" => {
-                let mut builder = AmazonS3Builder::from_env();
-                for (key, value) in aws_files() {
-                    if builder.get_config_value(&key).is_none() {
-                        builder = builder.with_config(key, value);
-                    }
-                }
-                builder = builder.with_bucket_name(bucket).with_retry(retry).with_client_options(client);
-                if let Some(endpoint) = &config.endpoint {
-                    builder = builder.with_endpoint(endpoint);
-                }
-                if let Some(region) = &config.region {
-                    builder = builder.with_region(region);
-                }
-                let store = Arc::new(builder.build()?);
-                (Arc::clone(&store) as _, store)
-            }
-            "gs" => {
-                let mut builder = GoogleCloudStorageBuilder::from_env()
-                    .with_bucket_name(bucket)
-                    .with_retry(retry)
-                    .with_client_options(client);
-                if let Some(endpoint) = &config.endpoint {
-                    builder = builder.with_base_url(endpoint);
-                }
-                let store = Arc::new(builder.build()?);
-                (Arc::clone(&store) as _, store)
-            }
-            "az" => {
-                let mut builder = MicrosoftAzureBuilder::from_env()
-                    .with_container_name(bucket)
-                    .with_retry(retry)
-                    .with_client_options(client);
-                if let Some(endpoint) = &config.endpoint {
-                    builder = builder.with_endpoint(endpoint.clone());
-                }
-                let store = Arc::new(builder.build()?);
-                (Arc::clone(&store) as _, store)
-            }
-            _ => bail!("`{scheme}` is no object store"),
-        };
+        let ((store, _), (writes, parts)) =
+            (provider::build(scheme, bucket, config, Some(STALL))?, provider::build(scheme, bucket, config, None)?);
         let prefix = Path::parse(prefix).context("the prefix is no path")?;
-        Ok(Self { store, parts, scheme, prefix, in_memory: Semaphore::new(PARTS_OF_ALL) })
+        Ok(Self { store, writes, parts, scheme, prefix, in_memory: Semaphore::new(PARTS_OF_ALL) })
     }
 
     /// With what to do about it, where that is known: what stores say is long and not for people.
@@ -166,6 +105,14 @@ impl Bucket {
 
     fn path(&self, name: &str) -> Path {
         name.split('/').fold(self.prefix.clone(), Path::join)
+    }
+
+    /// Waits for something that is sent as long as a slow line that others use too may take.
+    async fn patiently<T>(&self, size: u64, sent: impl Future<Output = T>) -> Result<T, Failure> {
+        let patience = STALL + Duration::from_secs(size / SLOWEST);
+        let seconds = patience.as_secs();
+        let late = |_| Failure::remote(format!("{size} bytes could not be sent within {seconds} s"));
+        tokio::time::timeout(patience, sent).await.map_err(late)
     }
 
     /// A bucket that is not there is not an empty one.
@@ -215,7 +162,8 @@ impl Bucket {
             let mut bytes = vec![0; part.min(upload.size - start) as usize];
             file.read_exact_at(&mut bytes, start).map_err(Failure::local)?;
             let size = bytes.len() as u64;
-            let sent = self.parts.put_part(path, id, index, Bytes::from(bytes).into()).await.map_err(failed)?;
+            let sent = self.parts.put_part(path, id, index, Bytes::from(bytes).into());
+            let sent = self.patiently(size, sent).await?.map_err(failed)?;
             let mut note = noted.lock().unwrap_or_else(PoisonError::into_inner);
             note.done.insert(index, sent.content_id);
             note.write(upload.note);
@@ -266,7 +214,10 @@ impl Store for Bucket {
     }
 
     async fn put(&self, name: &str, bytes: Bytes) -> Result<(), Failure> {
-        self.store.put(&self.path(name), bytes.into()).await.map_err(|error| self.failure(&error)).map(|_| ())
+        let path = self.path(name);
+        let size = bytes.len() as u64;
+        self.patiently(size, self.writes.put(&path, bytes.into())).await?.map_err(|error| self.failure(&error))?;
+        Ok(())
     }
 
     async fn put_file(&self, name: &str, upload: &Upload<'_>) -> Result<(), Failure> {
@@ -276,7 +227,8 @@ impl Store for Bucket {
         }
         let _permit = self.in_memory.acquire().await.map_err(Failure::remote)?;
         let bytes = tokio::fs::read(upload.file).await.map_err(Failure::local)?;
-        self.store.put(&path, Bytes::from(bytes).into()).await.map_err(|error| self.failure(&error))?;
+        let sent = self.writes.put(&path, Bytes::from(bytes).into());
+        self.patiently(upload.size, sent).await?.map_err(|error| self.failure(&error))?;
         (upload.progress)(upload.size);
         Ok(())
     }
@@ -309,60 +261,4 @@ fn is_refused(error: &Error) -> bool {
 fn is_behind_the_end(error: &Error) -> bool {
     let text = error.to_string();
     ["416", "InvalidRange", "Wanted range starting at"].iter().any(|sign| text.contains(sign))
-}
-
-/// What `~/.aws/credentials` and `~/.aws/config` say of `$AWS_PROFILE`.
-fn aws_files() -> Vec<(AmazonS3ConfigKey, String)> {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let profile = variable("AWS_PROFILE").unwrap_or_else(|| "default".into());
-    let file = |named: &str, usual: &str| {
-        variable(named).map(PathBuf::from).or_else(|| Some(PathBuf::from(variable("HOME")?).join(".aws").join(usual)))
-    };
-    let mut found = Vec::new();
-    let sections = [profile.clone(), format!("profile {profile}")];
-    for path in [file("AWS_SHARED_CREDENTIALS_FILE", "credentials"), file("AWS_CONFIG_FILE", "config")] {
-        let mut text = String::new();
-        let read =
-            path.and_then(|path| fs::File::open(path).ok()).and_then(|mut file| file.read_to_string(&mut text).ok());
-        if read.is_some() {
-            found.extend(ini(&text, &sections));
-        }
-    }
-    found
-}
-
-fn ini(text: &str, sections: &[String]) -> Vec<(AmazonS3ConfigKey, String)> {
-    let mut inside = false;
-    let mut found = Vec::new();
-    for line in text.lines().map(str::trim) {
-        if let Some(section) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
-            inside = sections.iter().any(|wanted| wanted == section.trim());
-        } else if inside && let Some((key, value)) = line.split_once('=') {
-            let key = match key.trim() {
-                "aws_access_key_id" => AmazonS3ConfigKey::AccessKeyId,
-                "aws_secret_access_key" => AmazonS3ConfigKey::SecretAccessKey,
-                "aws_session_token" => AmazonS3ConfigKey::Token,
-                "region" => AmazonS3ConfigKey::Region,
-                "endpoint_url" => AmazonS3ConfigKey::Endpoint,
-                _ => continue,
-            };
-            found.push((key, value.trim().to_owned()));
-        }
-    }
-    found
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_usual_files_are_read() {
-        let text = "[other]\nregion = no\n[ default ]\naws_access_key_id=AK\n# x\naws_secret_access_key = s=k\n[more]\nregion=no";
-        let found = ini(text, &["default".into()]);
-        assert_eq!(
-            found,
-            [(AmazonS3ConfigKey::AccessKeyId, "AK".into()), (AmazonS3ConfigKey::SecretAccessKey, "s=k".into())]
-        );
-    }
 }

@@ -18,6 +18,7 @@ mod dir;
 mod fetch;
 mod location;
 mod pace;
+mod provider;
 mod send;
 mod sign;
 mod store;

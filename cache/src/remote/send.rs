@@ -16,7 +16,7 @@ use flow_core::{Cancel, Cancelled, Digest, Entry, Key};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{
-    Remote, STALL, asked_to_stop, collect, object_names, record_name,
+    Remote, STALL, TeamResult, asked_to_stop, collect, object_names, record_name,
     sign::Signer,
     store::{Failure, Kind, Upload},
     within,
@@ -49,6 +49,17 @@ pub enum Pushed {
     TooBig,
     /// It is no longer in the cache.
     Gone,
+}
+
+/// What of a result is sent, and what is looked at for that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Care {
+    /// The word of what it is, without its objects.
+    Bare,
+    /// All of it, unless the team has a good record of it.
+    Usual,
+    /// All of it, unless the team has that and every object that it names.
+    Thorough,
 }
 
 /// How far the uploads are.
@@ -152,7 +163,7 @@ impl Remote {
     pub fn push_now(&self, keys: &[Key], cancel: &Cancel, mut told: impl FnMut(Pushed)) -> Result<()> {
         let runtime = self.runtime().context("no threads can be started")?;
         let sent = stream::iter(keys)
-            .map(|key| async move { self.send(key, false, cancel).await.map(|pushed| (key, pushed)) })
+            .map(|key| async move { self.send(key, Care::Thorough, cancel).await.map(|pushed| (key, pushed)) })
             .buffer_unordered(PUSHES)
             .try_for_each(|(key, pushed)| {
                 let _ = fs::remove_file(self.note(key));
@@ -193,7 +204,8 @@ impl Remote {
             }
             return;
         }
-        let Err(failure) = self.send(key, bare, &Cancel::default()).await else {
+        let care = if bare { Care::Bare } else { Care::Usual };
+        let Err(failure) = self.send(key, care, &Cancel::default()).await else {
             self.inner.sending.sent.fetch_add(1, Ordering::Relaxed);
             let _ = fs::remove_file(self.note(key));
             return;
@@ -213,20 +225,20 @@ impl Remote {
         }
     }
 
-    async fn send(&self, key: &Key, bare: bool, cancel: &Cancel) -> Result<Pushed, Failure> {
+    async fn send(&self, key: &Key, care: Care, cancel: &Cancel) -> Result<Pushed, Failure> {
         let store = self.store()?;
         let path = self.cache.record_path(key);
         let Ok(bytes) = fs::read(&path) else { return Ok(Pushed::Gone) };
         let record =
             ResultRecord::parse(&bytes, key).map_err(|bad| Failure::wrong(format!("{}: {bad}", path.display())))?;
-        let bare = bare || record.freed;
+        let bare = care == Care::Bare || record.freed;
         if !bare && self.inner.config.push_limit.is_some_and(|limit| record.tree.size() > limit) {
             return Ok(Pushed::TooBig);
         }
         // Before the long work: it may not be there.
         let signer = self.signer()?;
         let replaces = self.wrong().contains(key);
-        if !replaces && self.has_good_record(key, bare).await? {
+        if !replaces && self.has_good_record(key, bare, care).await? {
             return Ok(Pushed::Known);
         }
         let went = AtomicU64::new(0);
@@ -265,9 +277,27 @@ impl Remote {
 
     /// Whether the team has a record that would be believed here, and objects to it unless `bare`: half of a record or a
     /// forged one is replaced, and one alone by the whole result.
-    async fn has_good_record(&self, key: &Key, bare: bool) -> Result<bool, Failure> {
+    async fn has_good_record(&self, key: &Key, bare: bool, care: Care) -> Result<bool, Failure> {
         let Some(body) = within(STALL, self.store()?.get(&record_name(key), 0)).await? else { return Ok(false) };
-        Ok(self.accept(key, collect(body).await?).is_ok_and(|theirs| bare || theirs.has_objects()))
+        match self.accept(key, collect(body).await?) {
+            Ok(theirs) if !bare && care == Care::Thorough => Ok(theirs.has_objects() && self.is_whole(&theirs).await?),
+            theirs => Ok(theirs.is_ok_and(|theirs| bare || theirs.has_objects())),
+        }
+    }
+
+    /// Whether all objects that a record of the team names lie there, as long as they should be.
+    async fn is_whole(&self, theirs: &TeamResult) -> Result<bool, Failure> {
+        let store = self.store()?;
+        let compressed = |entry: &Entry| theirs.record.shared.as_ref()?.compressed.get(&entry.digest).copied();
+        let named = theirs.record.tree.entries().iter().map(|entry| {
+            let [plain, packed] = object_names(&entry.digest);
+            compressed(entry).map_or((plain, entry.size), |size| (packed, size))
+        });
+        let named: Vec<(String, u64)> = named.collect();
+        let lengths = stream::iter(named)
+            .map(|(name, size)| async move { store.size(&name).await.map(|found| found == Some(size)) });
+        let whole = lengths.buffer_unordered(SENDS_A_RESULT);
+        whole.try_fold(true, |all, one| std::future::ready(Ok(all && one))).await
     }
 
     /// Returns its compressed size, if it lies there compressed.

@@ -7,7 +7,10 @@ use std::{
     collections::HashSet,
     io,
     net::IpAddr,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -20,12 +23,15 @@ use tokio::io::AsyncReadExt as _;
 
 use super::{
     STALL,
+    pace::while_it_goes,
     store::{Body, Failure, Store, Upload},
 };
 
 #[derive(Debug)]
 pub(crate) struct Web {
     client: Client,
+    /// What is sent takes the time it takes: nothing comes back meanwhile.
+    sender: Client,
     base: Url,
     /// Directories that were asked for.
     made: Mutex<HashSet<String>>,
@@ -40,21 +46,21 @@ impl Web {
     pub fn new(base: &Url) -> Result<Self> {
         let host = base.host_str().unwrap_or_default().trim_matches(['[', ']']);
         let here = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
-        let builder = || {
-            let builder = Client::builder()
-                .user_agent(concat!("flow/", env!("CARGO_PKG_VERSION")))
-                .connect_timeout(CONNECT)
-                .read_timeout(STALL);
+        let builder = |reads: bool| {
+            let builder =
+                Client::builder().user_agent(concat!("flow/", env!("CARGO_PKG_VERSION"))).connect_timeout(CONNECT);
+            let builder = if reads { builder.read_timeout(STALL) } else { builder };
             if here { builder.no_proxy() } else { builder }
         };
-        let client = match builder().build() {
-            // A machine without certificates still speaks plain HTTP.
-            Err(_) if base.scheme() == "http" => builder().tls_certs_only([]).build(),
-            built => built,
+        let build = |reads| {
+            let client = match builder(reads).build() {
+                // A machine without certificates still speaks plain HTTP.
+                Err(_) if base.scheme() == "http" => builder(reads).tls_certs_only([]).build(),
+                built => built,
+            };
+            client.context("cannot make an HTTPS client; if the system has no certificates, set SSL_CERT_FILE")
         };
-        let client =
-            client.context("cannot make an HTTPS client; if the system has no certificates, set SSL_CERT_FILE")?;
-        Ok(Self { client, base: base.clone(), made: Mutex::default() })
+        Ok(Self { client: build(true)?, sender: build(false)?, base: base.clone(), made: Mutex::default() })
     }
 
     fn url(&self, name: &str) -> Result<Url, Failure> {
@@ -220,12 +226,16 @@ impl Store for Web {
         // There is no way to go on with half a PUT that all servers know: it begins anew.
         let url = self.url(name)?;
         let path = upload.file.to_owned();
+        let sent = Arc::new(AtomicU64::new(0));
         let request = || {
+            sent.store(0, Ordering::Relaxed);
+            let sent = Arc::clone(&sent);
             let stream = stream::once(tokio::fs::File::open(path.clone())).map_ok(read).try_flatten();
+            let stream = stream.inspect_ok(move |bytes| _ = sent.fetch_add(bytes.len() as u64, Ordering::Relaxed));
             let body = Outgoing::wrap_stream(stream);
-            self.client.put(url.clone()).header(header::CONTENT_LENGTH, upload.size).body(body)
+            self.sender.put(url.clone()).header(header::CONTENT_LENGTH, upload.size).body(body)
         };
-        let response = self.send(request).await?;
+        let response = while_it_goes(self.send(request), &sent, upload.size, STALL).await??;
         if !response.status().is_success() {
             return Err(refused(&response));
         }

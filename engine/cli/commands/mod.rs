@@ -27,7 +27,7 @@ pub mod why;
 use std::path::Path;
 
 use flow_cache::Cache;
-use flow_core::Diagnostic;
+use flow_core::{Diagnostic, masked};
 use flow_engine::{LoadOptions, Project, RunOptions, Settings, project_dir};
 
 use crate::{
@@ -113,7 +113,7 @@ impl Pipeline {
         for (flag, value) in
             self.profile.iter().map(|profile| ("--profile", profile)).chain(self.set.iter().map(|set| ("--set", set)))
         {
-            words += &format!(" {flag} {}", shell_word(value));
+            words += &format!(" {flag} {}", shell_word(&masked(value)));
         }
         words
     }

@@ -187,7 +187,8 @@ impl<'a> Recorder<'a> {
             pipeline: head.pipeline.to_owned(),
             file: head.file,
             profile: head.profile.map(str::to_owned),
-            set: head.set.to_vec(),
+            // Others read it.
+            set: head.set.iter().map(|set| flow_core::masked(set)).collect(),
             started,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             host: host(),

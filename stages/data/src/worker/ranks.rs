@@ -86,6 +86,10 @@ impl Ranks {
             for (name, value) in [("RANK", rank), ("LOCAL_RANK", rank)] {
                 command.env(name, value.to_string());
             }
+            // Only flow itself opens the team's cache with them.
+            for name in flow_core::SECRETS {
+                command.env_remove(name);
+            }
             command.envs(gpus.map(|(name, value)| (*name, value)));
             for name in ["WORLD_SIZE", "LOCAL_WORLD_SIZE"] {
                 command.env(name, world_size.to_string());
