@@ -12,7 +12,7 @@ use std::{
 use crate::{
     servers::{KEYS, Proxy, Server},
     support::{Output, Sandbox, until},
-    team::{bucketeer, person, shared},
+    team::{ALL, bucketeer, person, shared},
 };
 
 /// A server whose files outlive it, and how its team is reached through a port.
@@ -20,6 +20,9 @@ type Kind = (fn(&Path) -> Server, fn(u16, &str) -> Sandbox);
 
 const DAV: Kind = (Server::dav, |port, mode| person(&format!("http://127.0.0.1:{port}/"), mode, ""));
 const S3: Kind = (Server::s3s, |port, mode| bucketeer(port, mode, KEYS[1]));
+
+/// All is fetched, also what nobody takes from.
+const RUN: [&str; 5] = ["run", "p.toml", ALL[0], ALL[1], ALL[2]];
 
 const MIB: usize = 1 << 20;
 
@@ -44,7 +47,7 @@ fn big(dir: &Path) -> Option<PathBuf> {
 }
 
 fn all_come(person: &Sandbox) {
-    let taken = person.json(&[]);
+    let taken = person.json(&ALL);
     assert!(taken.how().values().all(|how| *how == "remote"), "{:?}", taken.how());
     person.ok(&["cache", "verify"]);
 }
@@ -72,7 +75,7 @@ fn a_server_that_is_killed_in_mid_download() {
             ended
         };
         // Who works goes on without it.
-        let run = broken(&bob, &["run", "p.toml"]);
+        let run = broken(&bob, &RUN);
         assert!(run.code == Some(0) && run.stderr.contains("is made here"), "{run}");
         assert!(big(&bob.cache()).is_some());
         bob.ok(&["cache", "verify"]);
@@ -126,7 +129,7 @@ fn a_flow_that_is_killed_in_mid_download() {
         let proxy = Proxy::to(server.port);
         let bob = member(proxy.port, "read");
         proxy.hold_answers(is_object, 5 * MIB);
-        let run = bob.start(&["run", "p.toml"]);
+        let run = bob.start(&RUN);
         let part = || {
             let parts = fs::read_dir(bob.cache().join("tmp/team")).into_iter().flatten().flatten();
             parts.filter_map(|part| part.metadata().ok()).map(|meta| meta.len()).max().unwrap_or(0)
@@ -235,7 +238,7 @@ fn half_of_an_object_on_a_web_server_is_replaced() {
             fs::OpenOptions::new().write(true).open(file.path()).unwrap().set_len(length / 2).unwrap();
         }
     }
-    let run = carol.run(&["run", "p.toml"]);
+    let run = carol.run(&RUN);
     assert!(run.code == Some(0) && run.stderr.contains("is made here"), "{run}");
     carol.ok(&["cache", "verify"]);
     let push = first.run(&["cache", "push", "p.toml"]);

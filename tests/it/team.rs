@@ -18,6 +18,9 @@ const PIPELINE: &str = "[params]\nword = \"one\"\n\
     [stage.small]\nkind = \"command\"\nin = { x = \"raw\" }\nrun = \"cat {in.x}/a > {out}/a; yes | head -c 300000 > {out}/yes\"\n\
     [stage.last]\nkind = \"command\"\nin = { x = \"small\" }\nrun = \"cat {in.x}/a > {out}/a; echo ${word} >> {out}/a\"\n";
 
+/// Who names a stage fetches its files.
+pub const ALL: [&str; 3] = ["raw", "small", "last"];
+
 /// A person with a cache of their own.
 pub fn person(url: &str, mode: &str, more: &str) -> Sandbox {
     let sandbox = Sandbox::with(PIPELINE);
@@ -52,7 +55,7 @@ fn colleagues(url: &str, more: &str) {
     assert_eq!(made.ran(), ["last", "raw", "small"]);
 
     let bob = person(url, "read", more);
-    let taken = bob.json(&[]);
+    let taken = bob.json(&ALL);
     assert!(taken.how().values().all(|how| *how == "remote"), "{:?}", taken.how());
     assert_eq!(taken.digests(), made.digests());
     let changed = bob.json(&["--set", "params.word=two"]);
@@ -219,7 +222,7 @@ fn an_s3_server() {
     let server = Server::moto();
     let [alice, bob] = ["read-write", "read"].map(|mode| bucketeer(server.port, mode, KEYS[1]));
     let made = alice.json(&[]);
-    let taken = bob.json(&[]);
+    let taken = bob.json(&ALL);
     assert!(taken.how().values().all(|how| *how == "remote"), "{:?}", taken.how());
     assert_eq!(taken.digests(), made.digests());
     bob.ok(&["cache", "verify"]);
@@ -248,7 +251,7 @@ fn an_s3_server_that_checks_signatures() {
     let [alice, bob, eve] = [("read-write", KEYS[1]), ("read", KEYS[1]), ("read-write", "another-secret")]
         .map(|(mode, secret)| bucketeer(server.port, mode, secret));
     let made = alice.json(&[]);
-    let taken = bob.json(&[]);
+    let taken = bob.json(&ALL);
     assert!(taken.how().values().all(|how| *how == "remote"), "{:?}", taken.how());
     assert_eq!(taken.digests(), made.digests());
     bob.ok(&["cache", "verify"]);
