@@ -9,9 +9,10 @@ use std::{
 use anyhow::{Result, anyhow};
 use flow_core::{Cancel, Cancelled};
 use flow_formats::{
-    documents::{Lines, Text, texts},
+    documents::{BLANK, BYTE_ORDER_MARK, HALF_SURROGATE, INVALID_UTF8, Lines, Text, texts},
     indexed::{Block, TokenType},
 };
+use serde::Serialize;
 
 use super::tokenizer::Tokenizer;
 
@@ -39,6 +40,8 @@ pub struct Encoder<'a> {
     pub eod: Option<u32>,
     /// The type of the ids in the files.
     pub dtype: TokenType,
+    /// A text of more bytes makes its line bad.
+    pub longest: usize,
     /// A bad line is passed over, not the end.
     pub skip_bad: bool,
     /// Long texts look here.
@@ -53,7 +56,11 @@ pub struct Encoded {
     /// How many lines it had.
     pub lines: u64,
     /// Lines that are no documents: number in the block from 0, and why. At most one if bad lines are not skipped.
-    pub bad: Vec<(u64, String)>,
+    pub bad: Vec<(u64, Bad)>,
+    /// Lines that end with a carriage return, with or without a newline behind it.
+    pub carriage_returns: u64,
+    /// Documents with U+0000 in their text.
+    pub nul: u64,
 }
 
 impl Encoder<'_> {
@@ -63,19 +70,26 @@ impl Encoder<'_> {
     /// # Errors
     /// The tokenizer fails; [`Cancelled`] in the middle of a long text.
     pub fn encode(&self, lines: &[u8]) -> Result<Encoded> {
-        let mut encoded =
-            Encoded { blocks: self.keys.iter().map(|_| Block::new(self.dtype)).collect(), lines: 0, bad: Vec::new() };
+        let mut encoded = Encoded {
+            blocks: self.keys.iter().map(|_| Block::new(self.dtype)).collect(),
+            lines: 0,
+            bad: Vec::new(),
+            // Inside of JSON there is none but as white space, which Python takes for the end of a line too.
+            carriage_returns: lines.iter().filter(|byte| **byte == b'\r').count() as u64,
+            nul: 0,
+        };
         for line in Lines::new(lines) {
             let number = encoded.lines;
             encoded.lines += 1;
-            match document(line, self.keys) {
+            match document(line, self.keys, self.longest) {
                 Ok(found) => {
+                    encoded.nul += u64::from(found.iter().any(|text| strings(text).iter().any(|s| s.contains('\0'))));
                     for (block, text) in encoded.blocks.iter_mut().zip(found) {
                         self.append(block, text)?;
                     }
                 }
                 Err(bad) => {
-                    encoded.bad.push((number, bad.why().to_owned()));
+                    encoded.bad.push((number, bad));
                     if !self.skip_bad {
                         break;
                     }
@@ -142,35 +156,80 @@ impl Encoder<'_> {
     }
 }
 
-/// The texts under the keys; or why the line is no document.
-pub fn document<'l>(line: &'l [u8], keys: &[String]) -> Result<Vec<Text<'l>>, Bad> {
+/// The texts under the keys, none of them of more than `longest` bytes; or why the line is no document.
+pub fn document<'l>(line: &'l [u8], keys: &[String], longest: usize) -> Result<Vec<Text<'l>>, Bad> {
     let mut found = vec![Text::Missing; keys.len()];
-    texts(line, keys, &mut found).map_err(|bad| Bad::Line(bad.to_string()))?;
+    texts(line, keys, &mut found).map_err(|bad| Bad { reason: Reason::of_line(&bad.why), why: bad.to_string() })?;
     for (key, text) in keys.iter().zip(&found) {
         match text {
-            Text::One(_) | Text::Many(_) => {}
-            Text::Missing => return Err(Bad::Key(missing(key, line))),
-            Text::Other(what) => return Err(Bad::Key(format!("`{key}` {what}"))),
+            Text::One(_) | Text::Many(_) => {
+                let bytes: usize = strings(text).iter().map(|text| text.len()).sum();
+                if bytes > longest {
+                    let why = format!("`{key}` has {bytes} bytes, and `max_document_bytes` is {longest}");
+                    return Err(Bad { reason: Reason::TooLong, why });
+                }
+            }
+            Text::Missing => return Err(Bad { reason: Reason::NoText, why: missing(key, line) }),
+            Text::Other(what) => {
+                let reason = if *what == HALF_SURROGATE { Reason::HalfSurrogate } else { Reason::NoText };
+                return Err(Bad { reason, why: format!("`{key}` {what}") });
+            }
         }
     }
     Ok(found)
 }
 
-/// Why a line is no document.
-#[derive(Debug)]
-pub enum Bad {
-    /// It is not a JSON object.
-    Line(String),
-    /// It is one, and has no text under a key.
-    Key(String),
+/// What a document has under a key, as a list.
+fn strings<'t, 'l>(text: &'t Text<'l>) -> &'t [Cow<'l, str>] {
+    match text {
+        Text::One(text) => std::slice::from_ref(text),
+        Text::Many(texts) => texts,
+        Text::Missing | Text::Other(_) => &[],
+    }
 }
 
-impl Bad {
-    /// In words.
-    pub fn why(&self) -> &str {
-        match self {
-            Self::Line(why) | Self::Key(why) => why,
+/// A line that is no document.
+#[derive(Debug)]
+pub struct Bad {
+    /// What it is counted as.
+    pub reason: Reason,
+    /// Why, in words.
+    pub why: String,
+}
+
+/// What bad lines are counted as in `stats.json`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    /// Nothing, or white space.
+    Blank,
+    /// It begins with U+FEFF.
+    ByteOrderMark,
+    /// Its bytes are not UTF-8.
+    InvalidUtf8,
+    /// It is not a JSON object.
+    NotJson,
+    /// It has no text under a key.
+    NoText,
+    /// Its text has an escape for half of a character.
+    HalfSurrogate,
+    /// Its text is longer than `max_document_bytes`.
+    TooLong,
+}
+
+impl Reason {
+    fn of_line(why: &str) -> Self {
+        match why {
+            BLANK => Self::Blank,
+            BYTE_ORDER_MARK => Self::ByteOrderMark,
+            INVALID_UTF8 => Self::InvalidUtf8,
+            _ => Self::NotJson,
         }
+    }
+
+    /// The line is JSON, but has not what is wanted of it.
+    pub fn is_of_key(self) -> bool {
+        matches!(self, Self::NoText | Self::HalfSurrogate)
     }
 }
 

@@ -18,15 +18,20 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{diagnostic, facts};
-use encode::{Bad, Encoder};
+use encode::{Encoder, Reason};
 
 pub use tokenizer::{Files, Tokenizer};
 
 /// The most bytes of a file that are encoded twice, to see that the faster encoder gives the reference's ids.
 const COMPARED: usize = 64 << 10;
 
+/// Longer texts are hardly documents, and a text that never breaks takes some sixty times its bytes of memory.
+const MAX_DOCUMENT_BYTES: usize = 16 << 20;
+
 /// `kind = "tokenize"`: one node a shard. `NAME.jsonl`, also `.gz`, `.zst`, `.bz2` and `.xz` → `NAME_KEY_document.bin/.idx` for each
-/// key, and `stats.json`.
+/// key, and `stats.json`, which counts for each file its lines, those that are no documents by what is wrong with them
+/// (`blank`, `byte_order_mark`, `invalid_utf8`, `not_json`, `no_text`, `half_surrogate`, `too_long`), the lines that end with a
+/// carriage return and the documents with U+0000, both of which are taken.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tokenize {
@@ -55,9 +60,13 @@ pub struct Tokenize {
     /// (false). Left out, the post-processor decides, as in Megatron.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     add_bos: Option<bool>,
-    /// What happens with a line that is no document.
+    /// What happens with a line that is no document: blank, not a JSON object in UTF-8, with a byte order mark, without
+    /// text under a key, with half of a surrogate pair, or too long.
     #[serde(default)]
     on_bad_line: OnBadLine,
+    /// A line whose text has more bytes is no document; 16777216 if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    max_document_bytes: Option<usize>,
     /// Threads that encode; as many as the stage may use if left out.
     #[serde(default, skip_serializing)]
     workers: Option<usize>,
@@ -86,7 +95,13 @@ struct Stats {
 struct FileStats {
     bytes: u64,
     lines: u64,
+    /// Lines that are no documents, and why.
     skipped: u64,
+    reasons: BTreeMap<Reason, u64>,
+    /// Lines that end with a carriage return: taken as Python does, `\r\n` and `\r` end a line as `\n` does.
+    carriage_returns: u64,
+    /// Documents with U+0000, which is text like any other.
+    nul: u64,
     keys: BTreeMap<String, KeyStats>,
 }
 
@@ -99,7 +114,7 @@ struct KeyStats {
 
 impl Stage for Tokenize {
     const KIND: &'static str = "tokenize";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "Turns JSON lines into Megatron's .bin/.idx of token ids";
 
     fn expand(mut self, errors: &mut Vec<Diagnostic>) -> Vec<Self> {
@@ -188,7 +203,15 @@ impl Stage for Tokenize {
                 keys.insert(key.clone(), KeyStats { documents: documents_here, sequences, tokens: tokens_here });
                 writer.finish()?;
             }
-            let file = FileStats { bytes: counts.bytes, lines: counts.lines, skipped: counts.skipped, keys };
+            let file = FileStats {
+                bytes: counts.bytes,
+                lines: counts.lines,
+                skipped: counts.skipped,
+                reasons: counts.reasons,
+                carriage_returns: counts.carriage_returns,
+                nul: counts.nul,
+                keys,
+            };
             ensure!(stats.files.insert(stem.to_owned(), file).is_none(), "{} holds {stem} twice", input.name);
         }
         let text = serde_json::to_string_pretty(&stats)? + "\n";
@@ -211,6 +234,10 @@ impl Tokenize {
         self.json_key.as_ref().map_or(self.json_keys.as_slice(), std::slice::from_ref)
     }
 
+    fn longest(&self) -> usize {
+        self.max_document_bytes.unwrap_or(MAX_DOCUMENT_BYTES)
+    }
+
     fn encoder<'a>(&'a self, tokenizer: &Arc<Tokenizer>, cancel: &'a Cancel) -> Result<Encoder<'a>> {
         let eod = match (&self.eod_token, self.append_eod) {
             (_, false) => None,
@@ -228,6 +255,7 @@ impl Tokenize {
             bos: bos.transpose()?,
             eod,
             dtype: TokenType::for_vocabulary(tokenizer.vocabulary()),
+            longest: self.longest(),
             skip_bad: self.on_bad_line == OnBadLine::Skip,
             cancel,
         })
@@ -267,17 +295,15 @@ impl Tokenize {
         if self.on_bad_line == OnBadLine::Skip {
             return Ok(());
         }
-        encode::document(line, self.keys()).map(drop).map_err(|bad| {
-            let error = Diagnostic::new(format!("{}:1: {}", path.display(), bad.why()))
+        encode::document(line, self.keys(), self.longest()).map(drop).map_err(|bad| {
+            let error = Diagnostic::new(format!("{}:1: {}", path.display(), bad.why))
                 .hint("to pass over lines that are no documents, set on_bad_line = \"skip\"");
-            match (&bad, self.json_key.is_some()) {
-                (Bad::Line(_), _) => error,
+            match (bad.reason.is_of_key(), self.json_key.is_some()) {
+                (false, _) => error,
                 // What the file does not write cannot be pointed at: then it is the input that is wrong.
-                (Bad::Key(_), true) if self.default_key => {
-                    error.hint("json_key = \"…\" names the key whose text is taken")
-                }
-                (Bad::Key(_), true) => error.field("json_key"),
-                (Bad::Key(_), false) => error.field("json_keys"),
+                (true, true) if self.default_key => error.hint("json_key = \"…\" names the key whose text is taken"),
+                (true, true) => error.field("json_key"),
+                (true, false) => error.field("json_keys"),
             }
         })
     }

@@ -21,7 +21,7 @@ use flow_formats::{
     indexed::IndexedWriter,
 };
 
-use super::encode::{Encoded, Encoder};
+use super::encode::{Encoded, Encoder, Reason};
 
 /// Bytes of lines that travel together.
 const BLOCK: usize = 1 << 20;
@@ -33,7 +33,7 @@ const LOOK: Duration = Duration::from_millis(50);
 const TOLD: u64 = 5;
 
 /// What a file held.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Counts {
     /// Bytes, uncompressed.
     pub bytes: u64,
@@ -41,6 +41,12 @@ pub struct Counts {
     pub lines: u64,
     /// Lines that are no documents.
     pub skipped: u64,
+    /// The same, by what is wrong with them.
+    pub reasons: BTreeMap<Reason, u64>,
+    /// Lines that end with a carriage return, with or without a newline behind it.
+    pub carriage_returns: u64,
+    /// Documents with U+0000 in their text.
+    pub nul: u64,
 }
 
 /// What the reader hands to the encoders: the block's number and its lines.
@@ -154,7 +160,8 @@ fn read(source: Interruptible<'_>, buffers: &mpsc::Receiver<Vec<u8>>, jobs: &mps
 
 /// Counts a block's lines, and says or fails what of them is bad.
 fn take(ctx: &Ctx<'_>, encoder: &Encoder<'_>, path: &Path, encoded: &Encoded, counts: &mut Counts) -> Result<()> {
-    for (number, why) in &encoded.bad {
+    for (number, bad) in &encoded.bad {
+        let why = &bad.why;
         let place = format!("{}:{}", path.file_name().unwrap_or_default().to_string_lossy(), counts.lines + number + 1);
         if !encoder.skip_bad {
             bail!("{place}: {why}\nto pass over such lines and count them, set on_bad_line = \"skip\"");
@@ -163,8 +170,11 @@ fn take(ctx: &Ctx<'_>, encoder: &Encoder<'_>, path: &Path, encoded: &Encoded, co
             ctx.log(Level::Warning, format!("{place}: skipped: {why}"));
         }
         counts.skipped += 1;
+        *counts.reasons.entry(bad.reason).or_default() += 1;
     }
     counts.lines += encoded.lines;
+    counts.carriage_returns += encoded.carriage_returns;
+    counts.nul += encoded.nul;
     Ok(())
 }
 

@@ -121,6 +121,9 @@ fn bad_lines_fail_with_their_place_or_are_counted() {
     assert_golden(&stand, "bad", &manifest()["bad_skipped"]);
     let stats: serde_json::Value = serde_json::from_slice(&stand.out("stats.json")).unwrap();
     assert_eq!((&stats["files"]["bad"]["lines"], &stats["files"]["bad"]["skipped"]), (&json!(32), &json!(16)));
+    let reasons =
+        json!({"blank": 2, "byte_order_mark": 1, "invalid_utf8": 1, "not_json": 5, "no_text": 6, "half_surrogate": 1});
+    assert_eq!(stats["files"]["bad"]["reasons"], reasons);
     assert!(stand.log().iter().any(|line| line.starts_with("bad.jsonl:2: skipped: a blank line")), "{:?}", stand.log());
 
     let mut stand = Stand::new();
@@ -131,6 +134,38 @@ fn bad_lines_fail_with_their_place_or_are_counted() {
     assert!(error.contains("big.jsonl:300001: `text` is missing; did you mean `txt`?"), "{error}");
     assert!(error.contains("on_bad_line"), "{error}");
     assert_eq!(stand.outs(), Vec::<String>::new(), "nothing is left behind");
+}
+
+#[test]
+fn what_is_odd_is_counted() {
+    let lines: [&[u8]; 8] = [
+        b"{\"text\":\"one\"}\r\n",
+        b"{\"text\":\"\\u0000\"}\r",
+        b"\xef\xbb\xbf{\"text\":\"marked\"}\n",
+        b"{\"text\":\"\xed\xa0\x80\"}\n",
+        b"{\"text\":\"\\ud800\"}\n",
+        b"{\"text\":\"0123456789\"}\n",
+        b"{\"text\":[\"01234\",\"56789\"]}\n",
+        b"{\"text\":\"012345678\"}\n",
+    ];
+    let mut stand = Stand::new();
+    let shard = stand.write("odd.jsonl", lines.concat());
+    stand.input("input", &shard).input("tokenizer", &example("tokenizer"));
+    let params = |bad: &str| json!({"input": "raw", "tokenizer": "base", "max_document_bytes": 9, "on_bad_line": bad});
+    stand.run(&stage::<Tokenize>(params("skip"))).unwrap();
+    let stats: serde_json::Value = serde_json::from_slice(&stand.out("stats.json")).unwrap();
+    let odd = &stats["files"]["odd"];
+    let reasons = json!({"byte_order_mark": 1, "invalid_utf8": 1, "half_surrogate": 1, "too_long": 2});
+    assert_eq!(odd["reasons"], reasons);
+    assert_eq!((&odd["lines"], &odd["skipped"]), (&json!(8), &json!(5)));
+    assert_eq!((&odd["carriage_returns"], &odd["nul"]), (&json!(2), &json!(1)));
+    assert_eq!(odd["keys"]["text"]["documents"], 3);
+
+    let mut stand = Stand::new();
+    let shard = stand.write("long.jsonl", format!("{{\"text\":\"{}\"}}\n", "a".repeat(MAX_DOCUMENT_BYTES + 1)));
+    stand.input("input", &shard).input("tokenizer", &example("tokenizer"));
+    let error = stand.error(&stage::<Tokenize>(json!({"input": "raw", "tokenizer": "base"})));
+    assert!(error.contains("long.jsonl:1: `text` has 16777217 bytes, and `max_document_bytes` is 16777216"), "{error}");
 }
 
 #[test]
@@ -367,7 +402,8 @@ fn a_long_line_is_one_document_among_others() {
 fn an_interrupt_does_not_wait_for_a_long_text() {
     let tokenizer = Tokenizer::load(&Files::find(&example("tokenizer")).unwrap()).unwrap();
     let tokenizer = std::sync::Arc::new(tokenizer);
-    let tokenize = stage::<Tokenize>(json!({"input": "raw", "tokenizer": "base"}));
+    let params = json!({"input": "raw", "tokenizer": "base", "max_document_bytes": 64 << 20});
+    let tokenize = stage::<Tokenize>(params);
     let cancel = Cancel::default();
     cancel.set();
     let encoder = tokenize.encoder(&tokenizer, &cancel).unwrap();

@@ -8,6 +8,18 @@ use std::{borrow::Cow, fmt};
 /// Deeper nesting is refused, as Python does.
 const MAX_DEPTH: usize = 1000;
 
+/// [`BadLine::why`] of a line without anything.
+pub const BLANK: &str = "a blank line";
+
+/// [`BadLine::why`] of a line that begins with U+FEFF.
+pub const BYTE_ORDER_MARK: &str = "a byte order mark before the JSON";
+
+/// [`BadLine::why`] of bytes that are no text; surrogates that were encoded by themselves among them.
+pub const INVALID_UTF8: &str = "invalid UTF-8";
+
+/// [`Text::Other`] of a string with `\ud800` or the like that has no other half.
+pub const HALF_SURROGATE: &str = "holds half of a surrogate pair";
+
 /// What stands under a wanted key.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub enum Text<'a> {
@@ -47,15 +59,15 @@ impl std::error::Error for BadLine {}
 pub fn texts<'a>(line: &'a [u8], keys: &[impl AsRef<str>], found: &mut [Text<'a>]) -> Result<(), BadLine> {
     let text = match std::str::from_utf8(line) {
         Ok(text) => text,
-        Err(error) => return Err(BadLine { at: error.valid_up_to(), why: "invalid UTF-8".into() }),
+        Err(error) => return Err(BadLine { at: error.valid_up_to(), why: INVALID_UTF8.into() }),
     };
     let mut scanner = Scanner { text, at: 0 };
     scanner.space();
     match scanner.peek() {
         Some(b'{') => {}
-        None => return scanner.bad(0, "a blank line"),
+        None => return scanner.bad(0, BLANK),
         Some(0xef) if text.starts_with('\u{feff}') => {
-            return scanner.bad(0, "a byte order mark before the JSON");
+            return scanner.bad(0, BYTE_ORDER_MARK);
         }
         Some(b'[' | b'"' | b'-' | b'0'..=b'9' | b't' | b'f' | b'n' | b'N' | b'I') => {
             return scanner.bad(scanner.at, "not a JSON object");
@@ -208,11 +220,10 @@ impl<'a> Scanner<'a> {
 
     /// A wanted value.
     fn text_value(&mut self) -> Result<Text<'a>, BadLine> {
-        const HALF: &str = "holds half of a surrogate pair";
         match self.peek() {
             Some(b'"') => {
                 self.at += 1;
-                Ok(self.string()?.map_or(Text::Other(HALF), Text::One))
+                Ok(self.string()?.map_or(Text::Other(HALF_SURROGATE), Text::One))
             }
             Some(b'[') => {
                 self.at += 1;
@@ -254,7 +265,7 @@ impl<'a> Scanner<'a> {
     fn text_value_in_list(&mut self) -> Result<Result<Cow<'a, str>, &'static str>, BadLine> {
         if self.peek() == Some(b'"') {
             self.at += 1;
-            return Ok(self.string()?.ok_or("holds half of a surrogate pair"));
+            return Ok(self.string()?.ok_or(HALF_SURROGATE));
         }
         self.skip_value()?;
         Ok(Err("is a list with something that is not text"))
