@@ -44,7 +44,7 @@ pub enum Command {
     Path(Path),
     /// Draw the graph of a pipeline
     #[command(
-        after_help = "Examples:\n  flow graph pipeline.toml\n  flow graph pipeline.toml --format svg > graph.svg"
+        after_help = "Examples:\n  flow graph pipeline.toml\n  flow graph pipeline.toml --nodes --format svg > graph.svg"
     )]
     Graph(Graph),
     /// Show how the stages of the last run stand, also while it is going on
@@ -66,6 +66,7 @@ pub enum Command {
     /// Pin what the pipeline fetches in flow.lock
     Lock(Lock),
     /// Write a small pipeline that runs
+    #[command(after_help = "Examples:\n  flow init my-project\n  flow init my-model --template train")]
     Init(Init),
     /// Print a completion script for a shell
     #[command(
@@ -187,6 +188,9 @@ pub struct Graph {
     /// How to draw
     #[arg(long, short, value_enum, default_value = "ascii")]
     pub format: GraphFormat,
+    /// Draw every node, each shard and each combination of a matrix, and not the stages
+    #[arg(long)]
+    pub nodes: bool,
 }
 
 /// How a graph is drawn.
@@ -416,6 +420,18 @@ pub struct Init {
     /// A new directory for it [default: here]
     #[arg(value_hint = ValueHint::DirPath)]
     pub name: Option<PathBuf>,
+    /// What it does
+    #[arg(long, short, value_enum, default_value = "words")]
+    pub template: Template,
+}
+
+/// A pipeline to begin with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Template {
+    /// Two commands over a text file
+    Words,
+    /// A tiny language model: tokenize, train on the CPU, convert, evaluate
+    Train,
 }
 
 /// `flow completions`

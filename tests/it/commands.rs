@@ -175,6 +175,27 @@ fn init_writes_a_pipeline_that_runs_and_never_overwrites() {
 }
 
 #[test]
+fn the_pipeline_that_trains_is_sound_and_runs() {
+    let sandbox = Sandbox::new();
+    sandbox.ok(&["init", "tiny", "--template", "train"]);
+    let output = sandbox.run(&["check", "tiny/pipeline.toml"]);
+    assert!(output.code == Some(0) && output.stderr.contains("7 stages in 7 nodes, nothing wrong"), "{output}");
+    assert!(!output.stderr.contains("warning"), "{output}");
+    if std::env::var_os("FLOW_TORCH").is_none() {
+        eprintln!("not run: FLOW_TORCH names no trainer (`cargo xtask test` builds it)");
+        return;
+    }
+    sandbox.ok(&["run", "tiny/pipeline.toml"]);
+    assert!(
+        sandbox.path("tiny/model/model.safetensors").exists() && sandbox.path("tiny/model/tokenizer.json").exists()
+    );
+    let path = sandbox.ok(&["path", "tiny/pipeline.toml", "eval"]);
+    let results = fs::read_dir(path.trim_end()).unwrap().map(|entry| entry.unwrap().path());
+    let results: Vec<String> = results.filter_map(|path| fs::read_to_string(path).ok()).collect();
+    assert!(results.iter().any(|text| text.contains("perplexity")), "{results:?}");
+}
+
+#[test]
 fn completions_are_scripts_of_their_shell() {
     let sandbox = Sandbox::new();
     for shell in ["bash", "zsh", "fish"] {

@@ -436,3 +436,61 @@ fn a_pipeline_without_stages_says_so() {
         assert!(output.code == Some(0) && output.stderr.contains("p.toml has no stages"), "{command}\n{output}");
     }
 }
+
+#[test]
+fn why_a_stage_is_off_or_failed_is_said_in_its_words() {
+    let sandbox = Sandbox::with(
+        "[params]\nn = 1\non = false\n[stage.a]\nkind = \"command\"\nwhen = \"${n} > 3\"\nrun = \"true\"\n\
+         [stage.b]\nkind = \"command\"\nwhen = \"${on}\"\nrun = \"true\"\n\
+         [stage.c]\nkind = \"command\"\nrun = \"ls {in.a}\"\nin = { a = \"a\" }\n\
+         [stage.d]\nkind = \"command\"\nrun = \"test -e ../good && echo > {out}/x\"\n",
+    );
+    let plan = sandbox.ok(&["plan", "p.toml"]);
+    for (stage, off) in
+        [("a", "when = \"${n} > 3\" is false: 1 > 3"), ("b", "when = \"${on}\" is false"), ("c", "`a` is off")]
+    {
+        assert!(plan.lines().any(|line| line.starts_with("off") && line.contains(off)), "{off}\n{plan}");
+        assert_eq!(sandbox.ok(&["why", "p.toml", stage]), format!("{stage}\n  off: {off}\n"));
+    }
+    assert!(sandbox.ok(&["why", "p.toml", "d"]).contains("would run: never ran before"));
+    assert_eq!(sandbox.run(&["run", "p.toml"]).code, Some(1));
+    assert!(sandbox.ok(&["why", "p.toml", "d"]).contains("would run: failed last time"));
+}
+
+#[test]
+fn nodes_of_a_matrix_are_named_by_number_and_by_words_everywhere() {
+    let sandbox = Sandbox::with(
+        "[stage.a]\nkind = \"command\"\nmatrix = { lr = [1e-3, 1e-4], s = [\"x\", \"y\"] }\n\
+         run = \"echo ${matrix}; echo > {out}/x\"\n\
+         [stage.b]\nkind = \"command\"\nrun = \"ls {in.a}\"\nin = { a = \"a\" }\n",
+    );
+    sandbox.ok(&["run", "p.toml"]);
+    for (name, label) in
+        [("a[2]", "lr=0.0001,s=x"), ("a[lr=1e-3,s=y]", "lr=0.001,s=y"), ("a[lr=0.001,s=x]", "lr=0.001,s=x")]
+    {
+        assert_eq!(sandbox.ok(&["log", name]), format!("{label}\n"), "{name}");
+        assert_eq!(sandbox.ok(&["log", name, "-f"]), format!("{label}\n"), "{name}");
+        assert!(sandbox.ok(&["show", "last", name]).starts_with(&format!("a[{label}]\n")), "{name}");
+        assert_eq!(sandbox.ok(&["show", "last", name, "--json"]).lines().count(), 1, "{name}");
+    }
+    assert_eq!(sandbox.ok(&["log", "a[s=y]"]).matches("==> ").count(), 2);
+    assert_eq!(sandbox.ok(&["log", "a"]).matches("==> ").count(), 4);
+    for name in ["a[4]", "a[lr=1]"] {
+        for args in [&["log", name][..], &["show", "last", name]] {
+            assert_eq!(sandbox.run(args).code, Some(2), "{args:?}");
+        }
+    }
+    let stages = sandbox.ok(&["graph", "p.toml"]);
+    assert_eq!(stages.lines().count(), 2, "{stages}");
+    let nodes = sandbox.ok(&["graph", "p.toml", "--nodes"]);
+    assert!(nodes.lines().count() == 5 && nodes.contains("a[lr=0.0001,s=y]  command"), "{nodes}");
+    assert!(
+        nodes
+            .lines()
+            .last()
+            .unwrap()
+            .ends_with("<- a[lr=0.001,s=x], a[lr=0.001,s=y], a[lr=0.0001,s=x], a[lr=0.0001,s=y]"),
+        "{nodes}"
+    );
+    assert!(sandbox.ok(&["graph", "p.toml", "--nodes", "--format", "mermaid"]).contains("a[lr=0.001,s=y]<br/>command"));
+}

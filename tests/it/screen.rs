@@ -196,8 +196,16 @@ fn ctrl_c_twice_ends_at_once() {
     assert!(sandbox.ok(&["runs"]).contains(" killed "));
 }
 
+fn is_there(shell: &str) -> bool {
+    let is_there = std::process::Command::new(shell).arg("--version").output().is_ok();
+    if !is_there {
+        eprintln!("left out: there is no {shell} here");
+    }
+    is_there
+}
+
 #[test]
-fn bash_completes_the_stages_and_profiles_of_the_pipeline_on_the_line() {
+fn shells_complete_the_stages_and_profiles_of_the_pipeline_on_the_line() {
     let sandbox = Sandbox::with(
         "[profile.mini]\n[profile.full]\n\
          [stage.train]\nkind = \"command\"\nrun = \"true\"\n[stage.tokens]\nkind = \"command\"\nrun = \"true\"\n",
@@ -230,6 +238,42 @@ fn bash_completes_the_stages_and_profiles_of_the_pipeline_on_the_line() {
     assert_eq!(complete(&["flow", "log", "tok"]), ["tokens"]);
     let id = sandbox.ok(&["runs"]).split(' ').next().unwrap().to_owned();
     assert!(complete(&["flow", "show", ""]).contains(&id));
+    // In a terminal of its own, as it is typed; a machine without the shell leaves this out.
+    sandbox.write("comp.zsh", &sandbox.ok(&["completions", "zsh"]));
+    let mut zsh = std::process::Command::new("zsh");
+    sandbox.at_home(&mut zsh);
+    if is_there("zsh") {
+        let mut terminal = Terminal::start(
+            {
+                zsh.env("PATH", &path).env("PS1", "> ").args(["-f", "-i"]);
+                zsh
+            },
+            (100, 24),
+        );
+        terminal.type_("autoload -U compinit; compinit -u; source comp.zsh; echo rea''dy\n");
+        terminal.until("zsh is ready", |lines| lines.iter().any(|line| line == "ready"));
+        terminal.type_("flow run p.toml --only tok\t");
+        terminal.until("a stage", |lines| lines.iter().any(|line| line.contains("flow run p.toml --only tokens")));
+        terminal.type_("--profile mi\t");
+        terminal.until("a profile", |lines| lines.iter().any(|line| line.ends_with("--only tokens --profile mini")));
+    }
+    sandbox.write("comp.fish", &sandbox.ok(&["completions", "fish"]));
+    if is_there("fish") {
+        let complete = |line: &str| {
+            let mut fish = std::process::Command::new("fish");
+            sandbox.at_home(&mut fish);
+            let script = format!("source comp.fish; complete -C '{line}'");
+            let output = Output::of(fish.env("PATH", &path).args(["--no-config", "-c", &script]).output().unwrap());
+            assert_eq!((output.code, output.stderr.as_str()), (Some(0), ""), "{output}");
+            let words = output.stdout.lines().filter_map(|line| line.split('\t').next());
+            let mut words: Vec<String> = words.map(str::to_owned).collect();
+            words.sort();
+            words
+        };
+        assert_eq!(complete("flow run p.toml --only t"), ["tokens", "train"]);
+        assert_eq!(complete("flow plan p.toml --profile "), ["full", "mini"]);
+        assert!(complete("flow show ").contains(&id));
+    }
     // A file that is none breaks no line.
     sandbox.write("p.toml", "[[[");
     assert_eq!(complete(&["flow", "run", "p.toml", "--only", "t"]), [""; 0]);

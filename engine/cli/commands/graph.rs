@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use flow_engine::Graph;
+use flow_engine::{Graph, Node};
 
 use super::{Done, load, svg};
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
 /// Draws the graph of a pipeline.
 pub fn graph(args: &args::Graph) -> Done {
     let project = load(&args.pipeline)?;
-    let drawing = Drawing::of(project.graph());
+    let drawing = if args.nodes { Drawing::of_nodes(project.graph()) } else { Drawing::of(project.graph()) };
     let text = match args.format {
         GraphFormat::Ascii => drawing.ascii(),
         GraphFormat::Mermaid => drawing.mermaid(),
@@ -66,6 +66,16 @@ impl Drawing {
             stage.takes.sort_unstable();
         }
         Self { stages }
+    }
+
+    /// Every node as a row of its own.
+    fn of_nodes(graph: &Graph) -> Self {
+        let row = |(id, node): (usize, &Node)| {
+            let stage = graph.stage_of(id);
+            let (name, takes) = (node.name.clone(), node.dependencies.clone());
+            Row { name, kind: stage.kind.name, nodes: 1, on: stage.off.is_none(), takes }
+        };
+        Self { stages: graph.nodes.iter().enumerate().map(row).collect() }
     }
 
     fn ascii(&self) -> String {

@@ -47,16 +47,19 @@ pub fn log(args: &args::Log) -> Done {
 fn without_log(runs: &[RunInfo], stage: &str) -> Done {
     let ran = |how: Option<How>| matches!(how, None | Some(How::Ran | How::Resumed));
     let mut known = BTreeSet::new();
+    let mut was_there = false;
     for run in runs.iter().take(LOOK_BACK) {
+        let is_it = run.chooser(stage);
         let nodes = run.nodes().unwrap_or_default();
-        if nodes.iter().any(|(node, record)| is_of(node, stage) && ran(record.how)) {
+        was_there |= nodes.keys().any(|node| is_it(node));
+        if nodes.iter().any(|(node, record)| is_it(node) && ran(record.how)) {
             eprintln!("`{stage}` wrote nothing to its log in run {}", run.id);
             return Ok(());
         }
         known.extend(nodes.into_keys());
     }
     let wrong = Diagnostic::new(format!("no run has a log of `{stage}`"));
-    if known.iter().any(|node| is_of(node, stage)) {
+    if was_there {
         return Err(Failure::absent(wrong.hint("it was cached, and what does not run has no log")));
     }
     let mut stages: Vec<&str> =
@@ -78,9 +81,10 @@ fn logs(run: &RunInfo, stage: &str) -> Vec<(String, PathBuf)> {
     }
     // One that was cached has no log.
     let Some(dir) = own.parent() else { return Vec::new() };
+    let is_it = run.chooser(stage);
     let nodes = std::fs::read_dir(dir).into_iter().flatten().filter_map(|entry| {
         let file = entry.ok()?.file_name().into_string().ok()?;
-        let node = file.strip_suffix(".log").filter(|node| node.ends_with(']') && is_of(node, stage))?;
+        let node = file.strip_suffix(".log").filter(|node| node.ends_with(']') && is_it(node))?;
         Some((node.to_owned(), dir.join(&file)))
     });
     let mut nodes: Vec<_> = nodes.collect();
@@ -103,12 +107,12 @@ fn follow(history: &History, run: &str, stage: &str) -> Result<()> {
     let mut read: Vec<(String, u64)> = Vec::new();
     let mut last = None;
     let info = history.find(run)?;
-    let nodes = info.stages().into_iter().find(|known| known.name == stage).map_or(1, |known| known.nodes);
-    let mut ends = Ends { events: info.dir.join("events.jsonl"), at: 0, ended: BTreeSet::new() };
+    let (nodes, is_it) = (info.count(stage), info.chooser(stage));
+    let mut ends = Ends { is_it: &is_it, events: info.dir.join("events.jsonl"), at: 0, ended: BTreeSet::new() };
     loop {
         // Whether it is over must be known before its last lines are read.
         let info = history.find(run)?;
-        let over = !info.alive || ends.count(stage)? >= nodes;
+        let over = !info.alive || ends.count()? >= nodes;
         let logs = logs(&info, stage);
         for (name, path) in &logs {
             let at = read.iter().position(|(known, _)| known == name).unwrap_or_else(|| {
@@ -132,15 +136,16 @@ fn follow(history: &History, run: &str, stage: &str) -> Result<()> {
 }
 
 /// Which nodes have ended: reads of a run's events only what is new.
-struct Ends {
+struct Ends<'a> {
+    is_it: &'a dyn Fn(&str) -> bool,
     events: PathBuf,
     at: u64,
     ended: BTreeSet<String>,
 }
 
-impl Ends {
-    /// How many nodes of a stage have ended by now.
-    fn count(&mut self, stage: &str) -> Result<usize> {
+impl Ends<'_> {
+    /// How many of the nodes have ended by now.
+    fn count(&mut self) -> Result<usize> {
         let context = || format!("cannot read {}", self.events.display());
         let mut new = Vec::new();
         match File::open(&self.events) {
@@ -162,13 +167,8 @@ impl Ends {
                 self.ended.insert(node);
             }
         }
-        Ok(self.ended.iter().filter(|node| is_of(node, stage)).count())
+        Ok(self.ended.iter().filter(|node| (self.is_it)(node)).count())
     }
-}
-
-/// Whether a node is a stage's, or is the one of that name.
-fn is_of(node: &str, stage: &str) -> bool {
-    node.strip_prefix(stage).is_some_and(|rest| rest.is_empty() || rest.starts_with('['))
 }
 
 /// Prints a file from `start`; where it ended.

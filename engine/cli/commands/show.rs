@@ -112,7 +112,7 @@ fn failures(run: &RunInfo) -> Result<String> {
 /// The nodes of a run that a name means.
 fn select(run: &RunInfo, name: &str) -> Result<Vec<(String, NodeRecord)>, Failure> {
     let all = run.nodes()?;
-    let is_it = |node: &str| node.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('['));
+    let is_it = run.chooser(name);
     let mut nodes: Vec<_> = all.iter().filter(|(node, _)| is_it(node)).map(|(a, b)| (a.clone(), b.clone())).collect();
     if nodes.is_empty() {
         let wrong = Diagnostic::new(format!("run {} did not come to a stage `{name}`", run.id));

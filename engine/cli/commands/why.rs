@@ -32,14 +32,15 @@ pub fn why(args: &args::Why) -> Done {
         return Ok(out::write(&lines)?);
     }
     // Of many shards, those that are as they were say nothing.
-    let many = whys.len() > 1;
+    let (many, graph) = (whys.len() > 1, project.graph());
     let (quiet, told): (Vec<&Why>, Vec<&Why>) = whys.iter().partition(|why| many && is_quiet(why));
     let mut texts = Vec::new();
     if let (Some(first), Some(last)) = (quiet.first(), quiet.last()) {
         let names = if quiet.len() == 1 { first.node.clone() } else { format!("{} to {}", first.node, last.node) };
         texts.push(format!("{names}\n  {} cached, as they were\n", quiet.len()));
     }
-    texts.extend(told.iter().take(NODES).map(|why| text(why)));
+    let off = graph.select(&args.stage).ok().and_then(|nodes| graph.stage_of(*nodes.first()?).off.as_deref());
+    texts.extend(told.iter().take(NODES).map(|why| text(why, off.unwrap_or_default())));
     if told.len() > NODES {
         texts.push(format!("and {} more: name one, as {}\n", told.len() - NODES, told[NODES].node));
     }
@@ -50,10 +51,10 @@ fn is_quiet(why: &Why) -> bool {
     matches!(why.verdict, Verdict::Cached { .. }) && why.changes.is_empty()
 }
 
-/// For people.
-fn text(why: &Why) -> String {
+/// For people. `off`: why its stage is not part of a run.
+fn text(why: &Why, off: &str) -> String {
     let verdict = match &why.verdict {
-        Verdict::Off => "off: its `when` says that it is not wanted".to_owned(),
+        Verdict::Off => format!("off: {off}"),
         Verdict::Unselected => "not selected".to_owned(),
         Verdict::Cached { here: false, cost, .. } => {
             format!("known, took {}; its files are not here, and nobody needs them", duration(*cost))

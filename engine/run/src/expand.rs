@@ -2,11 +2,11 @@
 
 use std::{collections::HashMap, ops::Range};
 
-use flow_core::{Diagnostic, Mode};
+use flow_core::{Diagnostic, Mode, ValueKind};
 
 use crate::{
     find::Target,
-    graph::{Graph, Node, NodeId, PortInputs, Source, StageId, StageInfo, among, bracket},
+    graph::{Graph, Node, NodeId, PortInputs, Source, StageId, StageInfo, Variant, among, bracket},
     link::{Action, Draft, Taken},
 };
 
@@ -186,7 +186,7 @@ impl Expander<'_> {
     /// `when` does not hold, or a port at which only what is off would enter.
     fn why_off(&self, draft: &Draft, action: &Action) -> Option<String> {
         if !draft.variants[action.variant].common.when {
-            return Some("when = false".into());
+            return Some(why_not(&draft.variants[action.variant]));
         }
         action.ports.iter().find_map(|taken| {
             let off = |target: &Target| target.stage().filter(|stage| self.is_off(*stage, target));
@@ -301,5 +301,18 @@ impl Expander<'_> {
             }
         }
         Some(count.map_or(1, |(count, _)| count))
+    }
+}
+
+/// What of a `when` does not hold, as it is written and as it was read.
+fn why_not(variant: &Variant) -> String {
+    let when = variant.said.nearest("when");
+    let written = when.span.as_ref().and_then(|span| span.source.text.get(span.start..span.end));
+    let written = written.filter(|text| text.contains("${") && !text.contains('\n'));
+    match (&when.kind, written) {
+        (ValueKind::String(text), Some(written)) => format!("when = {written} is false: {}", text.trim()),
+        (ValueKind::String(text), None) => format!("when = \"{}\" is false", text.trim()),
+        (_, Some(written)) => format!("when = {written} is false"),
+        (_, None) => "when = false".to_owned(),
     }
 }

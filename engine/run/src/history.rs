@@ -12,7 +12,10 @@ use flow_cache::Cache;
 use flow_core::{Diagnostic, Digest, Event, How, Key, Record, did_you_mean};
 use serde::{Deserialize, Serialize};
 
-use crate::record::{ALIVE, EVENTS, HEARTBEAT, RUN, RunHead, StageHead, host, log_path, now};
+use crate::{
+    graph::{bracket, chooses},
+    record::{ALIVE, EVENTS, HEARTBEAT, RUN, RunHead, StageHead, host, log_path, now},
+};
 
 /// A run on another machine that did not show itself for so long is dead.
 const HEART_STOPS: Duration = HEARTBEAT.saturating_mul(6);
@@ -49,6 +52,9 @@ pub struct NodeRecord {
     pub seconds: f64,
     /// The size of its result.
     pub bytes: u64,
+    /// It failed, and was not just interrupted.
+    #[serde(default)]
+    pub failed: bool,
 }
 
 /// What a node measured.
@@ -243,14 +249,20 @@ impl RunInfo {
         for record in self.events()? {
             match record.event {
                 Event::Started { node, key, .. } => {
-                    nodes.insert(node, NodeRecord { key, how: None, digest: None, seconds: 0.0, bytes: 0 });
+                    nodes.insert(
+                        node,
+                        NodeRecord { key, how: None, digest: None, seconds: 0.0, bytes: 0, failed: false },
+                    );
                 }
                 Event::Finished { node, how, key, digest, seconds, bytes, .. } => {
-                    nodes.insert(node, NodeRecord { key, how: Some(how), digest: Some(digest), seconds, bytes });
+                    nodes.insert(
+                        node,
+                        NodeRecord { key, how: Some(how), digest: Some(digest), seconds, bytes, failed: false },
+                    );
                 }
                 Event::Failed { node, seconds, .. } => {
                     if let Some(node) = nodes.get_mut(&node) {
-                        node.seconds = seconds;
+                        (node.seconds, node.failed) = (seconds, true);
                     }
                 }
                 _ => {}
@@ -281,6 +293,37 @@ impl RunInfo {
         let Some(other) = &self.head.same_nodes_as else { return self.head.stages.clone() };
         let bytes = fs::read(self.dir.with_file_name(other).join(RUN)).unwrap_or_default();
         serde_json::from_slice(&bytes).map_or_else(|_| Vec::new(), |head: RunHead| head.stages)
+    }
+
+    /// Which of the run's nodes a name means: a stage, `tokens[2]` by its number, `train[lr=1e-3]` by words of its name.
+    pub fn chooser(&self, name: &str) -> impl Fn(&str) -> bool + use<> {
+        let asked = bracket(name).map(|(stage, inside)| (stage.to_owned(), inside.trim().to_owned()));
+        // In a matrix a number is a place among all of its combinations.
+        let nth = asked.as_ref().and_then(|(stage, inside)| {
+            let nth: usize = inside.parse().ok()?;
+            self.stages().into_iter().find(|known| known.name == *stage)?.labels.into_iter().nth(nth)
+        });
+        let name = name.to_owned();
+        move |node| match (bracket(node), &asked) {
+            _ if node == name => true,
+            (Some((stage, _)), None) => stage == name,
+            (Some((stage, have)), Some((of, inside))) if stage == of => match &nth {
+                Some(label) => label == have,
+                None => chooses(inside, have),
+            },
+            _ => false,
+        }
+    }
+
+    /// How many nodes of the run a name means.
+    #[must_use]
+    pub fn count(&self, name: &str) -> usize {
+        let stages = self.stages();
+        let (stage, is_all) = bracket(name).map_or((name, true), |(stage, _)| (stage, false));
+        let Some(stage) = stages.iter().find(|known| known.name == stage) else { return 1 };
+        let is_it = self.chooser(name);
+        let chosen = stage.labels.iter().filter(|label| is_it(&format!("{}[{label}]", stage.name))).count();
+        if is_all { stage.nodes } else { chosen.max(1) }
     }
 
     /// Where the log of a node is, if it wrote one: plain lines.

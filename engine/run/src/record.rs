@@ -17,7 +17,10 @@ use flow_cache::Cache;
 use flow_core::{Digest, Event, How, Level, Record, Sink};
 use serde::{Deserialize, Serialize};
 
-use crate::{graph::Graph, summary::Summary};
+use crate::{
+    graph::{Graph, Node, bracket},
+    summary::Summary,
+};
 
 /// How many of the last lines of a node's log a failure shows.
 const TAIL: usize = 20;
@@ -84,6 +87,9 @@ pub struct StageHead {
     pub version: u32,
     /// How many nodes of it were asked for.
     pub nodes: usize,
+    /// What tells the nodes of a matrix apart, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labels: Vec<String>,
 }
 
 /// The stages of the nodes that are asked for, in the order of running.
@@ -95,8 +101,15 @@ pub fn stage_heads(graph: &Graph, wanted: &[bool]) -> Vec<StageHead> {
         kind: stage.kind.name.to_owned(),
         version: stage.kind.version,
         nodes: wanted[stage.nodes.clone()].iter().filter(|wanted| **wanted).count(),
+        labels: graph.nodes[stage.nodes.clone()].iter().filter_map(label).collect(),
     });
     heads.filter(|stage| stage.nodes > 0).collect()
+}
+
+/// `lr=0.001` of `train[lr=0.001]`.
+fn label(node: &Node) -> Option<String> {
+    let (_, inside) = bracket(&node.name).filter(|(_, inside)| inside.contains('='))?;
+    Some(inside.to_owned())
 }
 
 /// What a run is, when it begins.

@@ -222,8 +222,12 @@ impl<'a> Explainer<'a> {
         }
         let Some((_, before)) = self.previous(node) else { return "never ran before".into() };
         if before.key == work.key {
-            let failed = before.how.is_none();
-            return if failed { "did not finish last time" } else { "its result is no longer in the cache" }.into();
+            let said = match before.how {
+                None if before.failed => "failed last time",
+                None => "did not finish last time",
+                Some(_) => "its result is no longer in the cache",
+            };
+            return said.into();
         }
         let Ok(Some(record)) = self.cache.record(&before.key) else { return "changed since the last run".into() };
         let changes = changes(&record.parts, &work.parts);

@@ -193,7 +193,7 @@ fn an_interrupted_stage_goes_on_where_it_was() {
         assert_eq!(summary.failed, 1);
         assert_eq!(lab.failures()[0].1, [format!("stopped after step {step}")]);
     }
-    assert_eq!(lab.planned(), ["s: run (did not finish last time), resumes"]);
+    assert_eq!(lab.planned(), ["s: run (failed last time), resumes"]);
     assert_eq!(lab.run(), "s");
     let events = lab.events.lock().unwrap();
     assert!(events.iter().any(|event| matches!(event, Event::Finished { how: How::Resumed, .. })));

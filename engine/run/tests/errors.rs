@@ -191,7 +191,7 @@ fn an_input_that_changes_under_a_stage_spoils_no_key() {
     assert_eq!(summary.failed, 1);
     assert!(lab.failures()[0].1[0].contains("`in` changed while `a` ran"), "{:?}", lab.failures());
     lab.write("in", "good");
-    assert_eq!(lab.planned(), ["a: run (did not finish last time)"], "nothing was kept under the key of `good`");
+    assert_eq!(lab.planned(), ["a: run (failed last time)"], "nothing was kept under the key of `good`");
 }
 
 #[test]
