@@ -15,12 +15,12 @@ use rayon::prelude::*;
 use crate::{
     cache::Cache,
     fault::fault,
-    files::{Explain as _, list, par_shards, remove_all, shards, usage},
+    files::{Explain as _, list, par_shards, remove_all, shards, usage, write_atomic},
     holds::Closed,
     lock::KeyLock,
     paths::{parse_object, parse_scratch},
     proof::{Meta, now},
-    record::{Bad, ResultRecord},
+    record::{Bad, ResultRecord, marked},
 };
 
 /// How long gc waits for flows that are just looking results up.
@@ -115,6 +115,8 @@ struct Candidate {
     freed: bool,
     /// Somebody uses it or wants it.
     fixed: bool,
+    /// Somebody wants its record.
+    known: bool,
 }
 
 impl Cache {
@@ -186,7 +188,9 @@ struct Gc<'a> {
 impl Gc<'_> {
     fn candidates(&mut self, closed: &Closed) -> Result<Vec<Candidate>> {
         let pins = self.cache.pins()?;
-        let pins: HashSet<Key> = pins.into_iter().map(|(key, _)| key).collect();
+        let of =
+            |whole: bool| -> HashSet<Key> { pins.iter().filter(|pin| pin.whole == whole).map(|pin| pin.key).collect() };
+        let (pins, known) = (of(true), of(false));
         let mut candidates = self.cache.each_record(candidate)?;
         for candidate in &mut candidates {
             let in_use = closed.held.contains(&candidate.key.0) || closed.held.contains(&candidate.view.0);
@@ -196,6 +200,7 @@ impl Gc<'_> {
             self.report.pinned += usize::from(pinned);
             self.report.wanted += usize::from(wanted);
             candidate.fixed = in_use || pinned || wanted;
+            candidate.known = known.contains(&candidate.key);
             // Others may have brought them back for who uses it now.
             if candidate.freed && !in_use {
                 candidate.objects.clear();
@@ -224,7 +229,9 @@ impl Gc<'_> {
                 full = full || self.policy.max_size.is_some_and(|max| size + more(&seen) > max);
                 full.then(|| "the cache is larger than it may be, and others were used later".to_owned())
             };
-            if let Some(why) = why {
+            if let Some(why) = why.as_ref().filter(|_| candidate.known) {
+                kept.push(self.forget_objects(candidate, why)?);
+            } else if let Some(why) = why {
                 let Candidate { key, kind, path, bytes, .. } = candidate;
                 going.push(GcItem { key: Some(key), kind, path, why, bytes });
             } else {
@@ -241,6 +248,22 @@ impl Gc<'_> {
         self.gone(gone.into_iter().flatten());
         self.report.kept = kept.len();
         Ok(kept)
+    }
+
+    /// What a pinned result was made of goes but for its record.
+    fn forget_objects(&mut self, candidate: Candidate, why: &str) -> Result<Candidate> {
+        let Candidate { key, path, kind, freed, .. } = &candidate;
+        if !freed {
+            if !self.policy.dry_run {
+                let bytes = fs::read(path).with_context(|| format!("cannot read the record {}", path.display()))?;
+                write_atomic(&self.cache.tmp(), path, &marked(&bytes, true)?, false, "gc:marked")
+                    .explain(self.cache.root(), || format!("write {}", path.display()))?;
+                self.cache.memo().forget_result(key);
+            }
+            let why = format!("{why}; its record stays, as a pinned result is made of it");
+            self.report.items.push(GcItem { key: Some(*key), kind: kind.clone(), path: path.clone(), why, bytes: 0 });
+        }
+        Ok(Candidate { objects: Vec::new(), ..candidate })
     }
 
     /// Objects that no record names any more: of what just went, and of commits that were killed.
@@ -381,7 +404,7 @@ fn candidate(key: Key, path: PathBuf, record: Result<ResultRecord, Bad>) -> Resu
     let objects = entries.map(|entry| (entry.digest, entry.executable, entry.size));
     let objects = objects.collect();
     let (used, bytes, view, kind) = (meta.stat.mtime, meta.stat.size, record.tree.digest(), record.parts.kind);
-    Ok(Some(Candidate { key, path, kind, used, bytes, view, objects, freed: record.freed, fixed: false }))
+    Ok(Some(Candidate { key, path, kind, used, bytes, view, objects, freed: record.freed, fixed: false, known: false }))
 }
 
 fn item(kind: &str, path: PathBuf, why: &str, bytes: u64) -> GcItem {

@@ -50,6 +50,7 @@ pub use claim::{Claim, ClaimOptions, Slot};
 pub use files::Unusable;
 pub use gc::{GcItem, GcPolicy, GcReport, KindStats, Stats};
 pub use lookup::Outcome;
+pub use pin::Pin;
 pub use place::Place;
 pub use record::{Origin, ResultRecord};
 pub use remote::{

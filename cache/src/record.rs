@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::Result;
 use flow_core::{Digest, Entry, Key, KeyParts, Tree};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::remote::PublicKey;
 
@@ -112,11 +114,22 @@ impl ResultRecord {
     }
 }
 
+/// A record as it was written, with the mark that its objects are elsewhere or without it. A field that this flow does
+/// not know stays, as it is signed.
+pub(crate) fn marked(record: &[u8], freed: bool) -> Result<Vec<u8>> {
+    let mut json: Map<String, Value> = serde_json::from_slice(record)?;
+    json.remove("freed");
+    if freed {
+        json.insert("freed".into(), true.into());
+    }
+    Ok(serde_json::to_vec(&json)?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use flow_core::KEY_FORMAT;
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     fn sample() -> (Key, Value) {
         let inputs = [("input".to_owned(), vec![Digest::of(b"i")])].into();

@@ -1,7 +1,7 @@
 //! Reading everything again.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     path::PathBuf,
     sync::{
         Mutex, PoisonError,
@@ -44,10 +44,10 @@ pub struct VerifyReport {
 }
 
 impl VerifyReport {
-    /// Nothing is wrong.
+    /// Nothing is wrong any more.
     #[must_use]
     pub fn is_good(&self) -> bool {
-        self.damaged.is_empty() && self.missing.is_empty() && self.bad_records.is_empty()
+        self.damaged.iter().chain(&self.missing).all(|object| object.restored) && self.bad_records.is_empty()
     }
 }
 
@@ -60,6 +60,8 @@ pub struct Damaged {
     pub why: String,
     /// The results that it spoils; they are made again when they are needed.
     pub results: Vec<Key>,
+    /// The team had it, and it is good again.
+    pub restored: bool,
 }
 
 /// A record that cannot be used.
@@ -72,7 +74,8 @@ pub struct BadRecord {
 }
 
 impl Cache {
-    /// Hashes all objects and reads all records. `progress` is told the bytes read and their total, from many threads.
+    /// Hashes all objects and reads all records. What is damaged or missing the team is asked for, if there is one: an
+    /// object is what its name says, whoever gives it. `progress` is told the bytes read and their total, from many threads.
     /// Flows may run meanwhile.
     ///
     /// # Errors
@@ -112,23 +115,30 @@ impl Cache {
         let checked = self.each_record(|key, path, record| {
             let lacks = record.map(|record| -> Result<_> {
                 let mut lacks = Vec::new();
-                for entry in record.tree.entries() {
+                // What is only known need not be here.
+                for entry in record.tree.entries().iter().filter(|_| !record.freed) {
                     let object = self.entry_path(entry);
-                    if bad.contains_key(&object) || (!record.freed && Meta::find(&object, false)?.is_none()) {
+                    if bad.contains_key(&object) || Meta::find(&object, false)?.is_none() {
                         lacks.push(object);
                     }
                 }
-                Ok(lacks)
+                let record = (!lacks.is_empty()).then_some(record);
+                Ok((lacks, record))
             });
             Ok(Some((key, path, lacks)))
         })?;
+        let mut restored: HashSet<PathBuf> = HashSet::new();
         for (key, path, lacks) in checked {
             match lacks {
                 Ok(lacks) => {
                     report.results += 1;
-                    let lacks = lacks?;
-                    if !lacks.is_empty() {
-                        self.put_aside(&key, &path)?;
+                    let (lacks, record) = lacks?;
+                    if let Some(record) = record {
+                        if self.remote().is_some_and(|remote| remote.restore(record, &path)) {
+                            restored.extend(lacks.iter().cloned());
+                        } else {
+                            self.put_aside(&key, &path)?;
+                        }
                     }
                     for object in lacks {
                         if bad.contains_key(&object) {
@@ -148,14 +158,24 @@ impl Cache {
             }
         }
         drop(inside);
+        let told = |path: PathBuf, why: String, results: Vec<Key>| {
+            let restored = restored.contains(&path);
+            let then = match (restored, results.is_empty()) {
+                (true, _) => "; the team had it, and it is good again",
+                (false, true) => "",
+                (false, false) => ": what has it is made again",
+            };
+            Damaged { path, why: why + then, results, restored }
+        };
         report.damaged = bad
             .into_iter()
-            .map(|(path, why)| Damaged { results: spoiled.remove(&path).unwrap_or_default(), path, why })
+            .map(|(path, why)| {
+                let results = spoiled.remove(&path).unwrap_or_default();
+                told(path, why, results)
+            })
             .collect();
-        report.missing = missing
-            .into_iter()
-            .map(|(path, results)| Damaged { path, why: "it is not there: what has it is made again".into(), results })
-            .collect();
+        report.missing =
+            missing.into_iter().map(|(path, results)| told(path, "it is not there".into(), results)).collect();
         Ok(report)
     }
 

@@ -334,7 +334,7 @@ pub enum Cache {
         #[arg(long)]
         dry_run: bool,
     },
-    /// Read everything again, and put aside what is damaged
+    /// Read everything again, put aside what is damaged, and fetch it again if the team has it
     Verify,
     /// Keep results of a pipeline whatever gc is asked for; without a pipeline, list what is kept
     Pin {

@@ -214,3 +214,93 @@ fn who_is_not_trusted_any_more_is_not_believed_in_what_did_not_come() {
     assert_eq!(events.ran(), ["raw", "text"], "{output}");
     assert!(output.stdout.contains("it is not signed"), "{output}");
 }
+
+#[test]
+fn a_pin_keeps_the_records_that_its_key_is_made_of() {
+    let team = Team::new(&pipeline(""));
+    let bob = team.person("read");
+    bob.write("flow.toml", "");
+    bob.ok(&["run", "p.toml"]);
+    bob.ok(&["cache", "pin", "p.toml", "end"]);
+    let gc = ["cache", "gc", "--max-size", "0", "--keep-runs", "0s"];
+    let dry = bob.ok(&[&gc[..], &["--dry-run"]].concat());
+    assert!(dry.matches("its record stays").count() == 2 && has(&bob).len() == 4, "{dry}");
+    bob.ok(&gc);
+    assert_eq!(has(&bob), ["raw text end ".to_owned()].into());
+    bob.ok(&["cache", "verify"]);
+    // It is found again, and what is not pinned is made with what it takes.
+    assert_eq!(bob.json(&["end"]).how(), [("end", "cached"), ("raw", "cached"), ("text", "cached")].into());
+    assert_eq!(bob.json(&[]).ran(), ["raw", "side"]);
+    // Another pin is made of what is let go: its record stays for it.
+    bob.ok(&["cache", "pin", "p.toml", "text"]);
+    bob.ok(&["cache", "unpin", "p.toml", "text"]);
+    bob.ok(&gc);
+    assert_eq!(bob.json(&["end"]).ran(), [""; 0]);
+    assert_eq!(fs::read_dir(bob.cache().join("pins")).unwrap().count(), 3);
+    bob.ok(&["cache", "unpin", "p.toml"]);
+    assert_eq!(fs::read_dir(bob.cache().join("pins")).unwrap().count(), 0);
+    bob.ok(&gc);
+    assert_eq!(bob.json(&["end"]).ran(), ["end", "raw", "text"]);
+}
+
+#[test]
+fn verify_brings_back_what_the_team_has() {
+    let team = Team::new(&pipeline(""));
+    let bob = team.person("read");
+    bob.ok(&["run", "p.toml", "raw", "text", "side", "end"]);
+    let spoil = || {
+        for (n, object) in objects(&bob.cache().join("objects")).into_iter().enumerate() {
+            fs::remove_file(&object).unwrap();
+            if n % 2 == 0 {
+                fs::write(object, "rotten").unwrap();
+            }
+        }
+    };
+    spoil();
+    let verify = bob.run(&["cache", "verify"]);
+    assert!(verify.code == Some(0) && verify.stderr.contains("4 things damaged, and the team had all"), "{verify}");
+    assert_eq!(verify.stdout.matches("the team had it").count(), 4, "{verify}");
+    assert_eq!(has(&bob).len(), 4);
+    assert!(bob.ok(&["cache", "verify"]).is_empty());
+    assert_eq!(bob.json(&[]).ran(), [""; 0]);
+    // What the team does not have is said, and is made again.
+    team.keep(&["raw 1\n"]);
+    spoil();
+    let verify = bob.run(&["cache", "verify"]);
+    assert!(verify.code == Some(3) && verify.stdout.matches("the team had it").count() == 1, "{verify}");
+    bob.write("flow.toml", "");
+    assert_eq!(bob.json(&[]).ran(), ["end", "side", "text"]);
+}
+
+#[test]
+fn the_doctor_looks_at_the_team() {
+    let team = Team::new(&pipeline(""));
+    let bob = team.person("read-write");
+    let line = |code: i32| {
+        let doctor = bob.run(&["doctor"]);
+        let line = doctor.stdout.lines().find(|line| line.contains(" team ")).unwrap_or_default().to_owned();
+        // Another thing may be wrong with this machine.
+        assert!(code == 0 || doctor.code == Some(code), "{doctor}");
+        line
+    };
+    let good = line(0);
+    assert!(good.starts_with("ok") && good.contains("read-write, answers in"), "{good}");
+    assert!(good.contains("signs nothing, trusts everybody"), "{good}");
+    let settings = bob.read("flow.toml");
+    bob.write("flow.toml", &format!("{settings}sign_key = \"nowhere\"\n"));
+    let bad = line(3);
+    assert!(bad.starts_with("BAD") && bad.contains("cannot read the signing key"), "{bad}");
+    let push = {
+        bob.ok(&["run", "p.toml"]);
+        bob.run(&["cache", "push", "p.toml"])
+    };
+    assert!(push.code == Some(3) && push.stderr.contains("cannot read the signing key"), "{push}");
+    let key = bob.ok(&["cache", "keygen", "key"]);
+    bob.write("flow.toml", &format!("{settings}sign_key = \"key\"\ntrusted_keys = [\"{} bob\"]\n", key.trim()));
+    let good = line(0);
+    assert!(good.contains(&format!("signs as {}, trusts bob", key.trim())), "{good}");
+    fs::rename(team.dir.path().join("results"), bob.outside("results")).unwrap();
+    fs::remove_dir_all(team.dir.path()).unwrap();
+    let bad = line(3);
+    assert!(bad.starts_with("BAD") && bad.contains("cannot be used"), "{bad}");
+}

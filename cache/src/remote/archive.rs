@@ -20,7 +20,7 @@ use super::{LONGEST_RECORD, Trust, accept, object_names, record_name, send, sign
 use crate::{
     cache::Cache,
     files::{create_new, fresh, remove_all},
-    record::{Origin, ResultRecord},
+    record::{Origin, ResultRecord, marked},
 };
 
 const LEVEL: i32 = 3;
@@ -115,7 +115,7 @@ impl Cache {
                 archived.bytes += entry.size;
             }
             let bytes = match &record.shared {
-                Some(_) => send::marked(&bytes, record.freed)?,
+                Some(_) => marked(&bytes, record.freed)?,
                 None => {
                     let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
                     let key = signer.map(Signer::public);

@@ -19,7 +19,6 @@ use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use super::{
     LEAST, Remote, STALL, TeamResult, asked_to_stop, object_names,
     pace::Pace,
-    send::marked,
     store::{Failure, Kind},
     within,
 };
@@ -30,7 +29,7 @@ use crate::{
     lookup::Outcome,
     memo::Known,
     proof::{Id, Meta, Proof, now, wait_a_tick},
-    record::ResultRecord,
+    record::{ResultRecord, marked},
     trust::Object,
 };
 

@@ -26,9 +26,10 @@ mod web;
 
 use std::{
     collections::HashSet,
-    path::PathBuf,
+    fs,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, atomic::AtomicBool},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -226,6 +227,35 @@ impl Remote {
                 () = asked_to_stop(cancel) => Err(Cancelled.into()),
             }
         })
+    }
+
+    /// Brings back the objects of a result of this cache, whose record lies in `path`; whoever has them may give them.
+    /// Whether all are here again.
+    pub(crate) fn restore(&self, record: ResultRecord, path: &Path) -> bool {
+        let Ok(bytes) = fs::read(path) else { return false };
+        let result = TeamResult { by: record.host.clone(), time: record.created, record, bytes: bytes.into() };
+        self.may_read() && !self.has_failed() && self.pull_now(&result, &|_| (), &Cancel::default()).is_ok()
+    }
+
+    /// How long it takes to answer.
+    ///
+    /// # Errors
+    /// It does not, or it refuses.
+    pub fn probe(&self) -> Result<Duration> {
+        let runtime = self.runtime().context("no threads can be started")?;
+        let store = self.store().map_err(|failure| failure.error)?;
+        let began = Instant::now();
+        let asked = async { within(ANSWER, store.get(&record_name(&Key([0; 32])), 0)).await };
+        runtime.block_on(asked).map_err(|failure| failure.error)?;
+        Ok(began.elapsed())
+    }
+
+    /// The key that what goes out is signed with.
+    ///
+    /// # Errors
+    /// It is named and cannot be read.
+    pub fn signs_as(&self) -> Result<Option<PublicKey>> {
+        Ok(self.signer().map_err(|failure| failure.error)?.map(sign::Signer::public))
     }
 
     /// Every key that the team has a result of.

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     files::{Explain as _, list},
     lock::{KeyLock, host},
-    record::{Origin, ResultRecord},
+    record::{Origin, ResultRecord, marked},
     trust::Object,
 };
 
@@ -128,7 +128,7 @@ impl Remote {
     }
 
     /// Who signs what goes out, if somebody does.
-    fn signer(&self) -> Result<Option<&Signer>, Failure> {
+    pub(super) fn signer(&self) -> Result<Option<&Signer>, Failure> {
         let read = || {
             let file = self.inner.config.trust.sign_key.as_deref();
             file.map(Signer::read).transpose().map_err(|error| format!("{error:#}"))
@@ -382,17 +382,6 @@ pub(crate) fn signed(record: ResultRecord, origin: Origin, signer: Option<&Signe
     let mut json = serde_json::to_value(&record)?;
     if let Some(signer) = signer {
         json["shared"]["signature"] = signer.sign(&json).into();
-    }
-    Ok(serde_json::to_vec(&json)?)
-}
-
-/// A record as it was written, with the mark that its objects are elsewhere or without it. A field that this flow does
-/// not know stays, as it is signed.
-pub(crate) fn marked(record: &[u8], freed: bool) -> Result<Vec<u8>> {
-    let mut json: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(record)?;
-    json.remove("freed");
-    if freed {
-        json.insert("freed".into(), true.into());
     }
     Ok(serde_json::to_vec(&json)?)
 }

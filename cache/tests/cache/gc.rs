@@ -100,8 +100,10 @@ fn what_is_wanted_stays() {
 fn what_is_pinned_stays_until_it_is_let_go() {
     let (_dir, cache) = aged();
     let pinned = parts(3).key();
-    cache.pin(&pinned, "for the paper").unwrap();
-    assert_eq!(again(&cache).pins().unwrap(), [(pinned, "for the paper".to_owned())]);
+    let note = "for the paper".to_owned();
+    let pin = flow_cache::Pin { key: pinned, note, whole: true, needs: Vec::new() };
+    cache.pin(&pin).unwrap();
+    assert_eq!(again(&cache).pins().unwrap(), [pin]);
     let report = gc(&cache, Some(DAY), Some(0), false);
     assert_eq!((report.kept, report.pinned, report.in_use), (1, 1, 0));
     assert_eq!(there(&cache), [3]);

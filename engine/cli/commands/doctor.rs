@@ -6,12 +6,16 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use flow_cache::Cache;
+use flow_cache::{Cache, RemoteConfig};
 use flow_core::Diagnostic;
 use flow_engine::Settings;
 
 use super::Done;
-use crate::{failure::Failure, out, ui::format::bytes};
+use crate::{
+    failure::Failure,
+    out,
+    ui::format::{bytes, duration},
+};
 
 /// Where the way out may lead through.
 const PROXIES: [&str; 4] = ["https_proxy", "http_proxy", "all_proxy", "no_proxy"];
@@ -49,6 +53,9 @@ pub fn doctor() -> Done {
             tell_settings(&settings, &mut report);
             report.say("cache", cache(&settings.cache_dir));
             report.say("locks", locks(&settings.cache_dir));
+            if let Some(remote) = &settings.remote {
+                report.say("team", team(&settings.cache_dir, &remote.config));
+            }
         }
         Err(errors) => {
             report.settings = true;
@@ -111,6 +118,24 @@ fn cache(dir: &Path) -> Result<String> {
     let space = rustix::fs::statvfs(cache.root()).with_context(|| format!("cannot ask for the room in {root}"))?;
     let free = space.f_bavail.saturating_mul(space.f_frsize);
     Ok(format!("{root}, writable, {} free of {}", bytes(free), bytes(space.f_blocks.saturating_mul(space.f_frsize))))
+}
+
+/// The team's cache answers, and what goes out can be signed as it is asked for.
+fn team(cache_dir: &Path, config: &RemoteConfig) -> Result<String> {
+    let cache = Cache::open(cache_dir)?;
+    cache.connect(config.clone());
+    let Some(remote) = cache.remote() else { bail!("it cannot be connected") };
+    let signed = match remote.signs_as()? {
+        Some(key) => format!("signs as {key}"),
+        None => "signs nothing".into(),
+    };
+    let took = remote.probe().with_context(|| format!("{} cannot be used", remote.location()))?;
+    let mode = if remote.writes() { "read-write" } else { "read" };
+    let names = config.trust.trusted_keys.iter().map(|key| key.name.clone().unwrap_or_else(|| key.key.to_string()));
+    let trusted = names.collect::<Vec<_>>().join(", ");
+    let trusts = if trusted.is_empty() { "everybody".into() } else { trusted };
+    let took = duration(took.as_secs_f64());
+    Ok(format!("{}, {mode}, answers in {took}, {signed}, trusts {trusts}", remote.location()))
 }
 
 /// Locks hold: who has the same file open cannot take what is taken.

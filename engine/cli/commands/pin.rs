@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use flow_cache::Pin;
 use flow_core::Diagnostic;
 use flow_engine::{Project, RunOptions, Verdict, project_dir};
 
@@ -19,7 +20,8 @@ pub fn list() -> Done {
     let rows: Vec<Vec<String>> = cache
         .pins()?
         .into_iter()
-        .map(|(key, note)| {
+        .filter(|pin| pin.whole)
+        .map(|Pin { key, note, .. }| {
             let mut lines = note.lines().map(str::to_owned);
             let (file, node) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
             vec![key.short(), node, file]
@@ -37,16 +39,25 @@ pub fn pin(file: &Path, stage: Option<&str>, profile: Option<&str>) -> Done {
         None => (0..project.graph().nodes.len()).collect(),
     };
     let plan = flow_engine::plan(&project, &cache, &RunOptions::default())?;
+    let graph = project.graph();
+    let key = |id: usize| match &plan.nodes[id].verdict {
+        Verdict::Cached { key, .. } | Verdict::Team { key, .. } => Some(*key),
+        _ => None,
+    };
+    // The records of what a key is made of are kept with it: without them nobody would find it again.
+    let kept = graph.closure(wanted.iter().copied(), true);
     let (mut pinned, mut without) = (0, Vec::new());
-    for planned in plan.nodes.iter().filter(|planned| wanted.contains(&planned.node)) {
-        let node = project.graph().nodes[planned.node].name.as_str();
-        match &planned.verdict {
-            Verdict::Cached { key, .. } | Verdict::Team { key, .. } => {
-                cache.pin(key, &note(&project, node))?;
-                pinned += 1;
+    for id in (0..graph.nodes.len()).filter(|&id| kept[id]) {
+        let (node, whole) = (graph.nodes[id].name.as_str(), wanted.contains(&id));
+        match key(id) {
+            Some(key_of) => {
+                let note = if whole { note(&project, node) } else { String::new() };
+                let needs = graph.nodes[id].dependencies.iter().filter_map(|&from| key(from)).collect();
+                cache.pin(&Pin { key: key_of, note, whole, needs })?;
+                pinned += usize::from(whole);
             }
-            Verdict::Off => {}
-            _ => without.push(node),
+            None if whole && !matches!(plan.nodes[id].verdict, Verdict::Off) => without.push(node),
+            None => {}
         }
     }
     eprintln!("pinned {}", plural(pinned, "result"));
@@ -63,7 +74,7 @@ pub fn unpin(file: &Path, stage: Option<&str>) -> Done {
     let (_, cache) = open(&dir)?;
     let file = file.file_name().map_or_else(|| dir.clone(), |name| dir.join(name)).display().to_string();
     let mut unpinned = 0;
-    for (key, note) in cache.pins()? {
+    for Pin { key, note, .. } in cache.pins()?.into_iter().filter(|pin| pin.whole) {
         let mut lines = note.lines();
         let (of, node) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
         let of_stage = |stage: &str| node == stage || node.split('[').next() == Some(stage);

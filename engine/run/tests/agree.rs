@@ -9,7 +9,7 @@ use std::{
 };
 
 use flow_core::Event;
-use flow_engine::{RunOptions, Verdict};
+use flow_engine::{Need, RunOptions, Verdict};
 use kinds::Lab;
 
 /// A small generator of numbers: the tests are the same every time.
@@ -85,6 +85,98 @@ fn a_plan_agrees_with_the_run_after_it() {
             lab.write(&format!("in/{file}"), &format!("content {file}{}", "!".repeat(random.below(2) as usize)));
         }
     }
+}
+
+/// What is asked for: mostly everything; else some stages, by name, alone or by force.
+fn random_options(random: &mut Lcg, stages: u64) -> RunOptions {
+    let mut options = RunOptions::default();
+    for names in [&mut options.force, &mut options.only, &mut options.targets] {
+        if random.below(4) == 0 {
+            (0..=random.below(2)).for_each(|_| names.push(format!("s{}", random.below(stages))));
+        }
+    }
+    options
+}
+
+#[test]
+fn plans_agree_with_runs_where_files_are_not_here() {
+    let (mut fetched, mut spared, mut refused, mut made_again) = (0, 0, 0, 0);
+    for seed in 0..24 {
+        let mut random = Lcg(seed ^ 0x7ea);
+        let stages = 3 + random.below(8);
+        let text: String = random_pipeline(&mut random, stages)
+            .split_inclusive('\n')
+            .map(|line| match line.starts_with("[stage.") && random.below(4) == 0 {
+                true => format!("{line}temp = true\n"),
+                false => line.to_owned(),
+            })
+            .collect();
+        let team = tempfile::tempdir().unwrap();
+        let people = ["alice", "bob"].map(|_| {
+            let mut lab = Lab::new(&text);
+            (0..4).for_each(|i| lab.write(&format!("in/{i}"), &format!("content {i}")));
+            lab.team = Some(team.path().to_owned());
+            lab
+        });
+        for round in 0..8 {
+            let lab = &people[random.below(2) as usize];
+            let options = random_options(&mut random, stages);
+            let at = format!("seed {seed}, round {round}, {options:?}\n{text}");
+            let project = lab.load().unwrap();
+            let planned = flow_engine::plan(&project, &lab.open(), &options);
+            lab.take_ran();
+            let run = lab.try_run(&options);
+            let ran: HashSet<_> = lab.take_ran().into_iter().collect();
+            let (plan, summary) = match (planned, run) {
+                (Ok(plan), Ok(summary)) => (plan, summary),
+                (Err(plan), Err(run)) => {
+                    assert!(
+                        plan.to_string().contains("may not run") && run.to_string().contains("may not run"),
+                        "{at}"
+                    );
+                    refused += 1;
+                    continue;
+                }
+                (plan, run) => panic!("{plan:?}\n{run:?}\n{at}"),
+            };
+            // What is only known when others ran may then turn out not to be there, and not be allowed to run.
+            assert!(summary.ok || !options.only.is_empty(), "{at}");
+            let mut keys = HashSet::new();
+            for planned in &plan.nodes {
+                let name = &project.graph().nodes[planned.node].name;
+                match &planned.verdict {
+                    Verdict::Run { key, .. } => {
+                        let first = keys.insert(*key);
+                        assert!(!first || !summary.ok || ran.contains(name), "{name} did not run: {at}");
+                        made_again += usize::from(project.graph().common(planned.node).temp);
+                    }
+                    Verdict::Team { need, .. } => {
+                        assert!(!ran.contains(name), "{name} ran: {at}");
+                        fetched += usize::from(*need == Need::Yes);
+                        spared += usize::from(*need == Need::No);
+                    }
+                    Verdict::Cached { .. } | Verdict::Off | Verdict::Unselected => {
+                        assert!(!ran.contains(name), "{name} ran: {at}");
+                    }
+                    Verdict::After { .. } => {}
+                }
+            }
+            let file = random.below(4);
+            let text = format!("content {file}{}", "!".repeat(random.below(3) as usize));
+            people.iter().for_each(|lab| lab.write(&format!("in/{file}"), &text));
+        }
+        // Whoever made what: they have the same.
+        let digests = people.each_ref().map(|lab| {
+            assert!(lab.run_with(&RunOptions::default()).0.ok, "seed {seed}");
+            let digest = |event: &Event| match event {
+                Event::Finished { node, digest, .. } => Some((node.clone(), *digest)),
+                _ => None,
+            };
+            lab.events.lock().unwrap().iter().filter_map(digest).collect::<BTreeMap<_, _>>()
+        });
+        assert_eq!(digests[0], digests[1], "seed {seed}");
+    }
+    assert!(fetched > 20 && spared > 3 && refused > 3 && made_again > 3, "{fetched} {spared} {refused} {made_again}");
 }
 
 /// What a run says of each node, by name.

@@ -10,9 +10,11 @@ use std::{
 };
 
 use anyhow::{Context, bail};
-use flow_cache::Cache;
+use flow_cache::{Cache, Location, RemoteConfig};
 use flow_core::{Cancel, Check, Ctx, Diagnostic, Event, Kind, Level, Pin, Port, Ref, Stage};
-use flow_engine::{Asked, LoadOptions, Plan, Project, RunError, RunOptions, Settings, Summary, Verdict};
+use flow_engine::{
+    Asked, LoadOptions, Plan, Project, RemoteSettings, RunError, RunOptions, Settings, Summary, Verdict,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -220,6 +222,8 @@ pub struct Lab {
     pub cache: Cache,
     pub events: Mutex<Vec<Event>>,
     pub cancel: Cancel,
+    /// The directory of the team's cache.
+    pub team: Option<PathBuf>,
 }
 
 impl Lab {
@@ -228,7 +232,7 @@ impl Lab {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("p")).unwrap();
         let cache = Cache::open(&dir.path().join("cache")).unwrap();
-        let lab = Self { dir, cache, events: Mutex::default(), cancel: Cancel::default() };
+        let lab = Self { dir, cache, events: Mutex::default(), cancel: Cancel::default(), team: None };
         lab.write("pipe.toml", pipeline);
         lab
     }
@@ -252,8 +256,19 @@ impl Lab {
     }
 
     pub fn settings(&self) -> Settings {
+        let remote = self.team.as_ref().map(|team| RemoteSettings {
+            config: RemoteConfig {
+                location: Location::parse(team.to_str().unwrap()).unwrap(),
+                write: true,
+                push_limit: None,
+                endpoint: None,
+                region: None,
+                trust: flow_cache::Trust::default(),
+            },
+            push: Vec::new(),
+        });
         Settings {
-            remote: None,
+            remote,
             trust: flow_cache::Trust::default(),
             cache_dir: self.cache.root().to_owned(),
             jobs: 4,
@@ -265,10 +280,19 @@ impl Lab {
         }
     }
 
+    /// The cache, as a new process would open it.
+    pub fn open(&self) -> Cache {
+        let cache = Cache::open(self.cache.root()).unwrap();
+        if let Some(remote) = self.settings().remote {
+            cache.connect(remote.config);
+        }
+        cache
+    }
+
     /// Loads and runs; as a new process would, with nothing remembered in memory.
     pub fn try_run(&self, options: &RunOptions) -> Result<Summary, RunError> {
         let project = self.load().map_err(RunError::Pipeline)?;
-        let cache = Cache::open(self.cache.root()).unwrap();
+        let cache = self.open();
         self.events.lock().unwrap().clear();
         let sink = |event: Event| self.events.lock().unwrap_or_else(PoisonError::into_inner).push(event);
         flow_engine::run(&project, &cache, &self.settings(), options, &sink, &self.cancel)
@@ -276,7 +300,7 @@ impl Lab {
 
     /// What a run tells without loading anything, if nothing changed.
     pub fn unchanged(&self) -> Option<Vec<Event>> {
-        let cache = Cache::open(self.cache.root()).unwrap();
+        let cache = self.open();
         let told = Mutex::new(Vec::new());
         let sink = |event: Event| told.lock().unwrap().push(event);
         let (file, settings) = (self.path("pipe.toml"), self.settings());
@@ -312,7 +336,7 @@ impl Lab {
 
     pub fn plan(&self, options: &RunOptions) -> (Project, Plan) {
         let project = self.load().unwrap_or_else(|errors| panic!("{errors:?}"));
-        let plan = flow_engine::plan(&project, &Cache::open(self.cache.root()).unwrap(), options).unwrap();
+        let plan = flow_engine::plan(&project, &self.open(), options).unwrap();
         (project, plan)
     }
 
@@ -334,7 +358,7 @@ impl Lab {
     /// The content of the only file that a node made.
     pub fn result(&self, node: &str) -> String {
         let project = self.load().unwrap();
-        let outputs = flow_engine::outputs(&project, &self.cache, node, &|_, _| (), &self.cancel)
+        let outputs = flow_engine::outputs(&project, &self.open(), node, &|_, _| (), &self.cancel)
             .unwrap_or_else(|error| panic!("{error}"));
         let file = fs::read_dir(&outputs[0].1).unwrap().next().unwrap().unwrap().path();
         fs::read_to_string(file).unwrap()
