@@ -15,6 +15,7 @@ use crate::{
     holds::Holds,
     index::Index,
     memo::Memo,
+    spare::Spares,
     witness::Witness,
 };
 
@@ -26,6 +27,7 @@ pub(crate) struct Inner {
     pub root: PathBuf,
     pub index: Index,
     pub holds: Holds,
+    pub spares: Arc<Spares>,
     pub remote: OnceLock<Arc<crate::remote::Inner>>,
     memo: Mutex<Memo>,
     witness: Mutex<Option<Witness>>,
@@ -63,6 +65,7 @@ impl Cache {
         Ok(Self(Arc::new(Inner {
             index: Index::new(root.join("state/index")),
             holds: Holds::new(root.join("locks")),
+            spares: Arc::new(Spares::new(root.clone())),
             remote: OnceLock::new(),
             memo: Mutex::default(),
             witness: Mutex::default(),

@@ -103,7 +103,8 @@ impl Cache {
         let [mut pause, longest] = PATIENCE;
         let mut waited = false;
         loop {
-            if let Some(lock) = KeyLock::try_take(&path).explain(self.root(), || format!("lock {}", path.display()))? {
+            let taken = KeyLock::try_take_with(&self.0.spares, &path);
+            if let Some(lock) = taken.explain(self.root(), || format!("lock {}", path.display()))? {
                 return Ok((lock, waited));
             }
             if options.cancel.is_set() {
@@ -130,7 +131,7 @@ impl Slot {
                 remove_all(&out)?;
                 fs::create_dir(&out)?;
             }
-            if make(&scratch)? {
+            if cache.0.spares.place_dir(&scratch) || make(&scratch)? {
                 return Ok(false);
             }
             if !resumable {
@@ -179,7 +180,9 @@ impl Drop for Slot {
     fn drop(&mut self) {
         // What cannot be removed now is removed by the next claim or by gc.
         for (dir, keep) in [(&self.out, false), (&self.scratch, self.resumable)] {
-            if fs::remove_dir(dir).is_err() && !keep {
+            // What was the place of a result, and may still be somebody's, is no place for another.
+            let spared = dir == &self.scratch && self.cache.0.spares.keep_dir(dir);
+            if !spared && fs::remove_dir(dir).is_err() && !keep {
                 let _ = remove_all(dir);
             }
         }

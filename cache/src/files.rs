@@ -58,6 +58,11 @@ impl<T> Explain<T> for io::Result<T> {
 /// How names of files begin that are on their way.
 pub(crate) const TEMP: &str = ".flow-";
 
+/// Whether a file's name begins so.
+pub(crate) fn is_temp(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(TEMP.as_bytes()))
+}
+
 /// A path in `dir` that no other process, thread or earlier crash uses; made by `create`, which must refuse what exists.
 pub(crate) fn fresh<T>(dir: &Path, create: impl Fn(&Path) -> io::Result<T>) -> io::Result<(PathBuf, T)> {
     static COUNT: AtomicU64 = AtomicU64::new(0);

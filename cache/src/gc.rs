@@ -15,9 +15,9 @@ use rayon::prelude::*;
 use crate::{
     cache::Cache,
     fault::fault,
-    files::{Explain as _, list, par_shards, remove_all, shards, usage, write_atomic},
+    files::{Explain as _, is_temp, list, par_shards, remove_all, shards, usage, write_atomic},
     holds::Closed,
-    lock::KeyLock,
+    lock::{KeyLock, try_exclusive},
     paths::{parse_object, parse_scratch},
     proof::{Meta, now},
     record::{Bad, ResultRecord, marked},
@@ -307,7 +307,14 @@ impl Gc<'_> {
 
     fn scratch(&mut self) -> Result<()> {
         for path in list(&self.cache.root().join("scratch"))? {
-            let Some((key, resumable)) = parse_scratch(&path) else { continue };
+            let Some((key, resumable)) = parse_scratch(&path) else {
+                // One that waits to be used again. Who finds it gone makes another; one that is used is not empty any
+                // more, or has another name.
+                if is_temp(&path) && !self.policy.dry_run {
+                    let _ = fs::remove_dir(&path);
+                }
+                continue;
+            };
             let (bytes, used) = usage(&path);
             let why = if !resumable {
                 "a run that was killed left it, and none can go on from it".to_owned()
@@ -346,7 +353,12 @@ impl Gc<'_> {
         // Locks of killed processes; taking one and dropping it removes it.
         if !self.policy.dry_run {
             for path in list(&self.cache.root().join("locks"))? {
-                if path.file_name().is_some_and(|name| name.to_string_lossy().parse::<Key>().is_ok()) {
+                if is_temp(&path) {
+                    // A living process's is locked. One that is made just now its maker does without.
+                    if fs::File::open(&path).is_ok_and(|file| try_exclusive(&file).unwrap_or(false)) {
+                        let _ = fs::remove_file(&path);
+                    }
+                } else if path.file_name().is_some_and(|name| name.to_string_lossy().parse::<Key>().is_ok()) {
                     drop(KeyLock::try_take(&path)?);
                 }
             }

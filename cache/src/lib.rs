@@ -38,6 +38,7 @@ mod place;
 mod proof;
 mod record;
 mod remote;
+mod spare;
 mod trust;
 mod verify;
 mod view;

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 
 use crate::{
     cache::Cache,
-    files::{Explain as _, TEMP, par_shards},
+    files::{Explain as _, is_temp, par_shards},
     lock::KeyLock,
     paths::parse_object,
     proof::{Id, Meta},
@@ -84,9 +84,6 @@ impl Cache {
         let mut report = VerifyReport::default();
         let stat = |shard: Result<Vec<PathBuf>>| -> Result<Vec<(PathBuf, Meta)>> {
             // A copy on its way is no object.
-            let is_temp = |path: &PathBuf| {
-                path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(TEMP.as_bytes()))
-            };
             let paths = shard?.into_iter().filter(|path| !is_temp(path));
             let stat = |path: PathBuf| Ok(Meta::find(&path, false)?.map(|meta| (path, meta)));
             paths.filter_map(|path| stat(path).transpose()).collect()

@@ -160,6 +160,9 @@ fn leftovers_go_and_work_in_progress_stays() {
     let running = miss(&cache, &parts(2), &options(false));
     fill(running.out(), &[("a", b"1")]);
     fs::write(cache.root().join("locks").join(Key([3; 32]).to_string()), "dead").unwrap();
+    let spare = [cache.root().join("locks/.flow-1-1"), scratch(".flow-1-2".into())];
+    fs::write(&spare[0], "dead").unwrap();
+    fs::create_dir(&spare[1]).unwrap();
     fs::create_dir_all(cache.root().join("objects/00")).unwrap();
     fs::write(cache.root().join("objects/00").join(Digest([0; 32]).to_string()), "unnamed").unwrap();
     let report = gc(&again(&cache), None, None, false);
@@ -167,6 +170,8 @@ fn leftovers_go_and_work_in_progress_stays() {
     assert_eq!(kinds, ["object", "scratch"]);
     assert!(!dead.exists() && paused.exists() && running.out().join("a").exists());
     assert_eq!(files_in(&cache, "locks").iter().filter(|name| name.len() == 64).count(), 1, "the running one's");
+    assert!(spare.iter().all(|path| !path.exists()));
+    assert!(files_in(&cache, "locks").iter().any(|name| name.starts_with(".flow-")), "a living process keeps its own");
     running.commit(&parts(2), 0.0).unwrap();
     let old = SystemTime::now() - DAY * 9;
     for path in [paused.join("d/checkpoint"), paused.join("d"), paused.clone()] {

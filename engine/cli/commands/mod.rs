@@ -24,7 +24,7 @@ mod svg;
 mod team;
 pub mod why;
 
-use std::path::Path;
+use std::{mem::ManuallyDrop, path::Path};
 
 use flow_cache::Cache;
 use flow_core::{Diagnostic, masked};
@@ -39,8 +39,8 @@ use crate::{
 /// A command's end.
 pub type Done = Result<(), Failure>;
 
-/// Loads a pipeline; its errors are all of them.
-fn load(args: &Pipeline) -> Result<Project, Failure> {
+/// Loads a pipeline; its errors are all of them. The process ends when it is done with it: to take it apart takes time.
+fn load(args: &Pipeline) -> Result<ManuallyDrop<Project>, Failure> {
     let project = Project::load(&args.file, flow_data::KINDS, &args.load_options())?;
     if project.graph().stages.is_empty() {
         let warning = Diagnostic::new(format!("{} has no stages: there is nothing to do", args.file.display()));
@@ -49,7 +49,7 @@ fn load(args: &Pipeline) -> Result<Project, Failure> {
             Severity::Warning,
         );
     }
-    Ok(project)
+    Ok(ManuallyDrop::new(project))
 }
 
 /// An environment variable that is text; others are no parameters.
@@ -74,7 +74,7 @@ fn draw_warnings(cache: &Cache) {
 }
 
 /// A pipeline with its settings and cache.
-fn load_and_open(args: &Pipeline) -> Result<(Project, Settings, Cache), Failure> {
+fn load_and_open(args: &Pipeline) -> Result<(ManuallyDrop<Project>, Settings, Cache), Failure> {
     let (settings, cache) = open(&project_dir(&args.file))?;
     Ok((load(args)?, settings, cache))
 }

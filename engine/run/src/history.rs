@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashSet},
     fs::{self, File, TryLockError},
+    io::ErrorKind,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -10,6 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 use flow_cache::Cache;
 use flow_core::{Diagnostic, Digest, Event, How, Key, Record, did_you_mean};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -55,6 +57,19 @@ pub struct NodeRecord {
     /// It failed, and was not just interrupted.
     #[serde(default)]
     pub failed: bool,
+}
+
+/// Of a [`Record`] what says what became of a node. It is read from many lines where somebody waits, and an [`Event`] of all
+/// kinds takes its time.
+#[derive(Deserialize)]
+struct Told {
+    event: String,
+    node: Option<String>,
+    key: Option<Key>,
+    how: Option<How>,
+    digest: Option<Digest>,
+    seconds: Option<f64>,
+    bytes: Option<u64>,
 }
 
 /// What a node measured.
@@ -221,13 +236,18 @@ impl RunInfo {
     /// # Errors
     /// The file cannot be read.
     pub fn events(&self) -> Result<Vec<Record>> {
-        let path = self.dir.join(EVENTS);
-        if !path.exists() {
-            return Ok(Vec::new());
-        }
-        let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let text = self.read_events()?;
         let lines = text.split(|&byte| byte == b'\n');
         Ok(lines.filter_map(|line| serde_json::from_slice(line).ok()).collect())
+    }
+
+    /// Nothing if nothing happened.
+    fn read_events(&self) -> Result<Vec<u8>> {
+        let path = self.dir.join(EVENTS);
+        match fs::read(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+            read => read.with_context(|| format!("cannot read {}", path.display())),
+        }
     }
 
     /// What became of each node, also of a run that found all as another had left it.
@@ -246,21 +266,27 @@ impl RunInfo {
             return Ok(nodes);
         }
         let mut nodes = BTreeMap::new();
-        for record in self.events()? {
-            match record.event {
-                Event::Started { node, key, .. } => {
+        let text = self.read_events()?;
+        let lines: Vec<&[u8]> = text.split(|&byte| byte == b'\n').collect();
+        let told: Vec<Option<Told>> =
+            lines.into_par_iter().with_min_len(512).map(|line| serde_json::from_slice(line).ok()).collect();
+        for told in told.into_iter().flatten() {
+            let (Some(node), seconds) = (told.node, told.seconds.unwrap_or_default()) else { continue };
+            match (&*told.event, told.key, told.how, told.digest) {
+                ("started", Some(key), ..) => {
                     nodes.insert(
                         node,
                         NodeRecord { key, how: None, digest: None, seconds: 0.0, bytes: 0, failed: false },
                     );
                 }
-                Event::Finished { node, how, key, digest, seconds, bytes, .. } => {
+                ("finished", Some(key), Some(how), Some(digest)) => {
+                    let bytes = told.bytes.unwrap_or_default();
                     nodes.insert(
                         node,
                         NodeRecord { key, how: Some(how), digest: Some(digest), seconds, bytes, failed: false },
                     );
                 }
-                Event::Failed { node, seconds, .. } => {
+                ("failed", ..) => {
                     if let Some(node) = nodes.get_mut(&node) {
                         (node.seconds, node.failed) = (seconds, true);
                     }

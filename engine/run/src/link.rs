@@ -8,6 +8,7 @@ use std::{
 };
 
 use flow_core::{Check, Ctx, Diagnostic, DynStage, Kind, Parsed, Pin, Port, Span, Value, did_you_mean};
+use rayon::prelude::*;
 
 use crate::{
     common,
@@ -86,8 +87,16 @@ pub fn link(stages: Vec<StageTable>, kinds: &'static [Kind], ground: &Ground<'_>
     let mut errors = Vec::new();
     let names: Vec<String> = stages.iter().map(|stage| stage.name.clone()).collect();
     let by_name: HashMap<String, StageId> = names.iter().enumerate().map(|(i, name)| (name.clone(), i)).collect();
-    let mut drafts: Vec<Draft> =
-        stages.into_iter().map(|stage| read_stage(stage, kinds, ground.home, &mut errors)).collect();
+    let read = |stage| {
+        let mut wrong = Vec::new();
+        (read_stage(stage, kinds, ground.home, &mut wrong), wrong)
+    };
+    let read: Vec<(Draft, Vec<Diagnostic>)> = stages.into_par_iter().with_min_len(256).map(read).collect();
+    let mut drafts = Vec::with_capacity(read.len());
+    for (draft, wrong) in read {
+        drafts.push(draft);
+        errors.extend(wrong);
+    }
     let places = collect_places(&drafts, ground, &mut errors);
 
     let finder = Finder { by_name: &by_name, names: &names, places: &places, ground };

@@ -34,8 +34,10 @@ pub fn check<'n>(
     reserved.extend(project.ancestors().map(|dir| dir.join(SETTINGS_FILE)));
     let mut places: HashMap<PathBuf, &Named<'_>> = HashMap::new();
     let mut checked = Vec::new();
+    // Mostly the places of one directory follow each other.
+    let mut parent = (PathBuf::new(), PathBuf::new());
     for one in named {
-        match place(one, project, &reserved) {
+        match place(one, project, &reserved, &mut parent) {
             Ok(place) => {
                 if let Some(other) = places.insert(place.clone(), one) {
                     errors.push(both(one, other, "is"));
@@ -75,8 +77,13 @@ fn both(one: &Named<'_>, other: &Named<'_>, is: &str) -> Diagnostic {
     Diagnostic::new(message).at(one.span.clone()).hint(hint)
 }
 
-/// Where it is, with links followed.
-fn place(one: &Named<'_>, project: &Path, reserved: &[PathBuf]) -> Result<PathBuf, Diagnostic> {
+/// Where it is, with links followed. `parent`: the directory that was looked at last, and where it is.
+fn place(
+    one: &Named<'_>,
+    project: &Path,
+    reserved: &[PathBuf],
+    parent: &mut (PathBuf, PathBuf),
+) -> Result<PathBuf, Diagnostic> {
     let text = one.text;
     let cannot = |why: String| {
         Diagnostic::new(format!("`{text}` cannot be {}", if one.export { "exported to" } else { "an output" }))
@@ -88,7 +95,11 @@ fn place(one: &Named<'_>, project: &Path, reserved: &[PathBuf]) -> Result<PathBu
             return Err(Diagnostic::new(format!("`{text}` cannot be an output")).hint(hint));
         }
         let path = project.join(text);
-        let place = path.parent().map_or_else(PathBuf::new, real).join(path.file_name().unwrap_or_default());
+        let above = path.parent().unwrap_or(Path::new(""));
+        if parent.0.as_os_str() != above.as_os_str() {
+            *parent = (above.to_owned(), real(above));
+        }
+        let place = parent.1.join(path.file_name().unwrap_or_default());
         if !place.starts_with(project) {
             return Err(cannot(format!("a link leads out of the project's folder, to {}", place.display())).hint(hint));
         }

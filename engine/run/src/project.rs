@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use flow_core::{Cancel, Check, Diagnostic, Facts, Kind, Known};
@@ -47,10 +48,15 @@ pub fn project_dir(pipeline: &Path) -> PathBuf {
 /// The files that the stages stand in, with links followed.
 fn sources(pipeline: &Path, stages: &[StageTable]) -> Vec<PathBuf> {
     let mut sources: Vec<&Path> = vec![pipeline];
+    let mut last = std::ptr::null();
     let spans = stages
         .iter()
         .flat_map(|stage| stage.span.iter().chain(stage.variants.iter().filter_map(|one| one.value.span.as_ref())));
     for span in spans {
+        // Mostly it is the same as before, and paths are slow to compare.
+        if std::mem::replace(&mut last, Arc::as_ptr(&span.source)) == Arc::as_ptr(&span.source) {
+            continue;
+        }
         let path = span.source.path.as_path();
         if !sources.contains(&path) {
             sources.push(path);
