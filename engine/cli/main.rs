@@ -14,10 +14,6 @@ use clap::{CommandFactory, Parser};
 
 use args::{Cli, Command};
 
-/// A pipeline of ten thousand stages is a million small things, on all cores.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     // Where a shell asks what could be typed: answers, and ends.
     clap_complete::CompleteEnv::with_factory(Cli::command).var(complete::VARIABLE).complete();
