@@ -128,6 +128,39 @@ fn a_terminal_shows_what_runs_and_in_the_end_only_what_is_to_stay() {
 }
 
 #[test]
+fn a_terminal_holds_ten_thousand_nodes_of_which_two_hundred_run() {
+    let sandbox = Sandbox::with(
+        "[stage.first]\nkind = \"command\"\nmatrix = { n = \"{1..200}\" }\nrun = \"echo ${matrix.n}; exec sleep 1000\"\n\
+         [stage.then]\nkind = \"command\"\nmatrix = { n = \"{1..9800}\" }\nrun = \": ${matrix.n}\"\nneeds = [\"first\"]\n",
+    );
+    let mut flow = sandbox.flow(&["run", "p.toml", "--jobs", "200"]);
+    flow.env("FLOW_CPUS", "200");
+    let mut terminal = Terminal::start(flow, (100, 30));
+    let all_run = |lines: &[String]| lines.last().is_some_and(|line| line.starts_with("0/10,000 done · 200 running"));
+    terminal.until("two hundred run", all_run);
+    for size in [(60, 12), (100, 30)] {
+        terminal.resize(size);
+        terminal.until("the view", |lines| all_run(lines) && lines.len() <= usize::from(size.1));
+    }
+    let folded = |lines: &[String]| lines.iter().any(|line| line.ends_with(" more running"));
+    terminal.until("what there is no room for is counted", folded);
+    terminal.type_("\x03");
+    assert_eq!(terminal.end().code(), Some(130));
+    let lines = terminal.lines();
+    assert!(lines.iter().any(|line| line.starts_with("interrupted in ")), "{lines:#?}");
+    assert!(lines.len() <= 30 && !terminal.cursor_is_hidden(), "{lines:#?}");
+    assert_painted_seldom(&sandbox, &terminal);
+}
+
+/// At most twenty times a second.
+fn assert_painted_seldom(sandbox: &Sandbox, terminal: &Terminal) {
+    let runs = sandbox.ok(&["runs", "--json"]);
+    let run: serde_json::Value = serde_json::from_str(runs.lines().next().unwrap()).unwrap();
+    let seconds = run["finished"].as_f64().unwrap() - run["started"].as_f64().unwrap();
+    assert!(terminal.writes() as f64 <= 20.0 * seconds + 10.0, "{} in {seconds} s", terminal.writes());
+}
+
+#[test]
 fn a_terminal_is_not_painted_more_often_than_an_eye_sees() {
     let sandbox = Sandbox::with(
         "[stage.a]\nkind = \"command\"\n\
@@ -135,12 +168,7 @@ fn a_terminal_is_not_painted_more_often_than_an_eye_sees() {
     );
     let mut terminal = Terminal::start(sandbox.flow(&["run", "p.toml"]), (80, 24));
     assert!(terminal.end().success());
-    let seconds: f64 = {
-        let runs = sandbox.ok(&["runs", "--json"]);
-        let run: serde_json::Value = serde_json::from_str(runs.lines().next().unwrap()).unwrap();
-        run["finished"].as_f64().unwrap() - run["started"].as_f64().unwrap()
-    };
-    assert!(terminal.writes() as f64 <= 20.0 * seconds + 10.0, "{} in {seconds} s", terminal.writes());
+    assert_painted_seldom(&sandbox, &terminal);
     // Nothing is cleared before it is painted over.
     assert!(!terminal.written().contains("\x1b[2J"), "{:?}", terminal.written());
 }

@@ -170,7 +170,7 @@ impl InTheWay {
     ) -> Result<Self, RunError> {
         let graph = placer.project.graph();
         let (mut errors, mut warnings) = (Vec::new(), Vec::new());
-        for id in nodes {
+        for id in nodes.filter(|&id| placer.has_places(id)) {
             if let Some(path) = placer.touches_cache(id) {
                 let error = Diagnostic::new(format!("{} would cover the cache", path.display()));
                 errors.push(error.at(place(graph, id, "export")));
