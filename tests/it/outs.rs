@@ -410,3 +410,39 @@ fn the_cache_is_no_place_for_results() {
         }
     }
 }
+
+/// `use` reads what `mk` put into the project's folder, by its place.
+const TAKES: &str = "[params]\nv = \"one\"\nk = 1\n\
+    [stage.mk]\nkind = \"command\"\nrun = \"mkdir -p gen; echo ${v} > gen/y\"\nouts = [\"gen/y\"]\n\
+    [stage.use]\nkind = \"command\"\nrun = \"cat gen/y > used; echo ${k} >> used; test ! -e ../spoil || echo x > gen/y\"\n\
+    files = [\"gen/y\"]\nouts = [\"used\"]\n";
+
+#[test]
+fn who_takes_an_out_from_its_place_reads_what_its_key_says() {
+    let sandbox = Sandbox::with(TAKES);
+    sandbox.ok(&["run", "p.toml", "--set", "params.v=two"]);
+    sandbox.ok(&["run", "p.toml"]);
+    assert_eq!((sandbox.read("gen/y"), sandbox.read("used")), ("one\n".to_owned(), "one\n1\n".to_owned()));
+    let two = |k: &'static str| ["p.toml", "--only", "use", "--set", "params.v=two", "--set", k];
+    let flow = |command: &str, k| sandbox.run(&[&[command], &two(k)[..]].concat());
+    assert_eq!(flow("plan", "params.k=2").code, Some(0));
+    let only = flow("run", "params.k=2");
+    assert_eq!(only.code, Some(0), "{only}");
+    assert_eq!((sandbox.read("gen/y"), sandbox.read("used")), ("two\n".to_owned(), "two\n2\n".to_owned()));
+    // It is not there at all.
+    fs::remove_file(sandbox.path("gen/y")).unwrap();
+    assert_eq!(flow("run", "params.k=3").code, Some(0));
+    assert_eq!(sandbox.read("used"), "two\n3\n");
+    // What is the user's stays, and nothing is made of it; both say so before anything begins.
+    sandbox.write("gen/y", "mine");
+    for command in ["plan", "run"] {
+        let refused = flow(command, "params.k=4");
+        assert!(refused.code == Some(2) && refused.stderr.contains("`gen/y` is not what `mk` made"), "{refused}");
+    }
+    assert_eq!((sandbox.read("gen/y"), sandbox.read("used")), ("mine".to_owned(), "two\n3\n".to_owned()));
+    // As the paths are, it is looked at again in the end.
+    fs::remove_file(sandbox.path("gen/y")).unwrap();
+    fs::write(sandbox.outside("spoil"), "").unwrap();
+    let changed = flow("run", "params.k=4");
+    assert!(changed.code == Some(1) && changed.stderr.contains("`gen/y` changed while `use` ran"), "{changed}");
+}

@@ -19,6 +19,7 @@ use crate::{
     place::below,
     project::Project,
     select::Selection,
+    taken::{Taken, taken},
 };
 
 /// The input under which a pin enters a key.
@@ -383,6 +384,17 @@ impl<'a> Decider<'a> {
             }
         }
         Ok(inputs)
+    }
+
+    /// What a node takes from where others put it.
+    ///
+    /// # Errors
+    /// It is not known what they made.
+    pub fn taken(&self, id: NodeId) -> Result<Vec<Taken>> {
+        let known = |(from, file): (NodeId, &str)| {
+            Ok(Taken { from, file: file.to_owned(), tree: Arc::clone(&self.of(from)?.tree) })
+        };
+        taken(self.project.graph(), id).map(known).collect()
     }
 
     /// The paths that a node takes, with the content that its key was made of.

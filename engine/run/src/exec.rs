@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use flow_cache::{Cache, Claim, ClaimOptions, Outcome, Slot};
 use flow_core::{Cancel, Cancelled, Ctx, Event, How, Input, Level, Pinned, Remarks, Sink, Unchanged};
 use globset::GlobSet;
@@ -21,6 +21,7 @@ use crate::{
     lockfile::{LOCK_FILE, LockFile},
     place::{Placer, Put, refusal},
     project::Project,
+    taken::Taken,
 };
 
 /// What all nodes of a run share.
@@ -42,6 +43,8 @@ pub struct Job {
     pub inputs: BTreeMap<String, Vec<Input>>,
     /// The paths among its inputs, with the content that its key was made of.
     pub leaves: Vec<Leaf>,
+    /// What it takes from where others put it.
+    pub taken: Vec<Taken>,
     pub threads: usize,
     /// The GPUs that are its own.
     pub gpus: Vec<String>,
@@ -88,6 +91,10 @@ impl Env<'_> {
             }
             Claim::Miss(slot) => {
                 self.sink.emit(Event::Started { node: node.clone(), key: job.work.key, why: job.why.clone() });
+                for taken in &job.taken {
+                    let mut held = || waiting(&format!("another flow is making `{}`", taken.file));
+                    self.placer.put_taken(taken, job.id, &job.cancel, &mut held)?;
+                }
                 let began = Instant::now();
                 let aside = Aside::new(self.placer, job.id, job.overwrite, &job.cancel, &waiting)?;
                 let run = self.run_in(&slot, job, node, &remarks).map_err(|error| self.blame(error, &slot));
@@ -162,12 +169,17 @@ impl Env<'_> {
             let made = slot.out().join(Path::new(out)).exists();
             ensure!(made, "the stage did not make `{out}`, which it lists in `outs`");
         }
+        let changed = |what: &dyn std::fmt::Display| {
+            anyhow!("`{what}` changed while `{node}` ran: the result would not be what its key says; run again")
+        };
         for leaf in &job.leaves {
             if !leaf.is_same(self.project, self.cache)? {
-                bail!(
-                    "`{}` changed while `{node}` ran: the result would not be what its key says; run again",
-                    leaf.source
-                );
+                return Err(changed(&leaf.source));
+            }
+        }
+        for taken in &job.taken {
+            if !self.placer.is_as_taken(taken)? {
+                return Err(changed(&taken.file));
             }
         }
         Ok(())

@@ -43,6 +43,7 @@ mod select;
 mod settings;
 mod summary;
 mod syntax;
+mod taken;
 mod team;
 mod unchanged;
 mod when;

@@ -1,6 +1,8 @@
 //! What can be said of a run before it begins, besides what the stages say: what the machine lacks, and what of the user's
 //! is in the way. A run refuses with it; a plan and a check say the same.
 
+use std::sync::Arc;
+
 use flow_cache::Cache;
 use flow_core::{Diagnostic, Event};
 
@@ -12,6 +14,7 @@ use crate::{
     select::{RunOptions, Selection},
     settings::Settings,
     summary::RunError,
+    taken::{Taken, taken},
 };
 
 /// What stands in the way of a run.
@@ -47,6 +50,14 @@ pub fn obstacles(
             Verdict::Run { .. } | Verdict::After { .. } => {
                 runs.push(id);
                 open.push(id);
+                for (from, file) in taken(graph, id).filter(|(from, _)| !selection.may_run[*from]) {
+                    let (Verdict::Cached { key, .. } | Verdict::Team { key, .. }) = &plan.nodes[from].verdict else {
+                        continue;
+                    };
+                    let Some(record) = cache.record(key).map_err(RunError::Cache)? else { continue };
+                    let taken = Taken { from, file: file.to_owned(), tree: Arc::new(record.tree) };
+                    found.errors.extend(placer.refuses_taken(&taken, id).map_err(RunError::Cache)?);
+                }
             }
             Verdict::Team { .. } => open.push(id),
             Verdict::Cached { key, here: true, .. } if placer.has_places(id) && !selection.may_overwrite[id] => {

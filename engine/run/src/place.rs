@@ -92,6 +92,11 @@ impl Lack {
         self.0.is_empty()
     }
 
+    /// An entry is not in its place.
+    pub fn is_missing(&self) -> bool {
+        self.0.iter().any(|one| !one.missing.is_empty())
+    }
+
     /// The bytes that are missing.
     pub fn bytes(&self) -> u64 {
         let missing = self.0.iter().flat_map(|one| one.missing.iter().map(|&at| &one.spot.entries[at].1));
@@ -154,13 +159,18 @@ impl<'a> Placer<'a> {
     /// # Errors
     /// A file that the stage should have made is not in its result; something cannot be read.
     pub fn lacks(&self, id: NodeId, tree: &Tree) -> Result<Lack> {
-        let mut lack = Lack::default();
         let all = tree.entries().iter().map(|entry| (entry.name.clone(), entry.clone())).collect();
         let export = self.export_spot(id, all);
         if let Some(spot) = &export {
             self.claim_exports(id, spot)?;
         }
-        for spot in self.out_spots(id, tree)?.into_iter().chain(export) {
+        self.lack_of(self.out_spots(id, tree)?.into_iter().chain(export))
+    }
+
+    /// What of these is not in its place, or not known to be flow's there.
+    pub(crate) fn lack_of(&self, spots: impl IntoIterator<Item = Spot>) -> Result<Lack> {
+        let mut lack = Lack::default();
+        for spot in spots {
             let mut missing = Vec::new();
             for (at, (name, entry)) in spot.entries.iter().enumerate() {
                 if !self.cache.is_placed(entry, &spot.path(name))? {

@@ -4,6 +4,7 @@
 //! Nothing runs before every stage that still has work said what cannot work ([`Project::check`]).
 
 mod check;
+mod clock;
 mod ended;
 mod team;
 mod temp;
@@ -423,34 +424,6 @@ impl<'a> Runner<'a> {
         self.recorder.emit(Event::Finished { node: self.node(id).to_owned(), how, key, digest, seconds, bytes, cost });
     }
 
-    /// Wakes what has rested, stops what takes too long, and everything when the run is interrupted.
-    fn look_at_the_clock(&mut self) {
-        let now = Instant::now();
-        self.recorder.beat();
-        if self.cancel.is_set() && !self.summary.interrupted {
-            self.summary.interrupted = true;
-            self.sched.stop();
-            self.active.values().for_each(|active| active.cancel.set());
-            if !self.active.is_empty() {
-                self.warn("interrupted: what runs is asked to stop; again, and it is stopped at once".into());
-            }
-        }
-        for active in self.active.values_mut() {
-            if active.deadline.is_some_and(|deadline| deadline <= now) && !active.timed_out {
-                active.timed_out = true;
-                active.cancel.set();
-            }
-        }
-        let sched = &mut self.sched;
-        self.resting.retain(|(until, id)| {
-            let rests = *until > now;
-            if !rests {
-                sched.wake(*id);
-            }
-            rests
-        });
-    }
-
     fn start<'scope>(&mut self, id: NodeId, scope: &'scope Scope<'scope, '_>)
     where
         'a: 'scope,
@@ -500,6 +473,7 @@ impl<'a> Runner<'a> {
             work,
             inputs: self.decider.inputs(id)?,
             leaves: self.decider.leaves(id),
+            taken: self.decider.taken(id)?,
             threads,
             gpus: self.sched.gpus(id).iter().map(name).collect(),
             cancel,

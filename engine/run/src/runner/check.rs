@@ -25,6 +25,14 @@ impl Runner<'_> {
         let nodes = || (0..self.env.project.graph().nodes.len()).filter(|&id| open(id));
         errors.extend(lacking(self.env.project.graph(), self.settings, nodes().filter(|&id| runs(id))));
         errors.extend(std::mem::take(&mut self.refused));
+        // Who may run puts its own where it belongs, or was refused.
+        for id in nodes().filter(|id| self.works.contains_key(id)) {
+            for taken in self.decider.taken(id).map_err(RunError::Cache)? {
+                if !self.selection.may_run[taken.from] {
+                    errors.extend(self.env.placer.refuses_taken(&taken, id).map_err(RunError::Cache)?);
+                }
+            }
+        }
         let in_the_way = InTheWay::of(self.env.placer, self.selection, nodes(), true)?;
         errors.extend(in_the_way.errors);
         warnings.extend(in_the_way.warnings);
