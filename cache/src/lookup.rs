@@ -14,11 +14,12 @@ use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
 
 use crate::{
     cache::Cache,
-    files::{par_shards, shards},
+    files::{par_shards, shards, write_atomic},
+    holds::Inside,
     memo::Known,
     paths::parse_record,
     proof::{Meta, Stat, now},
-    record::{Bad, ResultRecord},
+    record::{Bad, ResultRecord, marked},
 };
 
 /// A record's modification time says when it was last used, to within this: gc lives on it, and it may not cost a
@@ -49,7 +50,7 @@ impl Cache {
     /// It cannot be told.
     pub fn lookup(&self, key: &Key) -> Result<Option<Outcome>> {
         let inside = self.0.holds.enter();
-        let outcome = self.find(key)?;
+        let outcome = self.find(key, &inside)?;
         if outcome.is_some() {
             inside.hold(key.0).context("cannot note what this flow uses")?;
         }
@@ -75,26 +76,30 @@ impl Cache {
         Ok(Some(Outcome { key: *key, tree: Arc::new(record.tree), cost: record.cost, waited: false }))
     }
 
-    fn is_believed(&self, record: &ResultRecord, path: &Path) -> bool {
+    /// Whether who gave a record is trusted still.
+    pub(crate) fn is_believed(&self, record: &ResultRecord, path: &Path) -> bool {
         let remote = self.remote().filter(|_| record.shared.is_some());
         remote.is_none_or(|remote| fs::read(path).is_ok_and(|bytes| remote.accept(&record.key, bytes.into()).is_ok()))
     }
 
-    fn find(&self, key: &Key) -> Result<Option<Outcome>> {
+    fn find(&self, key: &Key, inside: &Inside<'_>) -> Result<Option<Outcome>> {
         let path = self.record_path(key);
         let Some(meta) = Meta::find(&path, false).with_context(|| format!("cannot read {}", path.display()))? else {
             return Ok(None);
         };
         let known = self.memo().result(key).filter(|known| known.record == meta.stat);
         let fresh = known.is_none();
-        let known = match known {
+        let mut freed = false;
+        let mut known = match known {
             Some(known) => known,
             None => {
                 let Some(record) = self.read_record(key)? else { return Ok(None) };
                 // That they are gone is no damage.
-                if record.freed && record.tree.entries().iter().any(|entry| !self.entry_path(entry).exists()) {
+                let gone = || record.tree.entries().iter().any(|entry| !self.entry_path(entry).exists());
+                if record.freed && (gone() || !self.is_believed(&record, &path)) {
                     return Ok(None);
                 }
+                freed = record.freed;
                 Known { record: meta.stat, tree: Arc::new(record.tree), cost: record.cost }
             }
         };
@@ -103,12 +108,26 @@ impl Cache {
             return Ok(None);
         }
         let outcome = Outcome { key: *key, tree: Arc::clone(&known.tree), cost: known.cost, waited: false };
+        if freed {
+            inside.hold(key.0).context("cannot note what this flow uses")?;
+            match self.keep_files(&path) {
+                Ok(stat) => known.record = stat,
+                // In a cache that this user may only read, nothing is freed by this user; else the next who finds it tries.
+                Err(_) => return Ok(Some(outcome)),
+            }
+        }
         let (record, may_age) = touch(&path, &known.record);
         self.note_record(&path, &record, may_age);
         if fresh || record != known.record {
             self.memo().put_result(*key, Known { record, ..known });
         }
         Ok(Some(outcome))
+    }
+
+    /// Notes in a record that its objects are here: what is freed or sent goes by that.
+    fn keep_files(&self, path: &Path) -> Result<Stat> {
+        write_atomic(&self.tmp(), path, &marked(&fs::read(path)?, false)?, false, "find:kept")?;
+        Ok(Meta::of(path, false)?.stat)
     }
 
     /// A key's record, if there is one that can be read; a wrong one is put in quarantine.
