@@ -204,7 +204,8 @@ impl Job<'_> {
             let before = have;
             let received = self.receive(&**store, name, &mut have, &mut file, &mut unpack, &open, packed).await;
             match received {
-                Ok(Came::All) if total.is_none_or(|total| have >= total) => break,
+                // A file that is short is short: only a connection brings the rest the next time.
+                Ok(Came::All) if total.is_none_or(|total| have >= total) || self.remote.location().is_dir() => break,
                 Ok(Came::All) => {}
                 Ok(Came::Nothing) => {
                     let _ = fs::remove_file(&part);
@@ -412,6 +413,8 @@ impl Cache {
         match fs::read(&path).map(|bytes| ResultRecord::parse(&bytes, key)) {
             Ok(Ok(ours)) if !ours.freed => return Ok(()),
             Ok(Ok(ours)) if ours.shared.is_none() && result.record.shared.is_some() => return Ok(()),
+            // What was made from it here would not be what it says any more.
+            Ok(Ok(ours)) if ours.tree != result.record.tree && self.is_believed(&ours, &path) => return Ok(()),
             _ => inside.hold(key.0).context("cannot note what this flow uses")?,
         }
         write_atomic(&self.tmp(), &path, &marked(&result.bytes, true)?, false, "team:known")

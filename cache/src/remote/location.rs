@@ -26,6 +26,12 @@ pub enum Location {
 const SCHEMES: [&str; 6] = ["s3", "gs", "az", "https", "http", "file"];
 
 impl Location {
+    /// It is a directory of this machine.
+    #[must_use]
+    pub fn is_dir(&self) -> bool {
+        matches!(self, Self::Dir(_))
+    }
+
     /// Understands `s3://bucket/prefix`, `gs://…`, `az://container/prefix`, `http(s)://…`, `file:///dir` and `/dir`.
     ///
     /// # Errors

@@ -434,8 +434,13 @@ pub(crate) fn accept(key: &Key, bytes: Bytes, trusted: &[TrustedKey]) -> Result<
         }
     }
     // It is shown on terminals.
-    let by = by.chars().filter(|c| !c.is_control()).take(80).collect();
+    let by = by.chars().filter(|c| !c.is_control() && !turns(*c)).take(80).collect();
     Ok(TeamResult { record, by, time, bytes })
+}
+
+/// Whether a character changes in which direction text is read: with it a name passes for another.
+fn turns(c: char) -> bool {
+    matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn record_name(key: &Key) -> String {
