@@ -304,3 +304,116 @@ fn the_doctor_looks_at_the_team() {
     let bad = line(3);
     assert!(bad.starts_with("BAD") && bad.contains("cannot be used"), "{bad}");
 }
+
+/// What `dice` gives is another thing each time; `left` and `right` take it, and `join` has a line of each.
+fn dice(more: &str) -> String {
+    let text = r#"
+[params]
+n = 1
+m = 1
+[stage.seed]
+kind = "command"
+run = "echo seed > {out}/x"
+[stage.dice]
+kind = "command"
+in = { x = "seed" }
+run = "(cat {in.x}/x; head -c 8 /dev/urandom | od -An -tx1) > {out}/x"
+MORE
+[stage.left]
+kind = "command"
+in = { x = "dice" }
+run = "(cat {in.x}/x; echo left ${n}) > {out}/x"
+[stage.right]
+kind = "command"
+in = { x = "dice" }
+run = "(cat {in.x}/x; echo right ${m}) > {out}/x"
+export = "right"
+[stage.join]
+kind = "command"
+in = { l = "left", r = "right" }
+run = "sed -n 2p {in.l}/x > {out}/l; sed -n 2p {in.r}/x > {out}/r"
+export = "join"
+"#;
+    text.replace("MORE", more)
+}
+
+#[track_caller]
+fn is_of_one_throw(sandbox: &Sandbox) {
+    assert_eq!(sandbox.read("join/l"), sandbox.read("join/r"));
+    assert!(sandbox.read("right/x").contains(&sandbox.read("join/r")));
+    sandbox.ok(&["cache", "verify"]);
+}
+
+#[test]
+fn a_run_is_made_of_one_version_of_what_is_made_again() {
+    let team = Team::new(&dice(""));
+    let bob = team.person("read");
+    bob.ok(&["run", "p.toml"]);
+    let first = bob.read("join/l");
+    // The team lost its bytes.
+    let lost: Vec<_> =
+        team.objects().into_iter().filter(|it| fs::read_to_string(it).unwrap() == format!("seed\n{first}")).collect();
+    assert_eq!(lost.len(), 1);
+    fs::remove_file(&lost[0]).unwrap();
+    let left = ["--set", "params.n=2"];
+    let made = bob.run(&[&["run", "p.toml", "--json"], &left[..]].concat());
+    assert!(made.code == Some(0) && made.stdout.contains("decided again"), "{made}");
+    is_of_one_throw(&bob);
+    assert_ne!(bob.read("join/l"), first);
+    assert_eq!(bob.json(&left).ran(), [""; 0]);
+}
+
+#[test]
+fn what_the_team_has_since_is_not_mixed_with_what_is_known_here() {
+    let team = Team::new(&dice(""));
+    let bob = team.person("read");
+    bob.ok(&["run", "p.toml"]);
+    // Somebody else threw again, and gave it to the team.
+    fs::rename(team.dir.path().join("results"), bob.outside("before")).unwrap();
+    fs::create_dir(team.dir.path().join("results")).unwrap();
+    team.person("read-write").ok(&["run", "p.toml"]);
+    let left = ["--set", "params.n=2"];
+    assert_eq!(planned(&bob, &left), "seed team:yes, dice run, left run, right cached, join later");
+    let path = bob.run(&["path", "p.toml", "dice"]);
+    assert!(path.code == Some(1) && path.stderr.contains("the files of `dice` are not here"), "{path}");
+    assert!(path.stderr.contains("flow run p.toml dice"), "{path}");
+    bob.json(&left);
+    is_of_one_throw(&bob);
+    assert_eq!(bob.json(&left).ran(), [""; 0]);
+}
+
+#[test]
+fn a_temp_stage_that_gives_other_bytes_is_not_mixed() {
+    let sandbox = Sandbox::with(&dice("temp = true\n"));
+    sandbox.ok(&["run", "p.toml"]);
+    let first = sandbox.read("join/l");
+    let left = ["run", "p.toml", "--json", "--set", "params.n=2"];
+    let made = sandbox.run(&left);
+    assert!(made.code == Some(0) && made.stdout.contains("decided again"), "{made}");
+    let events = crate::support::Events::of(&made.stdout);
+    assert!(["dice", "left", "right", "join"].iter().all(|node| events.how()[node] == "ran"), "{made}");
+    assert_eq!((&events.end()["ran"], &events.end()["skipped"]), (&4.into(), &1.into()), "{made}");
+    is_of_one_throw(&sandbox);
+    assert_ne!(sandbox.read("join/l"), first);
+    assert_eq!(crate::support::Events::of(&sandbox.ok(&left)).ran(), [""; 0]);
+}
+
+#[test]
+fn files_that_were_freed_and_are_found_again_are_somebodys() {
+    let stages = "[stage.a]\nkind = \"command\"\nrun = \"echo same > {out}/x\"\n\
+        [stage.z]\nkind = \"command\"\nin = { a = \"a\" }\nrun = \"cat {in.a}/x > {out}/x\"\n";
+    let team = Team::new(stages);
+    // `z` is known as freed first, and the bytes come by another result.
+    let bob = team.person("read");
+    bob.ok(&["plan", "p.toml"]);
+    bob.pipeline("[stage.other]\nkind = \"command\"\ntemp = true\nrun = \"echo same > {out}/x\"\n\
+        [stage.end]\nkind = \"command\"\nin = { a = \"other\" }\nrun = \"cat {in.a}/x > {out}/x; echo end >> {out}/x\"\n");
+    bob.ok(&["run", "p.toml", "other"]);
+    bob.pipeline(stages);
+    assert_eq!(bob.json(&[]).ran(), [""; 0]);
+    bob.ok(&["cache", "pin", "p.toml", "z"]);
+    bob.ok(&["cache", "gc", "--max-size", "0", "--keep-runs", "0s"]);
+    assert_eq!(has(&bob), ["same ".to_owned()].into());
+    bob.write("flow.toml", "");
+    assert_eq!(bob.json(&["z"]).how()["z"], "cached");
+}

@@ -40,6 +40,8 @@ pub struct Board {
     pub blocked: usize,
     /// Seconds that hits saved.
     pub saved: f64,
+    /// How each came, the last time: what is decided again comes again.
+    came: HashMap<String, (How, f64)>,
     running: HashMap<String, Running>,
     started: u64,
 }
@@ -70,10 +72,13 @@ impl Board {
             }
             Event::Finished { node, how, cost, .. } => {
                 self.running.remove(node);
-                *self.done.entry(*how).or_default() += 1;
-                if matches!(how, How::Cached | How::Shared | How::Remote) {
-                    self.saved += cost;
+                let saved = |how, cost| if matches!(how, How::Cached | How::Shared | How::Remote) { cost } else { 0.0 };
+                if let Some((how, cost)) = self.came.insert(node.clone(), (*how, *cost)) {
+                    *self.done.entry(how).or_default() -= 1;
+                    self.saved -= saved(how, cost);
                 }
+                *self.done.entry(*how).or_default() += 1;
+                self.saved += saved(*how, *cost);
             }
             Event::Failed { node, retry_after, .. } => match retry_after {
                 None => {

@@ -52,6 +52,8 @@ pub struct Work {
     pub before: Option<(Pinned, Outcome)>,
     /// The URL that its result is to be pinned under, whether it is yet or not.
     pub pin_url: Option<String>,
+    /// What it is known to give, if its files are not here.
+    pub known: Option<Digest>,
     /// Why, if not just because there is no result.
     pub reason: Reason,
 }
@@ -228,13 +230,16 @@ impl<'a> Decider<'a> {
             }
             None => None,
         };
-        let work = || Box::new(Work { key, parts, pinned: pinned.cloned(), before, pin_url, reason });
+        let work = || Box::new(Work { key, parts, pinned: pinned.cloned(), before, pin_url, known: None, reason });
         if let Some(outcome) = found {
             return Ok(Decision::Hit(outcome, unpinned.then(work)));
         }
         let absent = if reason == Reason::NoResult { self.absent(&key)? } else { None };
         Ok(match absent.filter(|outcome| pinned.is_none_or(|pinned| pinned.digest == outcome.tree.digest())) {
-            Some(outcome) => Decision::Absent(outcome, Box::new(Work { reason: Reason::Absent, ..*work() })),
+            Some(outcome) => {
+                let known = Some(outcome.tree.digest());
+                Decision::Absent(outcome, Box::new(Work { known, reason: Reason::Absent, ..*work() }))
+            }
             None => Decision::Run(work()),
         })
     }
@@ -266,8 +271,10 @@ impl<'a> Decider<'a> {
     /// Where the files of a node's result can be had, as far as the team said.
     pub fn source(&self, work: &Work) -> Option<&Arc<TeamResult>> {
         let result = self.team.get(&work.key)?.as_ref().filter(|result| result.has_objects())?;
-        let fits = work.pinned.as_ref().is_none_or(|pinned| pinned.digest == result.record.tree.digest());
-        fits.then_some(result)
+        // Other bytes than those that keys were made of here are of no use, as if they were not there.
+        let digest = result.record.tree.digest();
+        let fits = work.pinned.as_ref().is_none_or(|pinned| pinned.digest == digest);
+        (fits && work.known.is_none_or(|known| known == digest)).then_some(result)
     }
 
     /// Says what the result of a node is.

@@ -423,17 +423,32 @@ pub fn outputs(
     for id in graph.select(name).map_err(|error| RunError::Pipeline(vec![error]))? {
         let node = &graph.nodes[id].name;
         let Some((_, tree, _)) = decider.result(id) else {
-            let error = Diagnostic::new(format!("`{node}` has no result"));
-            let file = project.file().display();
-            return Err(RunError::Pipeline(vec![error.hint(format!("run it first: flow run {file}"))]));
+            return Err(not_here(cache, node, &plan.nodes[id].verdict));
         };
+        let mut tree = Arc::clone(tree);
         if let (Verdict::Team { key, fetch, .. }, Some(remote)) = (&plan.nodes[id].verdict, cache.remote()) {
             fetching(node, *fetch);
             if let Some(result) = decider.word(key) {
-                remote.pull_now(result, &|_| (), cancel).map_err(RunError::Cache)?;
+                tree = remote.pull_now(result, &|_| (), cancel).map_err(RunError::Cache)?.tree;
             }
         }
-        outputs.push((node.clone(), cache.view(tree).map_err(RunError::Cache)?));
+        outputs.push((node.clone(), cache.view(&tree).map_err(RunError::Cache)?));
     }
     Ok(outputs)
+}
+
+/// Why the files of a result cannot be had. What would help is the caller's to say, who knows how the run is named.
+fn not_here(cache: &Cache, node: &str, verdict: &Verdict) -> RunError {
+    let known = match verdict {
+        Verdict::Run { key, .. } => cache.record(key).ok().flatten().is_some(),
+        _ => false,
+    };
+    match cache.remote().filter(|remote| known && remote.has_failed()) {
+        Some(remote) => RunError::Cache(anyhow::anyhow!(
+            "the files of `{node}` are not here, and the team's cache {} cannot be reached",
+            remote.location()
+        )),
+        None if known => RunError::Pipeline(vec![Diagnostic::new(format!("the files of `{node}` are not here"))]),
+        None => RunError::Pipeline(vec![Diagnostic::new(format!("`{node}` has no result"))]),
+    }
 }

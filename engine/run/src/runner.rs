@@ -3,6 +3,7 @@
 //! Hits are decided here, on the runner's own thread; what must run gets a thread of its own ([`crate::exec`]).
 //! Nothing runs before every stage that still has work said what cannot work ([`Project::check`]).
 
+mod again;
 mod check;
 mod clock;
 mod ended;
@@ -10,7 +11,7 @@ mod team;
 mod temp;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     path::Path,
     sync::{
         Arc,
@@ -121,6 +122,7 @@ pub fn run(
         checked: false,
         refused: Vec::new(),
         began: Instant::now(),
+        ends: BTreeMap::new(),
         summary: Summary::default(),
     };
     let ended = std::thread::scope(|scope| runner.go(scope));
@@ -212,6 +214,8 @@ struct Runner<'a> {
     /// Files of the user's that are in the way, found before anything runs.
     refused: Vec<Diagnostic>,
     began: Instant,
+    /// How the nodes came that are done, and what that would have cost.
+    ends: BTreeMap<NodeId, (How, f64)>,
     summary: Summary,
 }
 
@@ -339,14 +343,13 @@ impl<'a> Runner<'a> {
             return self.make_again(id, &absent).err().map(Err);
         }
         let key = work.run_parts().key();
+        // Of who runs whatever the cache has: once a run is enough.
+        if let Some(outcome) = self.made.get(&key).filter(|_| work.reason.ignores_hits()) {
+            return Some(self.hit(id, outcome.clone(), None));
+        }
         if let Some(&maker) = self.makers.get(&key).filter(|maker| **maker != id) {
             match self.sched.state(maker) {
-                State::Done => {
-                    // Of who runs whatever the cache has: once a run is enough.
-                    if let Some(outcome) = self.made.get(&key).filter(|_| work.reason.ignores_hits()) {
-                        return Some(self.hit(id, outcome.clone(), None));
-                    }
-                }
+                State::Done => {}
                 State::Failed | State::Blocked => {
                     return Some(Err(anyhow!("`{}` makes the same result, and failed", self.node(maker))));
                 }
@@ -406,21 +409,18 @@ impl<'a> Runner<'a> {
     /// The result of a node is there, whoever made it.
     fn have(&mut self, id: NodeId, outcome: &Outcome, how: How, seconds: f64) {
         self.is_present(id);
+        let before = self.decider.result(id).map(|(.., digest)| *digest);
         self.decider.set(id, outcome.key, Arc::clone(&outcome.tree));
+        if before.is_some_and(|before| before != outcome.tree.digest()) {
+            self.decide_again(id);
+        }
         let digest = self.decider.result(id).map_or(NO_DIGEST, |(.., digest)| *digest);
         self.finished(id, how, outcome.key, digest, seconds, outcome.tree.size(), outcome.cost);
     }
 
     #[allow(clippy::too_many_arguments)] // they are the fields of one event
     fn finished(&mut self, id: NodeId, how: How, key: Key, digest: Digest, seconds: f64, bytes: u64, cost: f64) {
-        match how {
-            How::Ran | How::Resumed => self.summary.ran += 1,
-            How::Cached | How::Shared | How::Remote => {
-                self.summary.skipped += 1;
-                self.summary.saved += cost;
-            }
-            How::Off => {}
-        }
+        self.ends.insert(id, (how, cost));
         self.recorder.emit(Event::Finished { node: self.node(id).to_owned(), how, key, digest, seconds, bytes, cost });
     }
 

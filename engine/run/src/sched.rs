@@ -80,6 +80,10 @@ pub struct Sched<'a> {
     followers: HashMap<usize, Vec<usize>>,
     /// The dependents know already that the node is done.
     told: Vec<bool>,
+    /// The node runs, and what it was decided by is no more ([`Sched::untell`]).
+    again: Vec<bool>,
+    /// The node is only put in its places, and takes a job and nothing else.
+    light: Vec<bool>,
     running: usize,
     resting: usize,
     away: usize,
@@ -107,6 +111,8 @@ impl<'a> Sched<'a> {
             untouched: 0,
             followers: HashMap::new(),
             told: vec![false; wanted.len()],
+            again: vec![false; wanted.len()],
+            light: vec![false; wanted.len()],
             running: 0,
             resting: 0,
             away: 0,
@@ -156,7 +162,13 @@ impl<'a> Sched<'a> {
         if self.stopped {
             return None;
         }
-        self.open.pop().map(|Reverse(id)| id)
+        // What was open may have to wait again.
+        while let Some(Reverse(id)) = self.open.pop() {
+            if self.states[id] == State::Open {
+                return Some(id);
+            }
+        }
+        None
     }
 
     /// The result of an open node is there.
@@ -167,8 +179,8 @@ impl<'a> Sched<'a> {
 
     /// The result of an open node is there, and must be put in its places: that takes a job and nothing else.
     pub fn must_place(&mut self, id: usize) {
-        self.requests[id] = Request::default();
         self.must_run(id);
+        self.light[id] = true;
     }
 
     /// An open node cannot be answered before these are done, which are on their way: then it is open again.
@@ -190,7 +202,7 @@ impl<'a> Sched<'a> {
     pub fn come_back(&mut self, id: usize) {
         self.expect(id, State::Away);
         self.away -= 1;
-        self.open(id);
+        self.look_again(id);
     }
 
     /// How many nodes somebody outside is asked for.
@@ -204,6 +216,33 @@ impl<'a> Sched<'a> {
         self.open(id);
     }
 
+    /// A node that was done is another one now. What was decided by it, and by that, is looked at again once it is done
+    /// again: what is done or queued waits as in the beginning, what runs does so when it ends. Returns them all, sorted.
+    pub fn untell(&mut self, id: usize) -> Vec<usize> {
+        let (mut stack, mut decided) = (vec![id], BTreeSet::new());
+        while let Some(at) = stack.pop() {
+            if !std::mem::take(&mut self.told[at]) {
+                continue;
+            }
+            for &next in self.dependents[at] {
+                self.missing[next] += 1;
+                match self.states[next] {
+                    State::Open | State::Done => self.states[next] = State::Waiting,
+                    State::Queued => {
+                        self.queue.remove(&next);
+                        self.states[next] = State::Waiting;
+                    }
+                    State::Running | State::Resting => self.again[next] = true,
+                    State::Waiting | State::Away => {}
+                    State::Unwanted | State::Failed | State::Blocked => continue,
+                }
+                decided.insert(next);
+                stack.push(next);
+            }
+        }
+        decided.into_iter().collect()
+    }
+
     /// The GPUs of a running node, by number.
     pub fn gpus(&self, id: usize) -> &[u32] {
         &self.gpus[id]
@@ -212,6 +251,7 @@ impl<'a> Sched<'a> {
     /// The result of an open node must be made.
     pub fn must_run(&mut self, id: usize) {
         self.expect(id, State::Open);
+        self.light[id] = false;
         self.states[id] = State::Queued;
         self.queue.insert(id);
     }
@@ -227,7 +267,7 @@ impl<'a> Sched<'a> {
         let mut kept = Request::default();
         let mut found = None;
         for &id in &self.queue {
-            let want = self.requests[id];
+            let want = self.request(id);
             let (cpus, gpus, memory) =
                 (want.cpus > self.free.cpus, want.gpus > self.free.gpus, want.memory > self.free.memory);
             let passes = |wanted: bool, kept: bool| !(wanted && kept);
@@ -245,7 +285,7 @@ impl<'a> Sched<'a> {
         }
         let id = found?;
         self.queue.remove(&id);
-        let want = self.requests[id];
+        let want = self.request(id);
         self.free.jobs -= 1;
         self.free.cpus -= want.cpus;
         self.free.gpus -= want.gpus;
@@ -262,10 +302,10 @@ impl<'a> Sched<'a> {
         Some(id)
     }
 
-    /// A running node is done.
+    /// A running node is done; or to be looked at again, if what it was decided by is no more.
     pub fn finished(&mut self, id: usize) {
         self.release(id);
-        self.done(id);
+        if std::mem::take(&mut self.again[id]) { self.look_again(id) } else { self.done(id) }
     }
 
     /// A running node failed and will be tried again: [`Sched::wake`].
@@ -279,6 +319,9 @@ impl<'a> Sched<'a> {
     pub fn wake(&mut self, id: usize) {
         self.expect(id, State::Resting);
         self.resting -= 1;
+        if std::mem::take(&mut self.again[id]) {
+            return self.look_again(id);
+        }
         self.states[id] = State::Queued;
         self.queue.insert(id);
     }
@@ -312,6 +355,15 @@ impl<'a> Sched<'a> {
         assert_eq!(self.states[id], state, "node {id} is not where the scheduler's driver thinks");
     }
 
+    fn request(&self, id: usize) -> Request {
+        if self.light[id] { Request::default() } else { self.requests[id] }
+    }
+
+    /// It is open, unless what it needs is not done any more.
+    fn look_again(&mut self, id: usize) {
+        if self.missing[id] > 0 { self.states[id] = State::Waiting } else { self.open(id) }
+    }
+
     fn open(&mut self, id: usize) {
         self.states[id] = State::Open;
         self.open.push(Reverse(id));
@@ -319,7 +371,7 @@ impl<'a> Sched<'a> {
 
     fn release(&mut self, id: usize) {
         self.expect(id, State::Running);
-        let had = self.requests[id];
+        let had = self.request(id);
         self.free.jobs += 1;
         self.free.cpus += had.cpus;
         self.free.gpus += had.gpus;

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use flow_cache::Unusable;
-use flow_core::{Cancelled, Event, Sink as _};
+use flow_core::{Cancelled, Event, How, Sink as _};
 
 use super::{Done, Fingerprint, Planned, Runner, Todo};
 use crate::{graph::NodeId, record::Ended, sched::State, summary::Summary};
@@ -86,6 +86,16 @@ impl Runner<'_> {
         let mut summary = std::mem::take(&mut self.summary);
         // Another failure ended the run before they were tried again.
         summary.failed += wanted().filter(|&id| self.sched.state(id) == State::Resting).count();
+        for (how, cost) in self.ends.values() {
+            match how {
+                How::Ran | How::Resumed => summary.ran += 1,
+                How::Cached | How::Shared | How::Remote => {
+                    summary.skipped += 1;
+                    summary.saved += cost;
+                }
+                How::Off => {}
+            }
+        }
         summary.ok = complete;
         summary.seconds = self.began.elapsed().as_secs_f64();
         let ended = if complete {

@@ -102,7 +102,10 @@ impl Runner<'_> {
                 match outcome {
                     Ok(_) => drop(self.team.came.insert(id)),
                     Err(_) if self.cancel.is_set() => {}
-                    Err(error) => self.warn(format!("{error:#}: `{}` is made here", self.node(id))),
+                    Err(error) if self.selection.may_run[id] => {
+                        self.warn(format!("{error:#}: `{}` is made here", self.node(id)));
+                    }
+                    Err(error) => self.warn(format!("{error:#}")),
                 }
                 self.sched.come_back(id);
             }

@@ -24,9 +24,14 @@ const SHARE: u32 = 20;
 #[derive(Debug, Default)]
 pub(super) struct Temps {
     /// What absent nodes gave, until they are made again.
-    absent: BTreeMap<NodeId, (Outcome, How)>,
+    absent: BTreeMap<NodeId, Outcome>,
     /// Absent nodes that something needs after all.
     needed: HashSet<NodeId>,
+    /// Nodes whose files went in this run: nothing needed them any more.
+    freed: BTreeSet<NodeId>,
+    /// Something is decided again, and may need what seemed to be done with: nothing goes before the end, so that
+    /// nothing is made for ever.
+    keeps: bool,
     /// Nodes whose files can go.
     done_with: BTreeSet<NodeId>,
     /// When to look again.
@@ -45,13 +50,12 @@ impl Runner<'_> {
         if self.temps.needed.contains(&id) || is_wanted(project.graph(), self.selection, placer, id, &outcome.tree)? {
             return Ok(false);
         }
-        let how = if self.decider.word(&work.key).is_some() { How::Remote } else { How::Cached };
         let outcome = match work.is_unpinned() {
             true => self.env.pin(work, outcome.clone(), Remarks::default())?,
             false => outcome.clone(),
         };
         self.decider.set(id, outcome.key, Arc::clone(&outcome.tree));
-        self.temps.absent.insert(id, (outcome, how));
+        self.temps.absent.insert(id, outcome);
         Ok(true)
     }
 
@@ -62,7 +66,8 @@ impl Runner<'_> {
     }
 
     fn takes_absent(&self, id: NodeId, from: NodeId) -> bool {
-        self.temps.absent.contains_key(&from) && self.env.project.graph().takers(from).any(|taker| taker == id)
+        let absent = self.temps.absent.contains_key(&from) || self.temps.freed.contains(&from);
+        absent && self.env.project.graph().takers(from).any(|taker| taker == id)
     }
 
     /// Has absent nodes fetched or made again; the open node that needs them waits until they are.
@@ -71,7 +76,9 @@ impl Runner<'_> {
             if matches!(self.sched.state(from), State::Failed | State::Blocked) {
                 return Err(anyhow!("`{}` could not be made again", self.node(from)));
             }
-            if self.temps.needed.insert(from) {
+            self.temps.needed.insert(from);
+            // Else it is on its way already.
+            if self.sched.state(from) == State::Done {
                 self.sched.reopen(from);
             }
         }
@@ -82,6 +89,13 @@ impl Runner<'_> {
     /// A node's result is there, with its files.
     pub(super) fn is_present(&mut self, id: NodeId) {
         self.temps.absent.remove(&id);
+        self.temps.freed.remove(&id);
+    }
+
+    /// A node is decided again.
+    pub(super) fn undo_absent(&mut self, id: NodeId) {
+        self.temps.absent.remove(&id);
+        self.temps.keeps = true;
     }
 
     /// A node is done: what it alone still needed can go.
@@ -113,13 +127,14 @@ impl Runner<'_> {
     /// Frees what can go. `now`: even if it was just done.
     pub(super) fn free(&mut self, now: bool) {
         let began = Instant::now();
-        if self.temps.done_with.is_empty() || (!now && self.temps.next.is_some_and(|next| began < next)) {
+        let rests = self.temps.keeps || self.temps.next.is_some_and(|next| began < next);
+        if self.temps.done_with.is_empty() || (!now && rests) {
             return;
         }
         let keys = |id: &NodeId| self.decider.keys(*id);
         let keys: HashSet<Key> = self.temps.done_with.iter().flat_map(keys).collect();
         match self.env.cache.free(&keys) {
-            Ok(Some(_)) => self.temps.done_with.clear(),
+            Ok(Some(_)) => self.temps.freed.append(&mut self.temps.done_with),
             // Other flows are busy; what cannot be freed now is freed by the next run.
             Ok(None) => {}
             Err(error) => {
@@ -132,9 +147,9 @@ impl Runner<'_> {
 
     /// Tells of the nodes that stayed absent.
     pub(super) fn tell_absent(&mut self) {
-        for (id, (outcome, how)) in std::mem::take(&mut self.temps.absent) {
+        for (id, outcome) in std::mem::take(&mut self.temps.absent) {
             if self.sched.state(id) == State::Done {
-                self.have(id, &outcome, how, 0.0);
+                self.have(id, &outcome, How::Cached, 0.0);
             }
         }
     }

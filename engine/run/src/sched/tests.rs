@@ -224,3 +224,48 @@ fn unwanted_nodes_never_open() {
     assert!(sched.is_over());
     assert_eq!(sched.state(1), State::Unwanted);
 }
+
+#[test]
+fn what_was_decided_by_what_is_no_more_waits_and_is_decided_again() {
+    // 0 → 1, 2, 3, 4; 1 and 2 → 5; 3 → 6
+    let shape = Shape::new(vec![vec![], vec![0], vec![0], vec![0], vec![0], vec![1, 2], vec![3]]);
+    let mut sched = shape.sched(&[true; 7], POOLS);
+    let next = |sched: &mut Sched<'_>, id: usize| assert_eq!(sched.next_open(), Some(id));
+    next(&mut sched, 0);
+    sched.hit(0);
+    next(&mut sched, 1);
+    sched.hit(1);
+    next(&mut sched, 2);
+    sched.must_place(2);
+    assert_eq!(sched.start(), Some(2));
+    next(&mut sched, 3);
+    sched.send_away(3);
+    next(&mut sched, 4);
+    // 4 needs 0 after all, which is made again and is another one.
+    sched.reopen(0);
+    sched.follow(4, &[0]);
+    next(&mut sched, 0);
+    sched.must_run(0);
+    assert_eq!(sched.start(), Some(0));
+    assert_eq!(sched.untell(0), [1, 2, 3, 4, 5]);
+    assert_eq!(sched.untell(0), [0; 0], "nobody was told since");
+    sched.come_back(3);
+    assert_eq!((sched.state(1), sched.state(3), sched.next_open()), (State::Waiting, State::Waiting, None));
+    sched.finished(0);
+    for id in [1, 3, 4] {
+        next(&mut sched, id);
+        sched.hit(id);
+    }
+    next(&mut sched, 6);
+    sched.hit(6);
+    assert_eq!((sched.next_open(), sched.state(2)), (None, State::Running));
+    // What ran meanwhile is looked at when it ends, and takes what it takes then.
+    sched.finished(2);
+    next(&mut sched, 2);
+    sched.must_run(2);
+    assert_eq!(sched.start(), Some(2));
+    sched.finished(2);
+    next(&mut sched, 5);
+    sched.hit(5);
+    assert!(sched.is_over());
+}

@@ -1,0 +1,49 @@
+//! A node whose files were not here was made again, and gave other bytes than those that keys were made of: what was
+//! decided by the old ones is decided again, so that all of a run is made of one version of everything.
+
+use flow_core::Key;
+
+use super::{Runner, Todo};
+use crate::{graph::NodeId, sched::State};
+
+impl Runner<'_> {
+    /// Of a node that was done, and whose result is another one now.
+    pub(super) fn decide_again(&mut self, id: NodeId) {
+        let mut again = self.sched.untell(id);
+        // Its record is the record of all that have its key.
+        let now = self.decider.result(id).map(|(key, _, digest)| (*key, *digest));
+        let stale = |other: &NodeId| {
+            let known = self.decider.result(*other).map(|(key, _, digest)| (*key, *digest));
+            let same = known.zip(now).is_some_and(|(known, now)| known.0 == now.0 && known.1 != now.1);
+            same && self.sched.state(*other) == State::Done
+        };
+        let stale: Vec<NodeId> = (0..self.selection.wanted.len()).filter(stale).collect();
+        for other in stale {
+            again.extend(self.sched.untell(other));
+            self.sched.reopen(other);
+            again.push(other);
+        }
+        if again.is_empty() {
+            return;
+        }
+        let node = self.node(id);
+        self.warn(format!("`{node}` gave other bytes than it had: what was made of those is decided again"));
+        for id in again {
+            self.reconsider(id);
+        }
+    }
+
+    fn reconsider(&mut self, id: NodeId) {
+        self.undo_absent(id);
+        // What runs ends as it began.
+        if !matches!(self.sched.state(id), State::Running | State::Resting)
+            && let Some(planned) = self.works.remove(&id)
+            && let Todo::Execute(work) = planned.task
+        {
+            let key: Key = work.run_parts().key();
+            if self.makers.get(&key) == Some(&id) {
+                self.makers.remove(&key);
+            }
+        }
+    }
+}
