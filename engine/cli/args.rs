@@ -124,7 +124,7 @@ pub struct Run {
     /// After a failure, go on with what does not depend on it
     #[arg(long, short)]
     pub keep_going: bool,
-    /// Nodes that run at once at most [default: the number of cores]
+    /// Nodes that run at once at most, as far as there are cores for them (FLOW_CPUS) [default: the number of cores]
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub jobs: Option<u32>,
     /// Print every event as a line of JSON on stdout

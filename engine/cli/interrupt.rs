@@ -1,10 +1,17 @@
-//! Ctrl-C: the first asks the run to stop in order, the second ends the process at once.
+//! Signals. Ctrl-C: the first asks the run to stop in order, the second ends the process at once.
 
 use flow_core::Cancel;
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
     iterator::Signals,
 };
+
+/// Hears of it when children end. Whoever starts flow may have told it to ignore that (`trap "" CHLD`), which is inherited;
+/// then the kernel forgets them at once, and nobody can wait for one.
+pub fn hear_of_children() {
+    // SAFETY: a system call, before anything else is done.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+}
 
 /// A [`Cancel`] that is set when the process is asked to end.
 ///

@@ -13,11 +13,18 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 use args::{Cli, Command};
+use failure::Failure;
+use flow_core::Diagnostic;
 
 fn main() -> ExitCode {
+    interrupt::hear_of_children();
     // Where a shell asks what could be typed: answers, and ends.
     clap_complete::CompleteEnv::with_factory(Cli::command).var(complete::VARIABLE).complete();
-    let done = match Cli::parse().command {
+    let command = Cli::parse().command;
+    if let Err(failure) = start_threads() {
+        return failure.end();
+    }
+    let done = match command {
         Command::Run(args) => commands::run::run(&args),
         Command::Plan(args) => commands::plan::plan(&args),
         Command::Check(args) => commands::check::check(&args),
@@ -42,4 +49,13 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => failure.end(),
     }
+}
+
+/// The threads that all of flow shares. Where they cannot be had, its first use of them would have no way to say so.
+fn start_threads() -> Result<(), Failure> {
+    rayon::ThreadPoolBuilder::new().build_global().map_err(|error| {
+        let error = Diagnostic::new(format!("cannot start threads: {error}"));
+        let hint = "too few processes are allowed here: raise `ulimit -u`, or the limit of pids of the container";
+        Failure::Pipeline(vec![error.hint(hint)])
+    })
 }

@@ -2,7 +2,7 @@
 
 use std::{fs, time::Instant};
 
-use crate::support::{Sandbox, until};
+use crate::support::{Output, Sandbox, until};
 
 /// `slow` says that it began, then waits until a file outside lets it go on, which no key sees.
 fn slow() -> Sandbox {
@@ -121,4 +121,44 @@ fn the_second_interrupt_ends_at_once() {
     assert!(start.elapsed().as_secs_f64() < 1.0, "{:?}", start.elapsed());
     let child = format!("/proc/{}", sandbox.lines("began")[0]);
     until("the stage's process died with flow", || !fs::exists(&child).unwrap());
+}
+
+#[test]
+fn started_by_one_who_ignores_the_ends_of_children() {
+    let sandbox = Sandbox::with("[stage.a]\nkind = \"command\"\nrun = \"sh -c 'exit 0' && echo 1 > {out}/x\"\n");
+    let mut shell = std::process::Command::new("sh");
+    sandbox.at_home(&mut shell);
+    shell.args(["-c", "trap '' CHLD; exec timeout -k 1 60 \"$0\" run p.toml", env!("CARGO_BIN_EXE_flow")]);
+    let output = Output::of(shell.output().unwrap());
+    assert_eq!(output.code, Some(0), "{output}");
+}
+
+#[test]
+fn where_no_threads_can_be_had_that_is_said() {
+    let sandbox = Sandbox::with("[stage.a]\nkind = \"command\"\nrun = \"echo 1 > {out}/x\"\n");
+    let mut shell = std::process::Command::new("sh");
+    sandbox.at_home(&mut shell);
+    // The stacks of so many have no place in so little; a limit of processes would not hold for root.
+    shell.env("RAYON_NUM_THREADS", "1000");
+    shell.args(["-c", "ulimit -v 600000; exec \"$0\" run p.toml", env!("CARGO_BIN_EXE_flow")]);
+    let output = Output::of(shell.output().unwrap());
+    assert_eq!(output.code, Some(2), "{output}");
+    assert!(output.stderr.contains("cannot start threads") && output.stderr.contains("ulimit -u"), "{output}");
+}
+
+#[test]
+fn who_takes_no_core_waits_for_none() {
+    let sandbox = Sandbox::new();
+    let (a, b) = (sandbox.outside("a"), sandbox.outside("b"));
+    let stage = |name: &str, mine: &std::path::Path, other: &std::path::Path| {
+        let (mine, other) = (mine.display(), other.display());
+        format!(
+            "[stage.{name}]\nkind = \"command\"\nresources = {{ cpus = 0 }}\ntimeout = \"60s\"\n\
+             run = \"touch {mine}; while ! test -e {other}; do sleep 0.05; done; echo 1 > {{out}}/x\"\n"
+        )
+    };
+    sandbox.pipeline(&[stage("a", &a, &b), stage("b", &b, &a)].concat());
+    let output = sandbox.flow(&["run", "p.toml", "--jobs", "2"]).env("FLOW_CPUS", "1").output().unwrap();
+    let output = Output::of(output);
+    assert_eq!(output.code, Some(0), "{output}");
 }

@@ -67,7 +67,7 @@ impl Default for Common {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Resources {
-    /// Cores. Unset: counts as one, and the node may use those that are idle.
+    /// Cores. Unset: counts as one, and the node may use those that are idle. 0: it waits for no core.
     #[serde(default)]
     pub cpus: Option<u32>,
     /// GPUs.
@@ -173,7 +173,8 @@ fn with_unit(text: &str, units: &[(&str, f64)]) -> Option<u64> {
     let number: f64 = text[..split].parse().ok()?;
     let unit = text[split..].trim();
     let factor = units.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit))?.1;
-    Some((number * factor).round() as u64)
+    let amount = (number * factor).round();
+    (amount < u64::MAX as f64).then_some(amount as u64)
 }
 
 /// A length of time such as `500ms`, `1.5s`, `5m`, `2h`, `1d`, in milliseconds; none is no time.

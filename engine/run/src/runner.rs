@@ -95,7 +95,7 @@ pub fn run(
     };
     let request = |id: NodeId| {
         let resources = project.graph().common(id).resources;
-        Request { cpus: resources.cpus.unwrap_or(1).max(1), gpus: resources.gpus, memory: resources.memory }
+        Request { cpus: resources.cpus.unwrap_or(1), gpus: resources.gpus, memory: resources.memory }
     };
     let nodes = project.graph().nodes.iter().enumerate();
     let shape = nodes.map(|(id, node)| (node.dependencies.as_slice(), node.dependents.as_slice(), request(id)));

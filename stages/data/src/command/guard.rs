@@ -1,6 +1,6 @@
-//! One small shell beside flow that outlives it: it knows the process groups of the running commands, and kills what
-//! is left of them when flow is gone without a word. The kernel's parent-death signal reaches a command's shell, but
-//! not what that shell has started.
+//! One small shell beside flow that outlives it: it knows the process groups and the marks of the running commands, and
+//! kills what is left of them when flow is gone without a word. The kernel's parent-death signal reaches a command's shell,
+//! but not what that shell has started.
 
 use std::{
     io::Write,
@@ -9,44 +9,57 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-/// Reads `+GROUP` and `-GROUP`; at the end of its input, which is the end of flow, kills the groups that are left.
+use super::family::Mark;
+
+/// Reads `+GROUP:MARK` and `-GROUP:MARK`; at the end of its input, which is the end of flow, kills the groups that are
+/// left, and whoever has one of their marks: again while there are any, because they may start others meanwhile.
 const SCRIPT: &str = r#"
 trap '' HUP INT TERM
-groups=
+shells=
 while read -r line; do
-    group=${line#?}
+    shell=${line#?}
     case $line in
-        +*) groups="$groups $group" ;;
+        +*) shells="$shells $shell" ;;
         -*) rest=
-            for one in $groups; do [ "$one" = "$group" ] || rest="$rest $one"; done
-            groups=$rest ;;
+            for one in $shells; do [ "$one" = "$shell" ] || rest="$rest $one"; done
+            shells=$rest ;;
     esac
 done
-for group in $groups; do kill -s KILL -- "-$group"; done
+for shell in $shells; do kill -s KILL -- "-${shell%:*}"; done
+for round in 1 2 3 4 5; do
+    killed=
+    for shell in $shells; do
+        for place in $(cd /proc && grep -lszF -e "${shell#*:}" [0-9]*/environ); do
+            kill -s KILL "${place%/environ}" && killed=1
+        done
+    done
+    [ "$killed" ] || break
+done
 "#;
 
 /// The way to the guard. It closes when this process ends, however that comes.
 static GUARD: Mutex<Option<ChildStdin>> = Mutex::new(None);
 
-/// A process group that the guard knows, as long as this lives.
+/// A shell that the guard knows, as long as this lives.
 #[derive(Debug)]
-pub struct Guarded(u32);
+pub struct Guarded(String);
 
 impl Guarded {
-    /// Tells the guard of a group. Without a guard commands run as well; they are only less well cleaned up after.
-    pub fn new(group: u32) -> Self {
-        tell('+', group);
-        Self(group)
+    /// Tells the guard of a shell. Without a guard commands run as well; they are only less well cleaned up after.
+    pub fn new(group: u32, mark: &Mark) -> Self {
+        let shell = format!("{group}:{}", mark.text());
+        tell('+', &shell);
+        Self(shell)
     }
 }
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        tell('-', self.0);
+        tell('-', &self.0);
     }
 }
 
-fn tell(sign: char, group: u32) {
+fn tell(sign: char, shell: &str) {
     let mut guard = GUARD.lock().unwrap_or_else(PoisonError::into_inner);
     if guard.is_none() {
         let mut command = Command::new("sh");
@@ -55,7 +68,7 @@ fn tell(sign: char, group: u32) {
         *guard = command.spawn().ok().and_then(|mut child| child.stdin.take());
     }
     if let Some(stdin) = guard.as_mut()
-        && stdin.write_all(format!("{sign}{group}\n").as_bytes()).is_err()
+        && stdin.write_all(format!("{sign}{shell}\n").as_bytes()).is_err()
     {
         *guard = None;
     }

@@ -17,7 +17,9 @@ impl Lines {
         }
         self.0.extend_from_slice(bytes);
         if self.0.len() >= LONGEST {
+            let rest = self.0.split_off(self.0.len() - begun(&self.0));
             self.hand_on(line);
+            self.0 = rest;
         }
     }
 
@@ -36,6 +38,12 @@ impl Lines {
     }
 }
 
+/// How many bytes at the end are the beginning of a character.
+fn begun(bytes: &[u8]) -> usize {
+    let is_begun = |n: &usize| matches!(str::from_utf8(&bytes[bytes.len() - n..]), Err(error) if error.valid_up_to() == 0 && error.error_len().is_none());
+    (1..=bytes.len().min(3)).find(is_begun).unwrap_or(0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,6 +58,13 @@ mod tests {
             }
             lines.end(&mut |line| found.push(line));
             assert_eq!(found, ["one", "", "100%", "あい", "no end"]);
+        }
+        let text = format!("{}x{}", "あ".repeat(10_000), "\u{1f600}".repeat(10_000));
+        for size in [1000, 4097, 1 << 14] {
+            let (mut lines, mut found) = (Lines::default(), String::new());
+            text.as_bytes().chunks(size).for_each(|piece| lines.take(piece, &mut |line| found += &line));
+            lines.end(&mut |line| found += &line);
+            assert!(found == text, "a long line is not cut inside of a character");
         }
         let (mut lines, mut count) = (Lines::default(), 0);
         for _ in 0..100 {

@@ -1,5 +1,6 @@
 //! `command`: any program, with declared inputs and outputs.
 
+mod family;
 mod guard;
 mod lines;
 mod placeholders;
@@ -42,6 +43,12 @@ pub struct Command {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     env: BTreeMap<String, String>,
 }
+
+/// The kernel hands on no text to a program that is longer (`MAX_ARG_STRLEN`, with the zero at its end).
+const LONGEST: usize = (128 << 10) - 1;
+
+/// What to do about a line that is too long.
+const SCRIPT: &str = "put it in a script, and the script into `files`";
 
 /// What an input is called is part of what the command does; what it names is known by its content.
 fn names<S: Serializer>(inputs: &BTreeMap<String, Refs>, serializer: S) -> Result<S::Ok, S::Error> {
@@ -113,6 +120,23 @@ impl Stage for Command {
                 check.error(&format!("files.{i}"), error.hint("name it once"));
             }
         }
+        if self.run.contains('\0') {
+            check.error("run", Diagnostic::new("no shell takes a line with a zero character (`\\u0000`) in it"));
+        }
+        if self.run.len() > LONGEST {
+            let error = Diagnostic::new(format!("{} bytes are too long for a shell's line", self.run.len()));
+            check.error("run", error.cause(format!("the kernel takes {LONGEST} at most")).hint(SCRIPT));
+        }
+        for (name, value) in &self.env {
+            let field = format!("env.{name}");
+            if value.contains('\0') {
+                check.error(&field, Diagnostic::new("no variable holds a zero character (`\\u0000`)"));
+            }
+            if name.len() + 1 + value.len() > LONGEST {
+                let error = Diagnostic::new(format!("{} bytes are too long for a variable", value.len()));
+                check.error(&field, error.hint("put it in a file, and the file into `files`"));
+            }
+        }
         for name in self.env.keys().filter(|name| looks_secret(name)) {
             let error = Diagnostic::new(format!("`{name}` looks like a secret, and what is in the file is recorded"));
             check.error(
@@ -139,6 +163,11 @@ impl Stage for Command {
                 Ok(inputs.iter().map(|input| input.path.clone()).collect())
             }
         })?;
+        ensure!(
+            line.len() <= LONGEST,
+            "with its inputs the line has {} bytes, and the kernel takes {LONGEST} at most: {SCRIPT}",
+            line.len()
+        );
         let directory = if self.outs.is_empty() { self.place_files(ctx)? } else { self.prepare_outs(ctx)? };
         process::run(ctx, &line, &directory, &self.env)?;
         for out in &self.outs {

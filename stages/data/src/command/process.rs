@@ -1,8 +1,8 @@
 //! A shell and everything it starts: watched, logged, and ended as a whole.
 //!
-//! The shell leads a process group of its own. When the run is interrupted the group is asked to end, and made to if
-//! it does not; when the shell has ended, what it left running is ended too; and when flow itself is killed, the
-//! [`guard`] kills the group.
+//! The shell leads a process group of its own. When the run is interrupted its whole [`family`] is asked to end, and made
+//! to if it does not; when the shell has ended, what it left running in the group is ended too (what made a group of its
+//! own, as a daemon does, is meant to stay); and when flow itself is killed, the [`guard`] kills the family.
 
 use std::{
     collections::BTreeMap,
@@ -20,12 +20,13 @@ use anyhow::{Context, Result, bail};
 use flow_core::{Cancelled, Ctx, Level, SECRETS};
 
 use super::{
+    family::{self, Family, Mark},
     guard,
     lines::Lines,
     spawn::{Shell, spawn},
 };
 
-/// How long a group that was asked to end may take.
+/// How long a family that was asked to end may take.
 const GRACE: Duration = Duration::from_millis(1200);
 
 /// The longest time between two looks at whether to stop.
@@ -40,11 +41,18 @@ pub fn run(ctx: &Ctx<'_>, line: &str, directory: &Path, env: &BTreeMap<String, S
     let inherited = std::env::vars_os().filter(|(name, _)| !SECRETS.iter().any(|secret| name == secret));
     let gpus = ctx.gpu_variable().map(|(name, value)| (name.into(), value.into()));
     let env = env.iter().map(|(name, value)| (name.into(), value.into()));
-    let spawned = spawn(line, directory, inherited.chain(gpus).chain(env));
+    let mark = Mark::new();
+    let marked = [(family::VARIABLE.into(), mark.value().into())];
+    let spawned = spawn(line, directory, inherited.chain(gpus).chain(env).chain(marked));
     let (shell, streams) = spawned.with_context(|| format!("cannot start sh in {}", directory.display()))?;
-    let guarded = guard::Guarded::new(shell.id());
+    let guarded = guard::Guarded::new(shell.id(), &mark);
     let mut last = Last::default();
-    let status = watch(ctx, shell, streams, guarded, &mut last)?;
+    let status = watch(
+        ctx,
+        Running { family: Family::new(shell.id() as i32, mark), shell, guarded, asked: None },
+        streams,
+        &mut last,
+    )?;
     if status.success() {
         return Ok(());
     }
@@ -76,28 +84,82 @@ impl Last {
     }
 }
 
-/// Follows the shell to its end, and ends it when the run is interrupted.
-fn watch(
-    ctx: &Ctx<'_>,
+/// A shell that has not been waited for, so that its number, which is its group's, is nobody else's.
+struct Running {
     shell: Shell,
-    streams: [OwnedFd; 2],
+    family: Family,
     guarded: guard::Guarded,
-    last: &mut Last,
-) -> Result<ExitStatus> {
+    /// When it was asked to end.
+    asked: Option<Instant>,
+}
+
+/// How it goes on with a shell.
+enum Next {
+    /// It runs.
+    Runs,
+    /// It has ended, and was asked to; what it has started may still take some time.
+    Leaves,
+    /// It has ended, and nothing more is waited for.
+    Over,
+}
+
+impl Running {
+    fn signal(&mut self, signal: i32) {
+        // Before the shell is gone, because then nobody is its child.
+        let family = self.family.look();
+        self.shell.signal(signal);
+        for id in family {
+            // SAFETY: a system call.
+            unsafe { libc::kill(id, signal) };
+        }
+    }
+
+    /// Asks or makes it to end, if the run is interrupted, and tells how it goes on.
+    fn look(&mut self, cancelled: bool) -> io::Result<Next> {
+        // However it was asked: who has ended by itself has ended well.
+        let ended = self.shell.has_ended()?;
+        match self.asked {
+            None if ended => return Ok(Next::Over),
+            None if cancelled => {
+                self.asked = Some(Instant::now());
+                self.signal(libc::SIGTERM);
+            }
+            // Who hangs in the kernel does not end even if killed.
+            Some(since) if ended && (self.family.look().is_empty() || since.elapsed() > 2 * GRACE) => {
+                return Ok(Next::Over);
+            }
+            Some(since) if since.elapsed() > GRACE => self.signal(libc::SIGKILL),
+            _ => {}
+        }
+        Ok(if ended { Next::Leaves } else { Next::Runs })
+    }
+
+    /// Waits for the shell, after what it has left in its group is made to end. Whether it was asked to end is told too.
+    fn end(self) -> io::Result<(ExitStatus, bool)> {
+        self.shell.signal(libc::SIGKILL);
+        drop(self.guarded);
+        Ok((self.shell.wait()?, self.asked.is_some()))
+    }
+}
+
+/// Follows the shell to its end, and ends it when the run is interrupted.
+fn watch(ctx: &Ctx<'_>, running: Running, streams: [OwnedFd; 2], last: &mut Last) -> Result<ExitStatus> {
     let mut streams: Vec<Stream> = streams.into_iter().map(Stream::new).collect();
-    let mut running = Some((shell, guarded));
-    let mut asked: Option<Instant> = None;
-    let mut status = None;
+    let mut running = Some(running);
+    let mut ended = None;
+    let mut leaves = false;
     let mut pause = Duration::from_millis(1);
     loop {
-        let came = match &running {
+        match &running {
+            // An end that is known wakes nobody again.
+            Some(_) if leaves => Stream::wait(&mut streams, None, LOOK)?,
             // Where the shell's end wakes nobody, looks come closer.
-            Some((shell, _)) => {
+            Some(Running { shell, .. }) => {
                 let pause = if shell.ended().is_some() { LOOK } else { pause };
-                Stream::wait(&mut streams, Some(shell), pause)?
+                Stream::wait(&mut streams, Some(shell), pause)?;
             }
             None => Stream::wait(&mut streams, None, Duration::ZERO)?,
-        };
+        }
         pause = (pause * 2).min(LOOK);
         for stream in &mut streams {
             stream.read(|line| {
@@ -106,26 +168,19 @@ fn watch(
             });
         }
         streams.retain(|stream| stream.open);
-        if let Some(status) = status
-            // Who left the group may hold the pipes for ever; what was written before is read.
-            && (streams.is_empty() || !came)
+        if let Some((status, asked)) = ended
+            && streams.is_empty()
         {
-            return if asked.is_some() { Err(Cancelled.into()) } else { Ok(status) };
+            return if asked { Err(Cancelled.into()) } else { Ok(status) };
         }
-        if let Some((shell, guarded)) = running.take_if(|(shell, _)| shell.has_ended()) {
-            // What it has left. Until it is waited for, its number, which is the group's, is nobody else's.
-            shell.signal(libc::SIGKILL);
-            drop(guarded);
-            status = Some(shell.wait().context("cannot wait for sh")?);
-        }
-        let Some((shell, _)) = &running else { continue };
-        match asked {
-            None if ctx.cancel.is_set() => {
-                shell.signal(libc::SIGTERM);
-                asked = Some(Instant::now());
+        let Some(one) = &mut running else { continue };
+        match one.look(ctx.cancel.is_set()).context("cannot wait for sh")? {
+            Next::Runs => {}
+            Next::Leaves => leaves = true,
+            Next::Over => {
+                ended = running.take().map(Running::end).transpose().context("cannot wait for sh")?;
+                streams.iter_mut().for_each(Stream::read_no_more);
             }
-            Some(since) if since.elapsed() > GRACE => shell.signal(libc::SIGKILL),
-            _ => {}
         }
     }
 }
@@ -136,15 +191,26 @@ struct Stream {
     lines: Lines,
     readable: bool,
     open: bool,
+    /// The bytes that are still read; without a number, all that come.
+    left: Option<usize>,
 }
 
 impl Stream {
     fn new(fd: OwnedFd) -> Self {
-        Self { file: fd.into(), lines: Lines::default(), readable: false, open: true }
+        Self { file: fd.into(), lines: Lines::default(), readable: false, open: true, left: None }
     }
 
-    /// Waits until something can be read, the shell has ended, or for so long; tells whether something can be read.
-    fn wait(streams: &mut [Self], shell: Option<&Shell>, pause: Duration) -> Result<bool> {
+    /// Whoever left the group may hold the pipe for ever, and fill it for ever: what is in it now was written before the
+    /// end, and is read; no more.
+    fn read_no_more(&mut self) {
+        let mut there: libc::c_int = 0;
+        // SAFETY: the system call writes one number there.
+        unsafe { libc::ioctl(self.file.as_raw_fd(), libc::FIONREAD, &raw mut there) };
+        self.left = Some(usize::try_from(there).unwrap_or(0));
+    }
+
+    /// Waits until something can be read, the shell has ended, or for so long.
+    fn wait(streams: &mut [Self], shell: Option<&Shell>, pause: Duration) -> Result<()> {
         let ask = |fd: i32| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         let files = streams.iter().map(|stream| stream.file.as_raw_fd());
         let ended = shell.and_then(Shell::ended).map(|ended| ended.as_raw_fd());
@@ -160,23 +226,27 @@ impl Stream {
         for (stream, fd) in streams.iter_mut().zip(&fds) {
             stream.readable = n > 0 && fd.revents != 0;
         }
-        Ok(streams.iter().any(|stream| stream.readable))
+        Ok(())
     }
 
     /// Reads what is there, once, and hands on the lines that are whole.
     fn read(&mut self, mut line: impl FnMut(String)) {
-        if !self.readable {
+        let mut buffer = [0; 16 << 10];
+        let wanted = self.left.map_or(buffer.len(), |left| left.min(buffer.len()));
+        if !self.readable && wanted > 0 {
             return;
         }
-        let mut buffer = [0; 16 << 10];
-        match self.file.read(&mut buffer) {
+        match self.file.read(&mut buffer[..wanted]) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             // An error means that nothing more can be read; how the command ended, its status says.
             Ok(0) | Err(_) => {
                 self.open = false;
                 self.lines.end(&mut line);
             }
-            Ok(n) => self.lines.take(&buffer[..n], &mut line),
+            Ok(n) => {
+                self.lines.take(&buffer[..n], &mut line);
+                self.left = self.left.map(|left| left - n);
+            }
         }
     }
 }

@@ -175,12 +175,21 @@ impl Shell {
     }
 
     /// Whether it has ended; it is not waited for.
-    pub fn has_ended(&self) -> bool {
+    ///
+    /// # Errors
+    /// It cannot be said: somebody else has waited for it, or this process ignores the ends of its children.
+    pub fn has_ended(&self) -> io::Result<bool> {
         // SAFETY: `info` is a plain structure that the system call fills.
         unsafe {
             let mut info: libc::siginfo_t = std::mem::zeroed();
             let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-            libc::waitid(libc::P_PID, self.id(), &raw mut info, flags) == 0 && info.si_pid() != 0
+            if libc::waitid(libc::P_PID, self.id(), &raw mut info, flags) == 0 {
+                return Ok(info.si_pid() != 0);
+            }
+        }
+        match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+            error => Err(error),
         }
     }
 

@@ -104,6 +104,50 @@ fn nothing_is_left_running() {
 }
 
 #[test]
+fn who_left_the_group_and_writes_for_ever_is_not_waited_for() {
+    let stand = Stand::new();
+    let (writers, stop) = (stand.place("writers"), stand.place("stop"));
+    fs::write(&writers, "").unwrap();
+    let (writers, stop) = (writers.display(), stop.display());
+    // More of them than one reader can follow; they end when the test lets them.
+    let writer = format!(
+        "setsid sh -c 'yes & one=$!; yes & two=$!; echo . >> {writers}; while ! test -e {stop}; do sleep 0.1; done; kill $one $two'"
+    );
+    let run = format!(
+        "for i in 1 2 3 4; do {writer} & done; while test $(wc -l < {writers}) -lt 4; do sleep 0.05; done; echo done > {{out}}/x"
+    );
+    stand.run(&command(json!({ "run": run }))).unwrap();
+    fs::write(stand.place("stop"), "").unwrap();
+}
+
+#[test]
+fn an_interrupt_ends_also_who_left_the_group() {
+    let stand = Stand::new();
+    let cancel = stand.cancel.clone();
+    let places = ["timeout", "session", "daemon", "clean"].map(|name| stand.place(&format!("out/{name}")));
+    let all = places.clone();
+    let canceller = thread::spawn(move || {
+        while all.iter().any(|place| fs::read_to_string(place).unwrap_or_default().is_empty()) {
+            thread::sleep(Duration::from_millis(5));
+        }
+        cancel.set();
+    });
+    // One in a group of its own; one in a session of its own that does not hear; one that has lost its parent; one that
+    // has lost its environment.
+    let run = "timeout 1000 sh -c 'echo $$ > {out}/timeout; exec sleep 100' &
+        setsid sh -c 'trap \"\" TERM; echo $$ > {out}/session; while :; do sleep 1; done' &
+        (setsid sh -c 'echo $$ > {out}/daemon; exec sleep 100' &)
+        env -i setsid sh -c 'echo $$ > {out}/clean; exec sleep 100' &
+        wait";
+    let error = stand.run(&command(json!({ "run": run }))).unwrap_err();
+    canceller.join().unwrap();
+    assert!(error.downcast_ref::<flow_core::Cancelled>().is_some(), "{error:#}");
+    for place in places {
+        assert!(is_gone(&place), "{}", place.display());
+    }
+}
+
+#[test]
 fn an_interrupt_ends_the_whole_group() {
     let stand = Stand::new();
     let cancel = stand.cancel.clone();
@@ -132,7 +176,9 @@ fn when_flow_is_killed_the_guard_ends_what_runs() {
         fs::remove_dir_all(stand.place("out")).unwrap();
         std::os::unix::fs::symlink(directory, stand.place("out")).unwrap();
         stand.inputs.clear();
-        let run = "sleep 100 & echo $! > {out}/child.new; mv {out}/child.new {out}/child; wait";
+        let run = "(setsid sh -c 'echo $$ > {out}/daemon; exec sleep 100' &)
+            while ! test -s {out}/daemon; do sleep 0.05; done
+            sleep 100 & echo $! > {out}/child.new; mv {out}/child.new {out}/child; wait";
         let _ = stand.run(&command(json!({ "run": run })));
         return;
     }
@@ -151,6 +197,7 @@ fn when_flow_is_killed_the_guard_ends_what_runs() {
     flow.kill().unwrap();
     flow.wait().unwrap();
     assert!(is_gone(&child), "a grandchild goes on without flow");
+    assert!(is_gone(&directory.path().join("daemon")), "one in a session of its own goes on without flow");
 }
 
 #[test]
