@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use rustix::fs::FileType;
 
-use crate::proof::Meta;
+use crate::{Cache, proof::Meta};
 
 /// A regular file under the walked directory.
 #[derive(Debug)]
@@ -76,6 +76,26 @@ fn walk_into(
         }
     }
     Ok(())
+}
+
+impl Cache {
+    /// Whether [`Cache::digest_path`] would take a path, as far as can be seen without reading a file: it refuses with the
+    /// same words.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn look_at(path: &Path) -> Result<()> {
+        let path = &std::path::absolute(path).with_context(|| format!("`{}` is no path", path.display()))?;
+        let meta = Meta::of(path, true).with_context(|| format!("cannot read {}", path.display()))?;
+        match meta.kind {
+            FileType::RegularFile if path.file_name().is_some_and(|name| name.to_str().is_none()) => {
+                bail!("the name {} is not UTF-8: rename it", path.display())
+            }
+            FileType::RegularFile => Ok(()),
+            FileType::Directory => walk(path, &mut |_, _| {}).map(drop),
+            kind => bail!("{} is {}: only files and directories have content", path.display(), describe(kind)),
+        }
+    }
 }
 
 /// A special file, for people.

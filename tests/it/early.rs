@@ -145,3 +145,110 @@ fn settings_that_cannot_be_read() {
     let doctor = sandbox.run(&["doctor"]);
     assert_eq!(doctor.code, Some(2), "{doctor}");
 }
+
+#[test]
+fn a_file_in_the_place_of_an_output_of_a_profile() {
+    let sandbox = Sandbox::with(
+        "[stage.a]\nkind = \"command\"\nrun = \"echo 1 > ${to}\"\nouts = [\"${to}\"]\n\
+         [params]\nto = \"x\"\n[profile.over.params]\nto = \"mine.txt\"\n[profile.more.params]\nto = \"mine.txt\"\n",
+    );
+    sandbox.write("mine.txt", "mine");
+    let check = sandbox.run(&["check", "p.toml"]);
+    assert_eq!(check.code, Some(2), "{check}");
+    assert_eq!(check.stderr.matches("mine.txt is not as flow put it there").count(), 1, "{check}");
+    assert!(check.stderr.contains("this is with the profiles `over`, `more`"), "{check}");
+    sandbox.ok(&["plan", "p.toml"]);
+}
+
+#[test]
+fn an_export_to_where_nothing_can_be() {
+    let sandbox = Sandbox::new();
+    std::os::unix::fs::symlink("nowhere", sandbox.path("dangling")).unwrap();
+    std::os::unix::fs::symlink("circle", sandbox.path("circle")).unwrap();
+    for (export, parts) in [
+        ("dangling", ["`dangling` cannot be exported to", "is a link to nowhere, which is not there"]),
+        ("dangling/below", ["`dangling/below` cannot be exported to", "is a link to nowhere, which is not there"]),
+        ("circle/below", ["`circle/below` cannot be exported to", "/circle: "]),
+        ("/proc/nope", ["`/proc/nope` cannot be exported to", "/proc is the kernel's"]),
+    ] {
+        sandbox
+            .pipeline(&format!("[stage.a]\nkind = \"command\"\nrun = \"echo 1 > {{out}}/x\"\nexport = \"{export}\"\n"));
+        let said = all_refuse(&sandbox, &parts);
+        assert!(said.contains("--> p.toml:6:10"), "{said}");
+    }
+    sandbox.pipeline("[stage.a]\nkind = \"command\"\nrun = \"echo 1 > circle/x\"\nouts = [\"circle/x\"]\n");
+    all_refuse(&sandbox, &["`circle/x` cannot be an output", "/circle: "]);
+}
+
+#[test]
+fn inputs_that_have_no_content() {
+    let sandbox = Sandbox::new();
+    fs::create_dir_all(sandbox.path("holds/deep")).unwrap();
+    fs::create_dir(sandbox.path("round")).unwrap();
+    std::os::unix::fs::symlink("../round", sandbox.path("round/again")).unwrap();
+    for pipe in ["pipe", "holds/deep/pipe"] {
+        assert!(std::process::Command::new("mkfifo").arg(sandbox.path(pipe)).status().unwrap().success());
+    }
+    for (input, part) in [
+        ("pipe", "pipe is a pipe: only files and directories have content"),
+        ("holds", "holds/deep/pipe is a pipe"),
+        ("round", "round/again leads to a directory that it is in"),
+    ] {
+        sandbox.pipeline(&format!(
+            "[stage.a]\nkind = \"command\"\nrun = \"ls > {{out}}/x\"\nfiles = [\"{input}\"]\n\
+             [stage.b]\nkind = \"command\"\nrun = \"ls {{in.x}} > {{out}}/x\"\nin = {{ x = \"{input}\" }}\n"
+        ));
+        let said = all_refuse(&sandbox, &[part, "cannot read the input"]);
+        assert!(said.contains("--> p.toml:6:"), "{said}");
+    }
+}
+
+#[test]
+fn a_line_that_no_shell_takes() {
+    let sandbox =
+        Sandbox::with("[stage.a]\nkind = \"command\"\nrun = \"echo \\u0000 > {out}/x\"\nenv = { A = \"\\u0000\" }\n");
+    all_refuse(&sandbox, &["--> p.toml:5:7", "zero character", "--> p.toml:6:13", "no variable holds"]);
+    let long = "x".repeat(128 << 10);
+    sandbox.pipeline(&format!(
+        "[stage.a]\nkind = \"command\"\nrun = \"echo {long} > {{out}}/x\"\n\
+         [stage.b]\nkind = \"command\"\nrun = \"echo > {{out}}/x\"\nenv = {{ A = \"{long}\" }}\n"
+    ));
+    all_refuse(&sandbox, &["too long for a shell's line", "put it in a script", "too long for a variable"]);
+}
+
+#[test]
+fn a_lock_file_that_is_none() {
+    let sandbox = Sandbox::with("[stage.a]\nkind = \"fetch\"\nurls = [\"http://127.0.0.1:9/x\"]\n");
+    sandbox.write("flow.lock", "this is garbage\n");
+    let said = all_refuse(&sandbox, &["flow.lock:1:", "restore flow.lock from version control, or remove it"]);
+    assert!(!said.contains("write this"), "{said}");
+    fs::remove_file(sandbox.path("flow.lock")).unwrap();
+    fs::create_dir(sandbox.path("flow.lock")).unwrap();
+    all_refuse(&sandbox, &["cannot read", "flow.lock", "restore flow.lock from version control"]);
+}
+
+#[test]
+fn a_file_where_an_output_needs_a_folder() {
+    let sandbox = Sandbox::with("[stage.a]\nkind = \"command\"\nrun = \"echo 1 > f/x\"\nouts = [\"f/x\"]\n");
+    sandbox.write("f", "mine");
+    let said = all_refuse(&sandbox, &["`f` is a file, and `f/x` needs a directory there: move it away"]);
+    assert!(!said.contains("--force") && said.contains("--> p.toml:6:9"), "{said}");
+    assert_eq!(sandbox.read("f"), "mine");
+}
+
+#[test]
+fn a_file_that_is_read_and_made() {
+    let sandbox =
+        Sandbox::with("[stage.b]\nkind = \"command\"\nrun = \"echo 1 > r\"\nfiles = [\"r\"]\nouts = [\"r\"]\n");
+    let said = all_refuse(&sandbox, &["`r` is both a file that it reads and an output", "--> p.toml:6:10"]);
+    assert!(!said.contains("circle"), "{said}");
+}
+
+#[test]
+fn a_time_without_end() {
+    for time in ["\"99999999999999999999d\"", "1e300"] {
+        let sandbox =
+            Sandbox::with(&format!("[stage.a]\nkind = \"command\"\nrun = \"echo 1 > {{out}}/x\"\ntimeout = {time}\n"));
+        all_refuse(&sandbox, &["--> p.toml:6:11", "a number of seconds above 0"]);
+    }
+}

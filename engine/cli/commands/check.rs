@@ -2,7 +2,7 @@
 
 use flow_cache::Cache;
 use flow_core::Diagnostic;
-use flow_engine::{Project, RunError, Settings, check_profiles, obstacles_of_all};
+use flow_engine::{Obstacles, Project, RunError, Settings, check_profiles, obstacles_of_all, project_dir};
 use serde_json::json;
 
 use super::{Done, load};
@@ -25,12 +25,27 @@ pub fn check(args: &args::Check) -> Done {
         }
         Err(other) => return Err(other),
     };
+    let settings = match Settings::load(&project_dir(&pipeline.file), &|name| std::env::var(name).ok()) {
+        Ok(settings) => Some(settings),
+        Err(errors) => {
+            said.errors.extend(errors);
+            None
+        }
+    };
+    let met =
+        |project: &Project| settings.as_ref().map_or_else(|| Ok(Obstacles::default()), |found| meets(project, found));
     if let Some(project) = &project {
-        said.of(project)?;
+        match project.check() {
+            Ok(checked) => said.warnings.extend(checked.warnings),
+            Err(errors) => said.errors.extend(errors),
+        }
+        let met = met(project)?;
+        said.errors.extend(met.errors);
+        said.warnings.extend(met.warnings);
     }
     if options.profile.is_none() {
         let known = [&said.errors[..], &said.warnings].concat();
-        let (errors, warnings) = check_profiles(&pipeline.file, flow_data::KINDS, &options, &known);
+        let (errors, warnings) = check_profiles(&pipeline.file, flow_data::KINDS, &options, &known, met)?;
         said.errors.extend(errors);
         said.warnings.extend(warnings);
     }
@@ -63,29 +78,11 @@ struct Said {
     warnings: Vec<Diagnostic>,
 }
 
-impl Said {
-    /// What its stages say, and what a run here would meet.
-    fn of(&mut self, project: &Project) -> Done {
-        match project.check() {
-            Ok(checked) => self.warnings = checked.warnings,
-            Err(errors) => self.errors = errors,
-        }
-        let settings = match Settings::load(project.dir(), &|name| std::env::var(name).ok()) {
-            Ok(settings) => settings,
-            Err(errors) => {
-                self.errors.extend(errors);
-                return Ok(());
-            }
-        };
-        match obstacles_of_all(project, &settings, || Cache::open(&settings.cache_dir)) {
-            Ok(found) => {
-                self.errors.extend(found.errors);
-                self.warnings.extend(found.warnings);
-            }
-            Err(RunError::Pipeline(errors)) => self.errors.extend(errors),
-            Err(error) => return Err(error.into()),
-        }
-        Ok(())
+/// What a run here would meet.
+fn meets(project: &Project, settings: &Settings) -> Result<Obstacles, Failure> {
+    match obstacles_of_all(project, settings, || Cache::open(&settings.cache_dir)) {
+        Err(RunError::Pipeline(errors)) => Ok(Obstacles { errors, warnings: Vec::new() }),
+        found => Ok(found?),
     }
 }
 

@@ -4,7 +4,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
 };
 
@@ -14,7 +14,7 @@ use flow_core::{Diagnostic, Digest, Entry, Input, KEY_FORMAT, Key, KeyParts, Pin
 use rayon::prelude::*;
 
 use crate::{
-    graph::{NodeId, PortInputs, Source},
+    graph::{Graph, NodeId, PortInputs, Source},
     lockfile::LockFile,
     place::below,
     project::Project,
@@ -172,13 +172,7 @@ impl<'a> Decider<'a> {
                     let digest = tree.digest();
                     paths.insert(source, (Arc::new(tree), digest));
                 }
-                Err(error) => {
-                    let place = graph.variant(id).value.nearest(port).span.clone();
-                    let error = error.chain().skip(1).fold(Diagnostic::new(error.to_string()), |diagnostic, cause| {
-                        diagnostic.cause(cause.to_string())
-                    });
-                    errors.push(error.at(place));
-                }
+                Err(error) => errors.push(unreadable(graph, id, port, &error)),
             }
         }
         if !errors.is_empty() {
@@ -416,26 +410,47 @@ impl<'a> Decider<'a> {
     }
 }
 
+/// Says that an input of a node cannot be read.
+pub(crate) fn unreadable(graph: &Graph, id: NodeId, port: &str, error: &anyhow::Error) -> Diagnostic {
+    let said = Diagnostic::new(error.to_string());
+    let said = error.chain().skip(1).fold(said, |said, cause| said.cause(cause.to_string()));
+    said.at(graph.variant(id).value.nearest(port).span.clone())
+}
+
+/// Says of what.
+pub(crate) fn cannot_read(path: &Path) -> String {
+    format!("cannot read the input {}", path.display())
+}
+
+/// Where a path that enters lies, or each file of a prefix.
+pub(crate) fn paths_of(project: &Project, source: &Source) -> Vec<PathBuf> {
+    match source {
+        Source::Path(path) => vec![project.dir().join(path)],
+        Source::Prefix { prefix, endings } => {
+            let ended = |ending: &&str| {
+                let mut path = project.dir().join(prefix).into_os_string();
+                path.push(ending);
+                path.into()
+            };
+            endings.iter().map(ended).collect()
+        }
+        Source::Node(_) | Source::Out { .. } => Vec::new(),
+    }
+}
+
 /// The content of a path that enters: a file is a tree of one entry with its own name, as is each file of a prefix.
 ///
 /// # Errors
 /// It cannot be read.
 fn digest_source(project: &Project, cache: &Cache, source: &Source) -> Result<Tree> {
-    let read = |path: PathBuf| {
-        let path = project.dir().join(path);
-        cache.digest_path(&path).with_context(|| format!("cannot read the input {}", path.display()))
-    };
-    match source {
-        Source::Path(path) => read(path.clone()),
-        Source::Prefix { prefix, endings } => {
-            let mut entries = Vec::new();
-            for ending in *endings {
-                let mut path = prefix.clone().into_os_string();
-                path.push(ending);
-                entries.extend_from_slice(read(path.into())?.entries());
-            }
+    let read = |path: &PathBuf| cache.digest_path(path).with_context(|| cannot_read(path));
+    match &paths_of(project, source)[..] {
+        [] => Err(anyhow!("`{source}` is not a path")),
+        [path] => read(path),
+        paths => {
+            let trees: Vec<Tree> = paths.iter().map(read).collect::<Result<_>>()?;
+            let entries = trees.iter().flat_map(|tree| tree.entries().iter().cloned()).collect();
             Tree::new(entries).map_err(|error| anyhow!(error))
         }
-        Source::Node(_) | Source::Out { .. } => Err(anyhow!("`{source}` is not a path")),
     }
 }

@@ -103,7 +103,7 @@ pub fn link(stages: Vec<StageTable>, kinds: &'static [Kind], ground: &Ground<'_>
     let mut edges = Edges::new();
     for (to, draft) in drafts.iter_mut().enumerate() {
         let mut said = Vec::new();
-        for action in &mut draft.actions {
+        for (at, action) in draft.actions.iter_mut().enumerate() {
             let variant = &draft.variants[action.variant];
             for taken in &mut action.ports {
                 for (nth, reference) in taken.port.refs.iter().enumerate() {
@@ -115,7 +115,15 @@ pub fn link(stages: Vec<StageTable>, kinds: &'static [Kind], ground: &Ground<'_>
                     let place = reference.span().cloned().or_else(nearest);
                     let suggest = errors.len() + said.len() < SUGGEST_UP_TO;
                     let mut wrong = Vec::new();
-                    let targets = finder.find(reference.text(), taken.port.endings, suggest, &mut wrong);
+                    let mut targets = finder.find(reference.text(), taken.port.endings, suggest, &mut wrong);
+                    targets.retain(|target| {
+                        let own = matches!(target, Target::Out(stage, nth, _) if (*stage, *nth) == (to, at));
+                        if own {
+                            let text = format!("`{}` is both a file that it reads and an output", reference.text());
+                            wrong.push(Diagnostic::new(text).hint("read one file and make another"));
+                        }
+                        !own
+                    });
                     said.extend(wrong.into_iter().map(|error| (action.variant, error.at(place.clone()))));
                     for from in targets.iter().filter_map(Target::stage) {
                         edges.entry((from, to)).or_insert_with(|| place.clone());

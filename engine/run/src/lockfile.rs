@@ -35,6 +35,12 @@ pub struct LockFile {
     pub pins: BTreeMap<String, Pinned>,
 }
 
+/// Nobody writes the file by hand: what a person may have meant is no help.
+fn spoiled(mut error: Diagnostic) -> Diagnostic {
+    error.hints = vec![format!("restore {LOCK_FILE} from version control, or remove it to fetch everything anew")];
+    error
+}
+
 impl LockFile {
     /// Reads the project's lock file; one that is not there is empty.
     ///
@@ -48,7 +54,7 @@ impl LockFile {
             looks::found(&path, None);
             return Ok(Self::default());
         }
-        let root = syntax::read(&path)?;
+        let root = syntax::read(&path).map_err(|errors| errors.into_iter().map(spoiled).collect::<Vec<_>>())?;
         let ValueKind::Table(table) = root.kind else { unreachable!("a TOML document is a table") };
         let mut lock = Self::default();
         let mut errors = Vec::new();

@@ -1,13 +1,22 @@
 //! What can be said of a run before it begins, besides what the stages say: what the machine lacks, and what of the user's
 //! is in the way. A run refuses with it; a plan and a check say the same.
 
-use std::sync::Arc;
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
+use anyhow::Context;
 use flow_cache::Cache;
 use flow_core::{Diagnostic, Event};
+use rayon::prelude::*;
+use rustix::fs::Access;
 
 use crate::{
-    graph::{Graph, NodeId},
+    decide::{cannot_read, paths_of, unreadable},
+    graph::{Graph, NodeId, Source},
+    lockfile::LockFile,
     place::Placer,
     plan::{Plan, Verdict, plan},
     project::Project,
@@ -80,8 +89,8 @@ pub fn obstacles(
     Ok(found)
 }
 
-/// What stands in the way of a run of everything. Only where something is in the place of a result that flow did not put
-/// there, it is looked at what would run.
+/// What stands in the way of a run of everything: also inputs and a lock file that it could not read. Only where something
+/// is in the place of a result that flow did not put there, it is looked at what would run.
 ///
 /// # Errors
 /// Something cannot be read.
@@ -93,8 +102,11 @@ pub fn obstacles_of_all(
     let graph = project.graph();
     let on = || (0..graph.nodes.len()).filter(|&id| graph.stage_of(id).off.is_none());
     let warnings = lacking(graph, settings, on());
-    if !on().any(|id| is_taken(project, id)) {
-        return Ok(Obstacles { errors: Vec::new(), warnings });
+    let mut errors = LockFile::read(project.dir()).err().unwrap_or_default();
+    errors.extend(unreadable_inputs(project));
+    errors.extend(on().filter_map(|id| no_place(project, id)));
+    if !errors.is_empty() || !on().any(|id| is_taken(project, id)) {
+        return Ok(Obstacles { errors, warnings });
     }
     let cache = cache().map_err(RunError::Cache)?;
     let nobody = |_: Event| {};
@@ -123,6 +135,48 @@ fn is_taken(project: &Project, id: NodeId) -> bool {
         // Also where something is that keeps the folder from being made.
         path.symlink_metadata().is_ok() || path.ancestors().find(|above| above.exists()).is_some_and(|it| !it.is_dir())
     })
+}
+
+/// Inputs that cannot be read, as far as can be seen without reading them.
+fn unreadable_inputs(project: &Project) -> Vec<Diagnostic> {
+    let graph = project.graph();
+    let mut seen = HashSet::new();
+    let mut sources: Vec<(&Source, NodeId, &str)> = Vec::new();
+    for (id, node) in graph.nodes.iter().enumerate().filter(|&(id, _)| graph.stage_of(id).off.is_none()) {
+        for port in &node.inputs {
+            let new = port.sources.iter().filter(|source| source.node().is_none() && seen.insert(*source));
+            sources.extend(new.map(|source| (source, id, port.name.as_str())));
+        }
+    }
+    let look = |(source, id, port): (&Source, NodeId, &str)| {
+        let look = |path: &PathBuf| Cache::look_at(path).with_context(|| cannot_read(path));
+        let wrong = paths_of(project, source).iter().try_for_each(look).err()?;
+        Some(unreadable(graph, id, port, &wrong))
+    };
+    sources.into_par_iter().with_min_len(256).filter_map(look).collect()
+}
+
+/// Says that the export of a node has no place, because this user may not make it there.
+fn no_place(project: &Project, id: NodeId) -> Option<Diagnostic> {
+    let graph = project.graph();
+    let export = graph.common(id).export.as_ref()?;
+    let path = project.dir().join(export);
+    let above = path.ancestors().find(|above| above.is_dir())?;
+    let why = cannot_write(above)?;
+    let error = Diagnostic::new(format!("`{export}` cannot be exported to")).cause(why);
+    Some(error.at(place(graph, id, "export")).hint("name a directory that you may write to"))
+}
+
+/// Why nothing can be made in a directory.
+fn cannot_write(directory: &Path) -> Option<String> {
+    // Of `/proc` and `/sys`.
+    const MADE_BY_THE_KERNEL: [u32; 2] = [0x9fa0, 0x6265_6572];
+    let shown = directory.display();
+    if rustix::fs::statfs(directory).is_ok_and(|found| MADE_BY_THE_KERNEL.contains(&(found.f_type as u32))) {
+        return Some(format!("{shown} is the kernel's and holds no files of others"));
+    }
+    let error = rustix::fs::access(directory, Access::WRITE_OK | Access::EXEC_OK).err()?;
+    Some(format!("{shown} cannot be written: {}", std::io::Error::from(error)))
 }
 
 /// Where a field of a node's stage stands.
@@ -185,6 +239,10 @@ impl InTheWay {
             if let Some(path) = placer.touches_cache(id) {
                 let error = Diagnostic::new(format!("{} would cover the cache", path.display()));
                 errors.push(error.at(place(graph, id, "export")));
+                continue;
+            }
+            if let Some(error) = no_place(placer.project, id) {
+                errors.push(error);
                 continue;
             }
             if selection.may_overwrite[id] {

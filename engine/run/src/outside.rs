@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    io::ErrorKind,
     path::{Path, PathBuf},
 };
 
@@ -97,6 +98,9 @@ fn place(
         let path = project.join(text);
         let above = path.parent().unwrap_or(Path::new(""));
         if parent.0.as_os_str() != above.as_os_str() {
+            if let Some(why) = leads_nowhere(above) {
+                return Err(cannot(why));
+            }
             *parent = (above.to_owned(), real(above));
         }
         let place = parent.1.join(path.file_name().unwrap_or_default());
@@ -107,6 +111,9 @@ fn place(
     }
     if text.trim().is_empty() {
         return Err(Diagnostic::new("`export` is empty").hint("name a directory, or leave it away"));
+    }
+    if let Some(why) = leads_nowhere(&project.join(text)) {
+        return Err(cannot(why).hint("make what it leads to, or remove it, or name another place"));
     }
     let place = real(&project.join(text));
     if text.starts_with('~') && !project.join(text).exists() {
@@ -122,6 +129,24 @@ fn place(
         return Err(cannot(why).hint("an export is a directory that holds the result's files"));
     }
     own(place, project, reserved, &cannot)
+}
+
+/// What keeps a directory from being there or being made: a link to nothing or in a circle, something that may not be
+/// looked at.
+fn leads_nowhere(path: &Path) -> Option<String> {
+    let mut why = None;
+    for above in path.ancestors() {
+        match above.metadata() {
+            Ok(_) => break,
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+                if let Ok(target) = above.read_link() {
+                    why = Some(format!("{} is a link to {}, which is not there", above.display(), target.display()));
+                }
+            }
+            Err(error) => why = Some(format!("{}: {error}", above.display())),
+        }
+    }
+    why
 }
 
 /// A place that is not flow's or the pipeline's own.

@@ -434,7 +434,15 @@ impl<'a> Placer<'a> {
         let graph = self.project.graph();
         let (stage, node, project) = (graph.stage_of(id), &graph.nodes[id].name, self.project.dir());
         refused.into_iter().map(move |path| {
-            let error = Diagnostic::new(refusal(&path, node));
+            let below = |out: &&String| project.join(out).starts_with(&path) && project.join(out) != path;
+            let error = Diagnostic::new(match graph.nodes[id].action.outs().iter().find(below) {
+                // Also with --force.
+                Some(out) => {
+                    let file = path.strip_prefix(project).unwrap_or(&path).display();
+                    format!("`{file}` is a file, and `{out}` needs a directory there: move it away")
+                }
+                None => refusal(&path, node),
+            });
             let is_in =
                 |place: &String| path.starts_with(project.join(place)) || project.join(place).starts_with(&path);
             let field = match graph.nodes[id].action.outs().iter().position(is_in) {

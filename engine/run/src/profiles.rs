@@ -7,26 +7,41 @@ use flow_core::{Diagnostic, Kind};
 use crate::{
     link::sort_and_dedup,
     load::{LoadOptions, outline},
+    obstacles::Obstacles,
     project::{Checked, Project},
 };
 
 /// What is wrong with a pipeline under each of its profiles, and was not `said` of it without one. What several profiles
-/// share is said once, with all of their names.
-pub fn check_profiles(
+/// share is said once, with all of their names. `obstacles`: what a run of one would meet.
+///
+/// # Errors
+/// Those of `obstacles`.
+pub fn check_profiles<E>(
     pipeline: &Path,
     kinds: &'static [Kind],
     options: &LoadOptions,
     said: &[Diagnostic],
-) -> (Vec<Diagnostic>, Vec<Diagnostic>) {
+    mut obstacles: impl FnMut(&Project) -> Result<Obstacles, E>,
+) -> Result<(Vec<Diagnostic>, Vec<Diagnostic>), E> {
     let (mut errors, mut warnings) = (Found::default(), Found::default());
     for profile in outline(pipeline).profiles {
         let options = LoadOptions { profile: Some(profile.clone()), ..options.clone() };
-        match Project::load(pipeline, kinds, &options).and_then(|project| project.check()) {
+        let project = match Project::load(pipeline, kinds, &options) {
+            Ok(project) => project,
+            Err(found) => {
+                errors.add(found, &profile, said);
+                continue;
+            }
+        };
+        match project.check() {
             Ok(Checked { warnings: found, .. }) => warnings.add(found, &profile, said),
             Err(found) => errors.add(found, &profile, said),
         }
+        let met = obstacles(&project)?;
+        errors.add(met.errors, &profile, said);
+        warnings.add(met.warnings, &profile, said);
     }
-    (errors.named(pipeline), warnings.named(pipeline))
+    Ok((errors.named(pipeline), warnings.named(pipeline)))
 }
 
 /// Diagnostics, and the profiles that they are of.
