@@ -417,3 +417,61 @@ fn files_that_were_freed_and_are_found_again_are_somebodys() {
     bob.write("flow.toml", "");
     assert_eq!(bob.json(&["z"]).how()["z"], "cached");
 }
+
+#[test]
+fn a_plan_counts_once_what_comes_once() {
+    let stage = |name: &str, text: &str| {
+        let run = format!("echo {text} > {{out}}/x; : ${{matrix.i}}");
+        format!("[stage.{name}]\nkind = \"command\"\nmatrix = {{ i = [1, 2, 3] }}\nrun = \"{run}\"\n")
+    };
+    let team = Team::new(&(stage("same", "same") + &stage("each", "s${matrix.i}")));
+    let bob = team.person("read");
+    let plan = bob.run(&["plan", "p.toml"]);
+    // Five bytes once, and three each.
+    assert!(plan.stderr.contains("fetches 14 B from the team"), "{plan}");
+    bob.ok(&["run", "p.toml"]);
+    assert_eq!(objects(&bob.cache().join("objects")).len(), 4);
+}
+
+#[test]
+fn a_path_says_that_the_team_cannot_be_reached() {
+    let team = Team::new(&pipeline(""));
+    let bob = team.person("read");
+    bob.ok(&["run", "p.toml"]);
+    let path = |code: i32, says: &str| {
+        let path = bob.run(&["path", "p.toml", "raw"]);
+        assert!(path.code == Some(code) && path.stderr.contains(says), "{path}");
+    };
+    let away = bob.outside("away");
+    fs::rename(team.dir.path(), &away).unwrap();
+    path(3, "the files of `raw` are not here, and the team's cache");
+    fs::rename(&away, team.dir.path()).unwrap();
+    bob.write("flow.toml", "");
+    path(1, "flow run p.toml raw");
+    bob.ok(&["run", "p.toml", "raw"]);
+    path(0, "");
+}
+
+#[test]
+fn what_is_gone_and_may_not_be_made_is_not_said_to_be_made() {
+    let team = Team::new(&pipeline(""));
+    let bob = team.person("read");
+    bob.ok(&["run", "p.toml"]);
+    team.keep(&[]);
+    let only = bob.run(&["run", "p.toml", "--only", "end", "--set", "params.end=2"]);
+    assert!(only.code != Some(0) && !only.stderr.contains("is made here"), "{only}");
+    assert!(only.stderr.contains("`text` has no result in the cache, and may not run"), "{only}");
+}
+
+#[test]
+fn a_name_of_others_does_not_turn_the_text_around() {
+    let team = Team::new(&pipeline(""));
+    for record in objects(&team.dir.path().join("results")) {
+        let mut json: Json = serde_json::from_str(&fs::read_to_string(&record).unwrap()).unwrap();
+        json["shared"]["by"] = "eve\u{202e}ecila\u{1b}[2J".into();
+        fs::remove_file(&record).unwrap();
+        fs::write(&record, json.to_string()).unwrap();
+    }
+    let plan = team.person("read").run(&["plan", "p.toml"]);
+    assert!(plan.stdout.contains("by eveecila[2J,"), "{plan}");
+}

@@ -411,8 +411,14 @@ impl TeamResult {
     /// How many bytes a pull into a cache would fetch.
     #[must_use]
     pub fn to_fetch(&self, cache: &Cache) -> u64 {
+        self.to_fetch_beyond(cache, &mut HashSet::new())
+    }
+
+    /// As [`TeamResult::to_fetch`], without the objects that come anyway; its own are among these from then on.
+    pub fn to_fetch_beyond(&self, cache: &Cache, coming: &mut HashSet<flow_core::Digest>) -> u64 {
+        let missing = self.missing(cache).into_iter().filter(|entry| coming.insert(entry.digest));
         let size = |entry: &Entry| self.record.shared.as_ref().map_or(entry.size, |origin| origin.wire_size(entry));
-        self.missing(cache).into_iter().map(size).sum()
+        missing.map(size).sum()
     }
 }
 

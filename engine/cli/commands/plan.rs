@@ -82,9 +82,13 @@ pub fn row(graph: &Graph, planned: &Planned) -> Row {
             Row { seconds: Some(*cost), note: "its files are not here, and nobody needs them".into(), ..row }
         }
         Verdict::Cached { bytes: size, cost, .. } => Row { seconds: Some(*cost), bytes: Some(*size), ..row },
-        Verdict::Team { bytes: size, cost, by, time, fetch, need, .. } => {
-            Row { seconds: Some(*cost), bytes: Some(*size), note: team_note(by, *time, *fetch, *need), ..row }
-        }
+        Verdict::Team { bytes: size, cost, by, time, fetch, need, .. } => Row {
+            seconds: Some(*cost),
+            bytes: Some(*size),
+            note: given(by, *time),
+            fetch: Some((*fetch, *need)),
+            ..row
+        },
         Verdict::Run { why, left, expected, download, .. } => {
             let mut parts = vec![fit(why, WHY)];
             parts.extend(left.as_ref().map(|left| {
@@ -101,14 +105,9 @@ pub fn row(graph: &Graph, planned: &Planned) -> Row {
     }
 }
 
-/// Who gave a result to the team, when, and what comes of it.
-pub fn team_note(by: &str, time: f64, fetch: u64, need: Need) -> String {
-    let comes = match need {
-        Need::No => "nobody needs its files".to_owned(),
-        Need::Perhaps => format!("{} to fetch if what takes from it must run", bytes(fetch)),
-        Need::Yes => format!("{} to fetch", bytes(fetch)),
-    };
-    format!("by {by}, {} · {comes}", clock(time))
+/// Who gave a result to the team, and when.
+pub fn given(by: &str, time: f64) -> String {
+    format!("by {by}, {}", clock(time))
 }
 
 /// A verdict in a word.

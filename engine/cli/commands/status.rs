@@ -89,6 +89,7 @@ pub fn table(run: &RunInfo) -> Result<String> {
                 seconds: state.seconds,
                 bytes: state.bytes,
                 note: state.note,
+                fetch: None,
                 below: Vec::new(),
             })
             .collect(),

@@ -8,7 +8,8 @@ use serde_json::{Value as Json, json};
 
 use super::{
     Done, draw_warnings, load_and_open,
-    plan::{state, team_note},
+    nodes::comes,
+    plan::{given, state},
 };
 use crate::{
     args, out,
@@ -68,7 +69,7 @@ fn text(why: &Why, off: &str) -> String {
             if why.changes.is_empty() { format!("{verb}: {reason}") } else { verb.to_owned() }
         }
         Verdict::Team { bytes: size, cost, by, time, fetch, need, .. } => {
-            let team = team_note(by, *time, *fetch, *need);
+            let team = format!("{} · {}", given(by, *time), comes(*fetch, *need));
             format!("in the team's cache: {}, took {}, {team}", bytes(*size), duration(*cost))
         }
         Verdict::After { .. } if why.key.is_some() => {

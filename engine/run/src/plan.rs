@@ -1,7 +1,7 @@
 //! `flow plan`: what a run would do, decided by the same code, with nothing run.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -67,7 +67,7 @@ pub enum Verdict {
         by: String,
         /// When, in seconds since 1970.
         time: f64,
-        /// How many bytes come if it is fetched.
+        /// How many bytes come if it is fetched, beyond what comes for others: of an object, only the first counts it.
         fetch: u64,
         /// Whether it is.
         need: Need,
@@ -258,6 +258,7 @@ impl Planner<'_, '_> {
             }
         }
         let needs = self.needs(&wanted, &|id| self.source(id).is_some());
+        let fetches = self.fetches(&needs);
         for (id, (outcome, work)) in std::mem::take(&mut self.absent) {
             let need = needs[&id];
             let verdict = match (self.decider.source(&work), need) {
@@ -267,7 +268,7 @@ impl Planner<'_, '_> {
                     cost: outcome.cost,
                     by: team.by.clone(),
                     time: team.time,
-                    fetch: team.to_fetch(self.cache),
+                    fetch: fetches[&id],
                     need,
                 },
                 (None, Need::No) => continue,
@@ -284,6 +285,23 @@ impl Planner<'_, '_> {
 
     fn source(&self, id: NodeId) -> Option<&Arc<TeamResult>> {
         self.decider.source(&self.absent.get(&id)?.1)
+    }
+
+    /// How many bytes come for each result that the team has, those first that are needed for sure; what nobody needs
+    /// counts for itself.
+    fn fetches(&self, needs: &BTreeMap<NodeId, Need>) -> BTreeMap<NodeId, u64> {
+        let (mut fetches, mut coming) = (BTreeMap::new(), HashSet::new());
+        for turn in [Need::Yes, Need::Perhaps, Need::No] {
+            for &id in needs.iter().filter(|(_, need)| **need == turn).map(|(id, _)| id) {
+                let Some(team) = self.source(id) else { continue };
+                let fetch = match turn {
+                    Need::No => team.to_fetch(self.cache),
+                    _ => team.to_fetch_beyond(self.cache, &mut coming),
+                };
+                fetches.insert(id, fetch);
+            }
+        }
+        fetches
     }
 
     /// Which of the results that are not here have to be, if those of which `has` is true can be fetched.
