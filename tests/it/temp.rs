@@ -168,3 +168,55 @@ fn a_result_that_goes_cannot_be_put_anywhere() {
         assert!(output.stderr.contains(&format!("`a` is `temp` and has `{field}`")), "{output}");
     }
 }
+
+/// What rests before it is tried again, and whose input is another one by then, is not made of the one under the key of the
+/// other.
+#[test]
+fn what_is_tried_again_is_made_of_what_its_key_says() {
+    let sandbox = Sandbox::new();
+    let place = |name: &str| sandbox.outside(name).to_str().unwrap().to_owned();
+    let (value, flaky) = (place("value"), place("flaky"));
+    sandbox.pipeline(&format!(
+        "[params]\nn = 1\nk = 1\n\
+         [stage.dice]\nkind = \"command\"\ntemp = true\nrun = \"sleep 0.4; cat {value} > {{out}}/x; (echo own; cat {value}) > {{out}}/y\"\n\
+         [stage.cnt]\nkind = \"command\"\nin = {{ x = \"dice\" }}\nrun = \"cat {{in.x}}/x > {{out}}/x\"\n\
+         [stage.left]\nkind = \"command\"\nin = {{ x = \"dice\" }}\nrun = \"(echo of; cat {{in.x}}/x) > {{out}}/x; : ${{n}}\"\n\
+         [stage.res]\nkind = \"command\"\nin = {{ x = \"cnt\" }}\nretries = 1\nexport = \"res\"\n\
+         run = \"if rm {flaky}; then exit 1; fi; echo ${{k}} `cat {{in.x}}/x` > {{out}}/x\"\n"
+    ));
+    let run = |now: &str, n: &str, k: &str| {
+        fs::write(sandbox.outside("value"), now).unwrap();
+        let (n, k) = (format!("params.n={n}"), format!("params.k={k}"));
+        sandbox.ok(&["run", "p.toml", "--set", &n, "--set", &k]);
+        sandbox.read("res/x")
+    };
+    assert_eq!(run("two", "1", "2"), "2 two\n");
+    assert_eq!(run("one", "2", "1"), "1 one\n");
+    fs::write(sandbox.outside("flaky"), "").unwrap();
+    // `cnt` is known by `one`; `left` has `dice` made again, which gives `two` while `res` rests.
+    assert_eq!(run("two", "3", "2"), "2 two\n");
+    run("one", "4", "1");
+    assert_eq!(run("one", "4", "2"), "2 one\n");
+}
+
+/// Three that make the same under one key, and give other bytes each time.
+#[test]
+fn who_has_the_same_key_is_made_again_with_it() {
+    let sandbox = Sandbox::new();
+    let mut text = "[params]\nn = 1\n".to_owned();
+    for (name, more) in [("a", ""), ("b", "needs = [\"a\"]\n"), ("c", "needs = [\"b\"]\n")] {
+        let word = if name == "c" { "${n}" } else { name };
+        text += &format!(
+            "[stage.{name}]\nkind = \"command\"\ntemp = true\n{more}run = \"head -c 8 /dev/urandom > {{out}}/x\"\n\
+             [stage.t{name}]\nkind = \"command\"\nin = {{ x = \"{name}\" }}\nrun = \"cat {{in.x}}/x > {{out}}/x; : {word}\"\n"
+        );
+    }
+    sandbox.pipeline(&text);
+    sandbox.ok(&["run", "p.toml"]);
+    sandbox.ok(&["run", "p.toml", "--set", "params.n=2"]);
+    let made = |stage: &str| {
+        let path = sandbox.ok(&["path", "p.toml", stage, "--set", "params.n=2"]);
+        fs::read(std::path::Path::new(path.trim()).join("x")).unwrap()
+    };
+    assert!(made("ta") == made("tb") && made("tb") == made("tc"));
+}

@@ -288,6 +288,7 @@ impl<'a> Runner<'a> {
     }
 
     fn decide(&mut self, id: NodeId) -> Result<(), RunError> {
+        self.drop_work(id);
         let decision = self.decider.decide(id);
         // What was damaged is said before it is said to be good again.
         self.pass_on_warnings();
@@ -420,7 +421,11 @@ impl<'a> Runner<'a> {
 
     #[allow(clippy::too_many_arguments)] // they are the fields of one event
     fn finished(&mut self, id: NodeId, how: How, key: Key, digest: Digest, seconds: f64, bytes: u64, cost: f64) {
-        self.ends.insert(id, (how, cost));
+        // What ran in this run and is found again by what it made did run.
+        let ran = |(how, _): &(How, f64)| matches!(how, How::Ran | How::Resumed);
+        if !self.ends.get(&id).is_some_and(ran) {
+            self.ends.insert(id, (how, cost));
+        }
         self.recorder.emit(Event::Finished { node: self.node(id).to_owned(), how, key, digest, seconds, bytes, cost });
     }
 

@@ -308,6 +308,11 @@ impl<'a> Sched<'a> {
         if std::mem::take(&mut self.again[id]) { self.look_again(id) } else { self.done(id) }
     }
 
+    /// Whether what a running or resting node takes is another one since it began: it is looked at again when it ends.
+    pub fn is_outdated(&self, id: usize) -> bool {
+        self.again[id]
+    }
+
     /// A running node failed and will be tried again: [`Sched::wake`].
     pub fn rest(&mut self, id: usize) {
         self.release(id);

@@ -20,7 +20,10 @@ impl Runner<'_> {
         let stale: Vec<NodeId> = (0..self.selection.wanted.len()).filter(stale).collect();
         for other in stale {
             again.extend(self.sched.untell(other));
-            self.sched.reopen(other);
+            // One that another of them led to waits already.
+            if self.sched.state(other) == State::Done {
+                self.sched.reopen(other);
+            }
             again.push(other);
         }
         if again.is_empty() {
@@ -36,8 +39,14 @@ impl Runner<'_> {
     fn reconsider(&mut self, id: NodeId) {
         self.undo_absent(id);
         // What runs ends as it began.
-        if !matches!(self.sched.state(id), State::Running | State::Resting)
-            && let Some(planned) = self.works.remove(&id)
+        if !matches!(self.sched.state(id), State::Running | State::Resting) {
+            self.drop_work(id);
+        }
+    }
+
+    /// What is decided anew has no work of before: that was made of other keys.
+    pub(super) fn drop_work(&mut self, id: NodeId) {
+        if let Some(planned) = self.works.remove(&id)
             && let Todo::Execute(work) = planned.task
         {
             let key: Key = work.run_parts().key();

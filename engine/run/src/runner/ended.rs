@@ -41,6 +41,13 @@ impl Runner<'_> {
             self.sched.failed(id);
             return;
         }
+        if self.sched.is_outdated(id) {
+            // It failed with what is not its input any more.
+            self.drop_work(id);
+            self.say_failed(id, &error, seconds, Some(0.0));
+            self.sched.finished(id);
+            return;
+        }
         let error = match self.env.project.graph().common(id).timeout {
             Some(timeout) if active.timed_out => error.context(format!("it took longer than {timeout:?}")),
             _ => error,

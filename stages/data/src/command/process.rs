@@ -49,7 +49,7 @@ pub fn run(ctx: &Ctx<'_>, line: &str, directory: &Path, env: &BTreeMap<String, S
     let mut last = Last::default();
     let status = watch(
         ctx,
-        Running { family: Family::new(shell.id() as i32, mark), shell, guarded, asked: None },
+        Running { family: Family::new(shell.id() as i32, mark), shell, guarded, asked: None, killed: None },
         streams,
         &mut last,
     )?;
@@ -91,6 +91,8 @@ struct Running {
     guarded: guard::Guarded,
     /// When it was asked to end.
     asked: Option<Instant>,
+    /// When it was made to end.
+    killed: Option<Instant>,
 }
 
 /// How it goes on with a shell.
@@ -124,11 +126,15 @@ impl Running {
                 self.asked = Some(Instant::now());
                 self.signal(libc::SIGTERM);
             }
-            // Who hangs in the kernel does not end even if killed.
-            Some(since) if ended && (self.family.look().is_empty() || since.elapsed() > 2 * GRACE) => {
-                return Ok(Next::Over);
+            Some(_) if ended && self.family.look().is_empty() => return Ok(Next::Over),
+            // Looks may be far apart where many end: nobody is given up who was not killed.
+            Some(since) if since.elapsed() > GRACE => {
+                self.signal(libc::SIGKILL);
+                // Who hangs in the kernel does not end even if killed.
+                if ended && self.killed.get_or_insert_with(Instant::now).elapsed() > GRACE {
+                    return Ok(Next::Over);
+                }
             }
-            Some(since) if since.elapsed() > GRACE => self.signal(libc::SIGKILL),
             _ => {}
         }
         Ok(if ended { Next::Leaves } else { Next::Runs })
