@@ -3,7 +3,6 @@
 
 use std::{
     fs,
-    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Command,
     time::{Duration, SystemTime},
@@ -303,7 +302,8 @@ fn a_disk_that_is_full() {
     let Some(full) = with_little_room(&alice, dir.path(), 8, "$1 run p.toml; find . >&2") else { return };
     assert!(full.code == Some(0) && full.stderr.contains("No space left on device"), "{full}");
     assert_eq!(full.stderr.matches("cannot push").count(), 1, "{full}");
-    forgive(&alice);
+    // What found room there is gone with that disk, and so is what was remembered of it.
+    fs::remove_dir_all(state(&alice)).unwrap();
     alice.ok(&["run", "p.toml"]);
 
     // There is no room here: said with what to do, and nothing is left that takes the room of others.
@@ -315,7 +315,6 @@ fn a_disk_that_is_full() {
     assert_eq!(bob.read("code"), "3\n", "{full}");
     assert!(full.stderr.contains("flow cache gc") && full.stderr.contains("FLOW_CACHE_DIR"), "{full}");
     all_come(&bob);
-    assert!(fs::metadata(bob.cache()).unwrap().nlink() > 2);
 }
 
 #[test]

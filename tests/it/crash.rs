@@ -144,9 +144,10 @@ fn where_no_threads_can_be_had_that_is_said() {
     let sandbox = Sandbox::with("[stage.a]\nkind = \"command\"\nrun = \"echo 1 > {out}/x\"\n");
     let mut shell = std::process::Command::new("sh");
     sandbox.at_home(&mut shell);
-    // The stacks of so many have no place in so little; a limit of processes would not hold for root.
-    shell.env("RAYON_NUM_THREADS", "1000");
-    shell.args(["-c", "ulimit -v 600000; exec \"$0\" run p.toml", env!("CARGO_BIN_EXE_flow")]);
+    // One stack alone has no place in so little, and all else has; a limit of processes would not hold for root, and
+    // many small stacks would take what is needed to say so.
+    shell.env("RUST_MIN_STACK", "8589934592");
+    shell.args(["-c", "ulimit -v 4000000; exec \"$0\" run p.toml", env!("CARGO_BIN_EXE_flow")]);
     let output = Output::of(shell.output().unwrap());
     assert_eq!(output.code, Some(2), "{output}");
     assert!(output.stderr.contains("cannot start threads") && output.stderr.contains("ulimit -u"), "{output}");
