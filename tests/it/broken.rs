@@ -304,7 +304,7 @@ fn a_disk_that_is_full() {
     assert_eq!(full.stderr.matches("cannot push").count(), 1, "{full}");
     // What found room there is gone with that disk, and so is what was remembered of it.
     fs::remove_dir_all(state(&alice)).unwrap();
-    alice.ok(&["run", "p.toml"]);
+    alice.ok(&["cache", "push", "p.toml"]);
 
     // There is no room here: said with what to do, and nothing is left that takes the room of others.
     fs::create_dir(bob.cache()).unwrap();
