@@ -131,7 +131,7 @@ fn convert(ctx: &Ctx<'_>, source: &ModelDir, model: &Model, tensors: &BTreeMap<S
         let target = &layout.megatron[rows[0].target];
         let (offset, size) = &target.chunks[rows[0].chunk];
         let dtype = tensors[&layout.hf[rows[0].hf].name].dtype;
-        let slot = writer.reserve(target.key, &target.shape, offset, size, dtype)?;
+        let slot = writer.reserve(&target.key, &target.shape, offset, size, dtype)?;
         let mut at = slot.at;
         for run in rows {
             let tensor = &tensors[&layout.hf[run.hf].name];

@@ -2,7 +2,7 @@
 
 use std::{borrow::Cow, collections::BTreeMap, fmt, fs, fs::File, os::unix::fs::FileExt};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use flow_core::{Check, Ctx, Diagnostic, Level, Port, Ref, Stage};
 use flow_formats::{
     DType,
@@ -24,7 +24,8 @@ use crate::{
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MegatronToHf {
-    /// The checkpoint: what `train` or `hf-to-megatron` wrote, or a path.
+    /// The checkpoint: what `train` or `hf-to-megatron` wrote; or a path to what Megatron-LM, Megatron-Bridge, NeMo (also a
+    /// `.nemo`) or `torch.distributed.checkpoint` wrote.
     #[serde(skip_serializing)]
     input: Ref,
     /// The Hugging Face model that it began as: config, tokenizer and types of elements come from here.
@@ -169,10 +170,11 @@ impl Stage for MegatronToHf {
     fn run(&self, ctx: &Ctx<'_>) -> Result<()> {
         let source = ModelDir::new(ctx.input("source"))?;
         let config = source.config()?;
-        let layout = Model::of(&config).context("the source cannot be a model's description")?.layout;
+        let model = Model::of(&config).context("the source cannot be a model's description")?;
         let (iteration, dir) = torch_dist::newest(&ctx.one("input")?.path)?;
         let reader = Reader::open(&dir)?;
-        check_checkpoint(&reader, &layout)?;
+        let layout = model.layout_in(&reader)?;
+        model.check_in(&reader, &layout)?;
         ctx.log(Level::Info, format!("iteration {iteration} of {}", ctx.one("input")?.name));
         let types = self.types(&source, &config, &reader, &layout)?;
         let tensors: Vec<_> = layout
@@ -200,41 +202,12 @@ impl MegatronToHf {
         let mut types = vec![named; layout.hf.len()];
         for rows in &layout.rows {
             let target = &layout.megatron[rows.target];
-            let own = reader.tensor(target.key).map(|tensor| tensor.dtype);
+            let own = reader.tensor(&target.key).map(|tensor| tensor.dtype);
             let source = index.tensors.get(&layout.hf[rows.hf].name).map(|tensor| tensor.dtype);
             types[rows.hf] = source.or(named).or(own);
         }
         types.into_iter().collect::<Option<_>>().context("a tensor has no type")
     }
-}
-
-/// The checkpoint holds the layout's tensors in their shapes, and no other of a model.
-fn check_checkpoint(reader: &Reader, layout: &Layout) -> Result<()> {
-    for target in &layout.megatron {
-        let tensor =
-            reader.tensor(target.key).with_context(|| format!("the checkpoint has no tensor `{}`", target.key))?;
-        let fits = match (&tensor.shape[..], &target.shape[..]) {
-            ([found, found_rest @ ..], [wanted, wanted_rest @ ..]) if target.vocabulary => {
-                found >= wanted && found_rest == wanted_rest
-            }
-            (found, wanted) => found == wanted,
-        };
-        ensure!(
-            fits,
-            "`{}` has shape {:?} in the checkpoint, and the source's config.json makes it {:?}",
-            target.key,
-            tensor.shape,
-            target.shape
-        );
-    }
-    for key in reader.tensors().keys() {
-        let of_model = ["embedding.", "decoder.", "output_layer."].iter().any(|part| key.starts_with(part));
-        ensure!(
-            !of_model || layout.megatron.iter().any(|target| target.key == key),
-            "the checkpoint has `{key}`, which a model of the source's config.json does not have"
-        );
-    }
-    Ok(())
 }
 
 /// A box of a Megatron tensor, and where its bytes go.
@@ -270,7 +243,7 @@ fn export(ctx: &Ctx<'_>, reader: &Reader, layout: &Layout, types: &[DType], plan
         let target = &layout.megatron[rows.target];
         let (offset, size) = &target.chunks[rows.chunk];
         let axis = target.axis;
-        let from = reader.tensor(target.key).context("checked before")?.dtype;
+        let from = reader.tensor(&target.key).context("checked before")?.dtype;
         let to = types[rows.hf];
         let (file, at) = places[layout.hf[rows.hf].name.as_str()];
         let row = rows.width * to.size();
@@ -282,7 +255,7 @@ fn export(ctx: &Ctx<'_>, reader: &Reader, layout: &Layout, types: &[DType], plan
             start[axis] += rows.row + done;
             size[axis] = n;
             let at = at + (rows.hf_row + done) * row;
-            tiles.push(Piece { key: target.key, from, to, start, size, file, at });
+            tiles.push(Piece { key: &target.key, from, to, start, size, file, at });
             done += n;
         }
     }

@@ -128,7 +128,7 @@ fn mixtral_is_laid_out_as_other_experts_are() {
     let (mixtral, qwen) = (Model::of(&Json::Object(config)).unwrap(), Model::of(&golden["config"]).unwrap());
     let states: Vec<_> = qwen.states().collect();
     let norm = |key: &str| key.ends_with("q_layernorm.weight") || key.ends_with("k_layernorm.weight");
-    let theirs: Vec<_> = qwen.layout.megatron.into_iter().filter(|target| !norm(target.key)).collect();
+    let theirs: Vec<_> = qwen.layout.megatron.into_iter().filter(|target| !norm(&target.key)).collect();
     assert_eq!(mixtral.layout.megatron, theirs);
     assert_eq!(states, mixtral.states().collect::<Vec<_>>());
 }

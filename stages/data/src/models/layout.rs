@@ -15,7 +15,7 @@ pub struct Named {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
     /// Its key.
-    pub key: &'static str,
+    pub key: String,
     /// Its shape.
     pub shape: Vec<u64>,
     /// The axis of its rows: before it, layers and experts are stacked.
@@ -54,6 +54,8 @@ pub struct Layout {
     pub megatron: Vec<Target>,
     /// Every row of every tensor, once: sorted by Megatron tensor, chunk, row.
     pub rows: Vec<Rows>,
+    /// What stands before Hugging Face's names in a checkpoint that has these for keys.
+    pub(super) prefix: Option<String>,
 }
 
 impl Layout {
@@ -68,7 +70,7 @@ impl Layout {
             shape.push(sources.iter().map(|source| model.len(source.1[0])).sum());
             shape.extend(sources[0].1[1..].iter().map(|&dim| model.len(dim)));
             let vocabulary = sources[0].1[0] == Dim::Vocab;
-            layout.megatron.push(Target { key: rule.key, shape, axis, vocabulary, chunks: Vec::new() });
+            layout.megatron.push(Target { key: rule.key.to_owned(), shape, axis, vocabulary, chunks: Vec::new() });
             for part in 0..stack.iter().product() {
                 let place = match stack[..] {
                     [] => vec![],

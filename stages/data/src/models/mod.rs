@@ -6,6 +6,7 @@
 //! element is computed here.
 
 mod cast;
+mod checkpoint;
 mod copy;
 mod dir;
 mod families;
@@ -18,6 +19,7 @@ mod golden;
 pub(crate) mod tests;
 
 pub use cast::{cast, to_bf16};
+pub use checkpoint::has_megatron_keys;
 pub use copy::{Copying, TILE, Tile, room};
 pub use dir::{COMPANIONS, MODEL, ModelDir, wrong_model_dir};
 pub use family::Model;

@@ -140,7 +140,7 @@ fn recut(from: &Path, config: &Json, tp: u64, pp: u64, padding: u64) -> tempfile
     let layers = geometry.num_hidden_layers as u64;
     let mut writers: Vec<_> = (0..tp * pp).map(|rank| RankWriter::create(&dir, rank as usize).unwrap()).collect();
     for target in &layout.megatron {
-        let dtype = reader.tensor(target.key).unwrap().dtype;
+        let dtype = reader.tensor(&target.key).unwrap().dtype;
         let mut shape = target.shape.clone();
         if target.vocabulary {
             shape[0] += padding;
@@ -172,11 +172,11 @@ fn recut(from: &Path, config: &Json, tp: u64, pp: u64, padding: u64) -> tempfile
                     let width = dtype.size();
                     let mut bytes = vec![0; (real.iter().product::<u64>() * width) as usize];
                     if !bytes.is_empty() {
-                        reader.read(target.key, &start, &real, &mut bytes).unwrap();
+                        reader.read(&target.key, &start, &real, &mut bytes).unwrap();
                     }
                     bytes.resize((size.iter().product::<u64>() * width) as usize, 0);
                     let writer = &mut writers[(layer % pp * tp + rank) as usize];
-                    writer.tensor(target.key, &shape, &start, &size, dtype, &mut &bytes[..]).unwrap();
+                    writer.tensor(&target.key, &shape, &start, &size, dtype, &mut &bytes[..]).unwrap();
                 }
             }
         }
@@ -295,6 +295,42 @@ fn what_megatron_wrote_is_exported_byte_for_byte() {
         // Every file of the directory, model.safetensors too, which the Python library wrote.
         assert_eq!(tree(out.path()), tree(&golden("hf")));
     }
+}
+
+/// `tests/golden/torch_dcp`: the same model under its own names, from two processes, with an optimizer beside it.
+#[test]
+fn what_torch_itself_distributed_is_exported_too() {
+    let dcp = golden("../../torch_dcp/hf_named");
+    let (out, _) =
+        run::<MegatronToHf>(json!({"input": "x", "source": "y"}), &[("input", &dcp), ("source", &golden("hf"))])
+            .unwrap();
+    assert_eq!(tree(out.path()), tree(&golden("hf")));
+
+    let reader = Reader::open(&dcp).unwrap();
+    let config: Json = serde_json::from_slice(&fs::read(golden("hf/config.json")).unwrap()).unwrap();
+    let refused = |change: &dyn Fn(&mut Json)| {
+        let mut config = config.clone();
+        change(&mut config);
+        let model = Model::of(&config).unwrap();
+        let layout = model.layout_in(&reader).unwrap();
+        model.check_in(&reader, &layout).map_err(|error| error.to_string())
+    };
+    assert_eq!(refused(&|_| ()), Ok(()));
+    let tied = |config: &mut Json| config["tie_word_embeddings"] = true.into();
+    assert_eq!(refused(&tied), Ok(()), "a copy of a tied embedding, as modules have it");
+    let few = refused(&|config| config["num_hidden_layers"] = 3.into()).unwrap_err();
+    assert!(few.contains("model.model.layers.3."), "{few}");
+    let more = refused(&|config| config["num_hidden_layers"] = 5.into()).unwrap_err();
+    assert!(more.contains("no tensor `model.model.layers.4.input_layernorm.weight`"), "{more}");
+
+    let root = tempfile::tempdir().unwrap();
+    let mut writer = RankWriter::create(&torch_dist::begin(root.path(), 0).unwrap(), 0).unwrap();
+    writer.tensor("tok_embeddings.weight", &[1], &[0], &[1], DType::U8, &mut &[1][..]).unwrap();
+    torch_dist::finish(root.path(), 0, writer.finish().unwrap(), &Finish::default()).unwrap();
+    let error =
+        run::<MegatronToHf>(json!({"input": "x", "source": "y"}), &[("input", root.path()), ("source", &golden("hf"))]);
+    let error = format!("{:#}", error.unwrap_err());
+    assert!(error.contains("neither Megatron's nor Hugging Face's: it has `tok_embeddings.weight`"), "{error}");
 }
 
 #[test]

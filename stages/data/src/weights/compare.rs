@@ -119,11 +119,10 @@ pub fn compare(first: Weights, second: Weights) -> Result<Comparison> {
 }
 
 fn same_names(first: Weights, second: Weights) -> Result<(Weights, Weights)> {
-    if first.is_megatron() == second.is_megatron() {
+    if first.is_named_as(&second) {
         return Ok((first, second));
     }
-    let (ours, theirs) = if first.is_megatron() { (&second, &first) } else { (&first, &second) };
-    let Some(config) = ours.config.clone().or_else(|| theirs.config.clone()) else {
+    let Some(config) = first.config.clone().or_else(|| second.config.clone()) else {
         bail!("one is Megatron's and one Hugging Face's, and neither has a config.json, which says what is what");
     };
     Ok((first.under_hf_names(&config)?, second.under_hf_names(&config)?))
@@ -275,7 +274,8 @@ mod tests {
     fn formats_and_versions_are_compared_with_each_other() {
         let open = |name: &str| Weights::open(&golden(name)).unwrap();
         let (hf, old, new) = ("hf", "megatron_core0.16", "megatron_core0.20dev");
-        for (a, b, count) in [(hf, hf, 39), (hf, old, 39), (new, hf, 39), (old, new, 9)] {
+        let dcp = "../../torch_dcp/hf_named";
+        for (a, b, count) in [(hf, hf, 39), (hf, old, 39), (new, hf, 39), (old, new, 9), (hf, dcp, 39), (dcp, hf, 39)] {
             let all = compare(open(a), open(b)).unwrap();
             assert!(all.is_equal(), "{a} {b}: {all:?}");
             assert_eq!(all.tensors.len(), count, "{a} {b}");

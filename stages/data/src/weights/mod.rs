@@ -23,7 +23,7 @@ use serde_json::Value as Json;
 
 use crate::{
     facts,
-    models::{Layout, Model},
+    models::{self, Layout, Model},
 };
 
 pub use compare::{Comparison, Difference, Outcome, compare};
@@ -47,7 +47,7 @@ enum Source {
         places: BTreeMap<String, Tensor>,
         files: BTreeMap<PathBuf, File>,
     },
-    Megatron(Reader),
+    Checkpoint(Reader),
     /// Under Hugging Face's names: rows by the tensor's place in the layout.
     Seen {
         reader: Reader,
@@ -87,14 +87,23 @@ impl Weights {
         let places = [dir.join("hf/config.json"), dir.join("../hf/config.json")];
         let config = places.iter().find(|path| path.is_file()).map(|path| facts::read_json(path)).transpose()?;
         let tensors = reader.tensors().iter().map(|(key, it)| (key.clone(), (it.dtype, it.shape.clone()))).collect();
-        let format = format!("Megatron (torch_dist), iteration {iteration}");
-        Ok(Self { format, config, tensors, source: Source::Megatron(reader) })
+        let format = match models::has_megatron_keys(&reader) {
+            true => format!("Megatron (torch_dist), iteration {iteration}"),
+            false => "PyTorch (torch.distributed.checkpoint)".to_owned(),
+        };
+        Ok(Self { format, config, tensors, source: Source::Checkpoint(reader) })
     }
 
-    /// Whether the names are Megatron's.
+    /// Whether two models' tensors have names of one kind.
     #[must_use]
-    pub fn is_megatron(&self) -> bool {
-        matches!(self.source, Source::Megatron(_))
+    pub fn is_named_as(&self, other: &Self) -> bool {
+        match (&self.source, &other.source) {
+            (Source::Checkpoint(a), Source::Checkpoint(b)) => {
+                models::has_megatron_keys(a) == models::has_megatron_keys(b)
+            }
+            (Source::Checkpoint(_), _) | (_, Source::Checkpoint(_)) => false,
+            _ => true,
+        }
     }
 
     /// The same tensors as the Hugging Face model of this config names them. What the config's family does not have
@@ -103,8 +112,8 @@ impl Weights {
     /// # Errors
     /// The family is not known, or the checkpoint has not what the config says.
     pub fn under_hf_names(self, config: &Json) -> Result<Self> {
-        let Source::Megatron(reader) = self.source else { return Ok(self) };
-        let layout = Model::of(config)?.layout;
+        let Source::Checkpoint(reader) = self.source else { return Ok(self) };
+        let layout = Model::of(config)?.layout_in(&reader)?;
         let mut rows: BTreeMap<String, Vec<usize>> = BTreeMap::new();
         for (i, row) in layout.rows.iter().enumerate() {
             rows.entry(layout.hf[row.hf].name.clone()).or_default().push(i);
@@ -114,7 +123,7 @@ impl Weights {
             let row = &layout.rows[rows[0]];
             let target = &layout.megatron[row.target];
             // One that is missing is left out here too, and is then said to be missing.
-            let Some(tensor) = reader.tensor(target.key) else { continue };
+            let Some(tensor) = reader.tensor(&target.key) else { continue };
             let same = |(i, (found, wanted)): (usize, (&u64, &u64))| {
                 found == wanted || i == 0 && target.vocabulary && found > wanted
             };
@@ -146,7 +155,7 @@ impl Weights {
                     .read_exact_at(out, place.at + from * width)
                     .with_context(|| format!("cannot read `{name}` from {}", place.file.display()))
             }
-            Source::Megatron(reader) => read_rows(reader, name, shape, (from, count), width, out),
+            Source::Checkpoint(reader) => read_rows(reader, name, shape, (from, count), width, out),
             Source::Seen { reader, layout, rows } => {
                 for &run in &rows[name] {
                     let run = &layout.rows[run];
@@ -159,7 +168,7 @@ impl Weights {
                     start[target.axis] += run.row + low - run.hf_row;
                     size[target.axis] = high - low;
                     let part = &mut out[((low - from) * width) as usize..((high - from) * width) as usize];
-                    reader.read(target.key, &start, &size, part)?;
+                    reader.read(&target.key, &start, &size, part)?;
                 }
                 Ok(())
             }

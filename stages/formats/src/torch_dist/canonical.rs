@@ -1,8 +1,8 @@
 //! Other spellings of a Megatron model's keys, in the one that the rest of the house reads.
 //!
 //! NeMo puts `module.` or `model.` before every key; non-homogeneous models have a key for each layer
-//! (`decoder.layers.3.mlp.…`); some writers keep the two halves of fc1 apart (`…linear_fc1.weight_w`, `…weight_v`);
-//! older ones say `decoder.final_norm`. All of these are the same boxes of the same stacked tensors, under other
+//! (`decoder.layers.3.mlp.…`), and where shards stand alone each expert has one, too (`…experts.experts.7.linear_fc2.weight`);
+//! some writers keep the two halves of fc1 apart (`…linear_fc1.weight_w`, `…weight_v`); older ones say `decoder.final_norm`. All of these are the same boxes of the same stacked tensors, under other
 //! coordinates: so only coordinates are changed, and no byte.
 
 use std::collections::BTreeMap;
@@ -14,13 +14,14 @@ use super::metadata::RawTensor;
 /// How a key is spelt, once it is taken apart.
 struct Spelling {
     key: String,
-    layer: Option<u64>,
+    /// The numbers in it, outermost first: the layer, or the layer and the expert.
+    stack: Vec<u64>,
     /// Which half of fc1.
     half: Option<u64>,
 }
 
 fn spelling(key: &str) -> Spelling {
-    let own = Spelling { key: key.to_owned(), layer: None, half: None };
+    let own = Spelling { key: key.to_owned(), stack: vec![], half: None };
     let mut rest = key;
     while let Some(inner) = rest.strip_prefix("module.").or_else(|| rest.strip_prefix("model.")) {
         rest = inner;
@@ -29,12 +30,11 @@ fn spelling(key: &str) -> Spelling {
         return own; // optimizer state and everything else keeps its name
     }
     let mut spelling = Spelling { key: rest.replace("decoder.final_norm.", "decoder.final_layernorm."), ..own };
-    let layered = spelling.key.strip_prefix("decoder.layers.").and_then(|tail| {
-        let (number, tail) = tail.split_once('.')?;
-        Some((u64::from(number.parse::<u32>().ok()?), format!("decoder.layers.{tail}")))
-    });
-    if let Some((layer, key)) = layered {
-        (spelling.layer, spelling.key) = (Some(layer), key);
+    for stem in ["decoder.layers.", "decoder.layers.mlp.experts.experts."] {
+        let Some((number, tail)) = spelling.key.strip_prefix(stem).and_then(|tail| tail.split_once('.')) else { break };
+        let Ok(number) = number.parse::<u32>() else { break };
+        spelling.stack.push(number.into());
+        spelling.key = format!("{stem}{tail}");
     }
     for (end, half) in [(".linear_fc1.weight_w", 0), (".linear_fc1.weight_v", 1)] {
         if let Some(stem) = spelling.key.strip_suffix(end) {
@@ -83,38 +83,17 @@ fn name_norms<T>(tensors: &mut BTreeMap<String, T>) {
 }
 
 fn assemble(mut group: Vec<(String, Spelling, RawTensor)>) -> Result<RawTensor> {
-    let (layered, halved) = (group[0].1.layer.is_some(), group[0].1.half.is_some());
-    if group.len() == 1 && !layered && !halved {
+    let (axes, halved) = (group[0].1.stack.len(), group[0].1.half.is_some());
+    if group.len() == 1 && axes == 0 && !halved {
         return Ok(group.remove(0).2);
     }
     let first = &group[0];
     let (first_key, dtype, shape) = (first.0.clone(), first.2.dtype, first.2.shape.clone());
-    let layers = group.iter().filter_map(|(_, spelling, _)| spelling.layer).max().map(|last| last + 1);
-    let per_layer = if halved { 2 } else { 1 };
-    let mut whole = shape.clone();
-    // fc1 is [2F, h], or [L, 2F, h] when it is stacked already: the rows are the axis before the last.
-    let rows = shape.len().saturating_sub(2);
-    if halved {
-        ensure!(shape.len() >= 2, "`{first_key}` has shape {shape:?}");
-        whole[rows] *= 2;
-    }
-    if let Some(layers) = layers {
-        whole.insert(0, layers);
-    }
-    ensure!(
-        group.len() as u64 == layers.unwrap_or(1) * per_layer,
-        "{} of {} are there, or one is there in two spellings",
-        group.len(),
-        layers.unwrap_or(1) * per_layer
-    );
-    let mut chunks = Vec::new();
-    let mut seen = std::collections::BTreeSet::new();
-    for (key, spelling, tensor) in group {
+    for (key, spelling, tensor) in &group {
         ensure!(
-            spelling.layer.is_some() == layered && spelling.half.is_some() == halved,
+            spelling.stack.len() == axes && spelling.half.is_some() == halved,
             "`{first_key}` and `{key}` are spelt differently"
         );
-        ensure!(seen.insert((spelling.layer, spelling.half)), "`{key}` is there in two spellings");
         ensure!(
             tensor.dtype == dtype && tensor.shape == shape,
             "`{first_key}` is {} {shape:?} and `{key}` is {} {:?}",
@@ -122,16 +101,35 @@ fn assemble(mut group: Vec<(String, Spelling, RawTensor)>) -> Result<RawTensor> 
             tensor.dtype.torch(),
             tensor.shape
         );
+    }
+    let lengths: Vec<u64> =
+        (0..axes).filter_map(|axis| group.iter().map(|part| part.1.stack[axis] + 1).max()).collect();
+    let expected = lengths.iter().fold(if halved { 2 } else { 1 }, |count: u64, &len| count.saturating_mul(len));
+    ensure!(
+        group.len() as u64 == expected,
+        "{} of {expected} are there, or one is there in two spellings",
+        group.len()
+    );
+    // fc1 is [2F, h], or [L, 2F, h] when it is stacked already: the rows are the axis before the last.
+    let rows = shape.len().saturating_sub(2);
+    let mut whole = shape.clone();
+    if halved {
+        ensure!(shape.len() >= 2, "`{first_key}` has shape {shape:?}");
+        whole[rows] = whole[rows].checked_mul(2).context("too large")?;
+    }
+    whole.splice(0..0, lengths);
+    let mut chunks = Vec::new();
+    let mut seen = std::collections::BTreeSet::new();
+    for (key, Spelling { stack, half, .. }, tensor) in group {
         for (mut region, place) in tensor.chunks {
-            if let Some(half) = spelling.half {
+            if let Some(half) = half {
                 region.start[rows] += half * shape[rows];
             }
-            if let Some(layer) = spelling.layer {
-                region.start.insert(0, layer);
-                region.size.insert(0, 1);
-            }
+            region.start.splice(0..0, stack.iter().copied());
+            region.size.splice(0..0, stack.iter().map(|_| 1));
             chunks.push((region, place));
         }
+        ensure!(seen.insert((stack, half)), "`{key}` is there in two spellings");
     }
     Ok(RawTensor { dtype, shape: whole, chunks })
 }
@@ -157,18 +155,30 @@ mod tests {
 
     #[test]
     fn every_spelling_of_a_key() {
-        for (key, want, layer, half) in [
-            ("decoder.layers.mlp.linear_fc2.weight", "decoder.layers.mlp.linear_fc2.weight", None, None),
-            ("module.decoder.layers.7.mlp.linear_fc2.weight", "decoder.layers.mlp.linear_fc2.weight", Some(7), None),
-            ("model.module.embedding.word_embeddings.weight", "embedding.word_embeddings.weight", None, None),
-            ("decoder.final_norm.weight", "decoder.final_layernorm.weight", None, None),
-            ("decoder.layers.0.mlp.linear_fc1.weight_v", "decoder.layers.mlp.linear_fc1.weight", Some(0), Some(1)),
-            ("decoder.layers.mlp.linear_fc1.weight_w", "decoder.layers.mlp.linear_fc1.weight", None, Some(0)),
-            ("optimizer.state.exp_avg.decoder.layers.0.x", "optimizer.state.exp_avg.decoder.layers.0.x", None, None),
-            ("model.something", "model.something", None, None),
+        for (key, want, stack, half) in [
+            ("decoder.layers.mlp.linear_fc2.weight", "decoder.layers.mlp.linear_fc2.weight", &[][..], None),
+            ("module.decoder.layers.7.mlp.linear_fc2.weight", "decoder.layers.mlp.linear_fc2.weight", &[7], None),
+            ("model.module.embedding.word_embeddings.weight", "embedding.word_embeddings.weight", &[], None),
+            ("decoder.final_norm.weight", "decoder.final_layernorm.weight", &[], None),
+            ("decoder.layers.0.mlp.linear_fc1.weight_v", "decoder.layers.mlp.linear_fc1.weight", &[0], Some(1)),
+            ("decoder.layers.mlp.linear_fc1.weight_w", "decoder.layers.mlp.linear_fc1.weight", &[], Some(0)),
+            (
+                "decoder.layers.3.mlp.experts.experts.12.linear_fc1.weight_w",
+                "decoder.layers.mlp.experts.experts.linear_fc1.weight",
+                &[3, 12],
+                Some(0),
+            ),
+            (
+                "decoder.layers.3.mlp.experts.experts.linear_fc2.weight",
+                "decoder.layers.mlp.experts.experts.linear_fc2.weight",
+                &[3],
+                None,
+            ),
+            ("optimizer.state.exp_avg.decoder.layers.0.x", "optimizer.state.exp_avg.decoder.layers.0.x", &[], None),
+            ("model.something", "model.something", &[], None),
         ] {
             let got = spelling(key);
-            assert_eq!((got.key.as_str(), got.layer, got.half), (want, layer, half), "{key}");
+            assert_eq!((got.key.as_str(), &got.stack[..], got.half), (want, stack, half), "{key}");
         }
     }
 }

@@ -55,6 +55,7 @@ pub(super) fn read(dir: &Path) -> Result<Table> {
             let archive = Archive::open(&open, 0, open.metadata()?.len())?;
             let pickle = read_pickle(&archive, &open)?;
             let root = pickle.root();
+            version(root)?;
             let untied =
                 root.get("args").and_then(View::state).and_then(|args| args.get("untie_embeddings_and_output_weights"));
             tied |= untied.and_then(View::as_bool) == Some(false);
@@ -102,6 +103,19 @@ pub(super) fn read(dir: &Path) -> Result<Table> {
         layers += here;
     }
     Ok(table)
+}
+
+/// Megatron-LM has changed the order of the rows of query, key and value, and gives the order with the file: what says nothing is
+/// the oldest.
+fn version(root: View<'_>) -> Result<()> {
+    let version = root.get("checkpoint_version");
+    let version = version.and_then(|it| it.as_float().or_else(|| it.as_int().map(|int| int as f64))).unwrap_or(0.0);
+    ensure!(
+        version >= 3.0,
+        "its `checkpoint_version` is {version:?}: before 3.0 the rows of query, key and value may stand in another order; load \
+         and save it once with Megatron-LM, which puts them in order"
+    );
+    Ok(())
 }
 
 /// (tensor rank, stage) → directory.

@@ -5,7 +5,8 @@
 //! object), `.metadata` (which tensor's which chunk is which record), and some small files. Chunks are boxes of a
 //! global tensor; how they are cut is free, so a reader that assembles boxes reads any tensor and pipeline split.
 //!
-//! Megatron-LM's format before this one, `mp_rank_*/model_optim_rng.pt`, is read as if it were this.
+//! Megatron-LM's format before this one, `mp_rank_*/model_optim_rng.pt`, is read as if it were this; NeMo's archives are read
+//! in place.
 //!
 //! [`Reader`] reads, [`RankWriter`] and [`finish`] write: the ranks in parallel, each its chunks, rank 0 the rest.
 //! Layers are stacked on axis 0 of one tensor (`decoder.layers.mlp.linear_fc1.weight` is [L, 2F, h]); a reader sees
@@ -13,6 +14,7 @@
 
 mod canonical;
 mod finish;
+mod home;
 mod legacy;
 mod metadata;
 mod payload;
@@ -76,11 +78,16 @@ fn is_iteration(dir: &Path) -> bool {
     dir.join(METADATA).is_file() || legacy::is_legacy(dir)
 }
 
-/// The newest iteration of a checkpoint, or the one whose own directory this is: its number and its directory.
+/// The newest iteration of a checkpoint, or the one whose own directory this is: its number and its directory. A `.nemo` (or
+/// a directory with one in it, as a stage that fetches or unpacks it leaves it) is the only iteration that it has.
 ///
 /// # Errors
 /// There is no checkpoint here, or the newest iteration's directory is gone.
 pub fn newest(path: &Path) -> Result<(u64, PathBuf)> {
+    if path.is_file() {
+        home::Home::open(path)?;
+        return Ok((0, path.to_owned()));
+    }
     // NeMo 2 keeps the one that it has beside its `context`.
     let weights = path.join("weights");
     if !path.join(LATEST).is_file() && is_iteration(&weights) {
@@ -110,20 +117,24 @@ pub fn newest(path: &Path) -> Result<(u64, PathBuf)> {
             Ok((iteration, dir))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let mut found: Vec<(u64, PathBuf)> = Vec::new();
-            for entry in fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))? {
-                let dir = entry?.path();
-                let iteration = dir.file_name().and_then(|name| number(name.to_str()?));
-                if let Some(iteration) = iteration.filter(|_| is_iteration(&dir)) {
-                    found.push((iteration, dir));
-                }
+            let entries = fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let paths: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
+            let iteration = |dir: &PathBuf| {
+                let iteration = number(dir.file_name()?.to_str()?)?;
+                is_iteration(dir).then(|| (iteration, dir.clone()))
+            };
+            if let Some(newest) = paths.iter().filter_map(iteration).max() {
+                return Ok(newest);
             }
-            match found.into_iter().max() {
-                Some(newest) => Ok(newest),
-                None => {
-                    bail!("{} is no Megatron checkpoint: it has neither {LATEST} nor iter_*/{METADATA}", path.display())
-                }
+            let mut archives = paths.iter().filter(|path| path.extension().is_some_and(|ending| ending == "nemo"));
+            if let (Some(archive), None) = (archives.next(), archives.next()) {
+                return newest(archive);
             }
+            // A zarr tensor is a directory, with its table in it.
+            let inside = paths.iter().map(|path| path.join(".zarray")).filter(|table| table.is_file());
+            let names: Vec<_> = paths.iter().cloned().chain(inside).collect();
+            let why = home::without_table(names.iter().filter_map(|path| path.to_str()));
+            bail!("{} is no Megatron checkpoint: {why}, and neither {LATEST} nor iter_*/{METADATA}", path.display())
         }
         Err(error) => Err(error).with_context(|| format!("cannot read {}", latest.display())),
     }

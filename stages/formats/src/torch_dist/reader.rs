@@ -2,9 +2,9 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs::{self, File},
+    fs::File,
     os::unix::fs::FileExt,
-    path::{Path, PathBuf},
+    path::Path,
     sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
@@ -13,6 +13,7 @@ use anyhow::{Context, Result, ensure};
 use super::{
     METADATA,
     canonical::canonical,
+    home::Home,
     legacy,
     metadata::{Place, RawTensor, Table, decode},
     payload::{locate_tensor, read_object},
@@ -70,7 +71,7 @@ impl Chunk {
 /// An iteration, open for reading. Nothing is mapped and no tensor is held; any number of threads may read.
 #[derive(Debug)]
 pub struct Reader {
-    dir: PathBuf,
+    home: Home,
     tensors: BTreeMap<String, TensorInfo>,
     objects: BTreeMap<String, Place>,
     foreign: BTreeMap<String, String>,
@@ -78,23 +79,20 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Reads the table of the iteration in `dir`, or the tables of the ranks in Megatron-LM's older format. Keys are given in their canonical spelling: without `module.` and
-    /// `model.`, layers stacked, fc1 in one.
+    /// Reads the table of the iteration in a directory or a `.nemo`, or the tables of the ranks in Megatron-LM's older
+    /// format. Keys are given in their canonical spelling: without `module.` and `model.`, layers stacked, fc1 in one.
     ///
     /// # Errors
-    /// `dir` holds no DCP checkpoint, or its table is damaged.
-    pub fn open(dir: &Path) -> Result<Self> {
-        let legacy = legacy::is_legacy(dir);
-        let path = if legacy { dir.to_owned() } else { dir.join(METADATA) };
-        let table = match legacy {
-            true => legacy::read(dir),
-            false => decode(&fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?),
-        };
-        let table = table.and_then(|Table { tensors, objects, foreign }| {
-            Ok((canonical(tensors)?.into_iter().map(|(key, raw)| (key, info(raw))).collect(), objects, foreign))
-        });
-        let (tensors, objects, foreign) = table.with_context(|| format!("cannot use {}", path.display()))?;
-        Ok(Self { dir: dir.to_owned(), tensors, objects, foreign, files: Mutex::default() })
+    /// There is no DCP checkpoint, or its table is damaged.
+    pub fn open(path: &Path) -> Result<Self> {
+        let home = Home::open(path)?;
+        let table = if home.is_legacy() { legacy::read(path) } else { table(&home) };
+        let mut table = table.with_context(|| format!("cannot use {}", path.display()))?;
+        let chunks = table.tensors.values_mut().flat_map(|tensor| tensor.chunks.iter_mut().map(|(_, place)| place));
+        chunks.chain(table.objects.values_mut()).try_for_each(|place| home.settle(place))?;
+        let tensors = canonical(table.tensors).with_context(|| format!("cannot use {}", path.display()))?;
+        let tensors = tensors.into_iter().map(|(key, raw)| (key, info(raw))).collect();
+        Ok(Self { home, tensors, objects: table.objects, foreign: table.foreign, files: Mutex::default() })
     }
 
     /// The tensors, by key.
@@ -130,11 +128,9 @@ impl Reader {
     /// # Errors
     /// It is damaged.
     pub fn common(&self) -> Result<Option<Pickle>> {
-        let path = self.dir.join("common.pt");
-        if path.is_file() {
+        if let Some((path, at, len)) = self.home.find("common.pt")? {
             let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-            let len = file.metadata()?.len();
-            return read_object(&file, 0, len).with_context(|| format!("cannot read {}", path.display())).map(Some);
+            return read_object(&file, at, len).with_context(|| format!("cannot read {}", path.display())).map(Some);
         }
         match self.objects.contains_key("common_state/shard_0_1") {
             true => self.object("common_state/shard_0_1").map(Some),
@@ -200,7 +196,8 @@ impl Reader {
         if files.len() >= OPEN_FILES {
             files.clear();
         }
-        let path = self.dir.join(name);
+        let (path, ..) =
+            self.home.find(name)?.with_context(|| format!("{} has no {name}", self.home.path().display()))?;
         let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
         let file = Arc::new(file);
         files.insert(name.to_owned(), Arc::clone(&file));
@@ -210,14 +207,22 @@ impl Reader {
     fn absent(&self, key: &str) -> String {
         match self.foreign.get(key) {
             Some(dtype) => format!("`{key}` is of type {dtype}, which is not supported"),
-            None => format!("{} has no `{key}`", self.dir.display()),
+            None => format!("{} has no `{key}`", self.home.path().display()),
         }
     }
 
     fn where_is(&self, key: &str, place: &Place) -> String {
-        let path = self.dir.join(&place.file);
+        let path = self.home.path().join(&place.file);
         format!("cannot read `{key}` from {}, bytes {}..{}", path.display(), place.at, place.at + place.len)
     }
+}
+
+fn table(home: &Home) -> Result<Table> {
+    let (path, at, len) = home.find(METADATA)?.with_context(|| format!("it has no {METADATA}"))?;
+    let mut bytes = vec![0; usize::try_from(len)?];
+    let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+    file.read_exact_at(&mut bytes, at).with_context(|| format!("cannot read {}", path.display()))?;
+    decode(&bytes).with_context(|| format!("{METADATA} is not what it should be"))
 }
 
 fn info(raw: RawTensor) -> TensorInfo {

@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+mod others;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -251,6 +253,12 @@ fn other_spellings_are_read_as_one() {
         put(&format!("module.decoder.layers.{layer}.mlp.linear_fc1.weight_w"), &[2, 3], first);
         put(&format!("module.decoder.layers.{layer}.mlp.linear_fc1.weight_v"), &[2, 3], first + 10);
     }
+    for (layer, expert, first) in [(0, 0, 50), (0, 1, 60), (1, 0, 70), (1, 1, 80)] {
+        let stem = format!("module.decoder.layers.{layer}.mlp.experts.experts.{expert}");
+        put(&format!("{stem}.linear_fc1.weight_w"), &[1, 6], first);
+        put(&format!("{stem}.linear_fc1.weight_v"), &[1, 6], first + 100);
+        put(&format!("{stem}.linear_fc2.weight"), &[6, 1], first);
+    }
     put("optimizer.state.exp_avg.module.decoder.final_norm.weight", &[6], 0);
     let entries = writer.finish().unwrap();
     finish(root.path(), 0, entries.clone(), &Finish::default()).unwrap();
@@ -259,6 +267,11 @@ fn other_spellings_are_read_as_one() {
     let fc1 = "decoder.layers.mlp.linear_fc1.weight";
     assert_eq!(reader.tensor(fc1).unwrap().shape, [2, 4, 3]);
     assert_eq!(read(&reader, fc1, &[0, 0, 0], &[2, 4, 3]), [bytes(10), bytes(20), bytes(30), bytes(40)].concat());
+    let [fc1_experts, fc2_experts] =
+        ["fc1", "fc2"].map(|part| format!("decoder.layers.mlp.experts.experts.linear_{part}.weight"));
+    assert_eq!(reader.tensor(&fc1_experts).unwrap().shape, [2, 2, 2, 6]);
+    assert_eq!(read(&reader, &fc1_experts, &[0, 1, 0, 0], &[1, 1, 2, 6]), [bytes(60), bytes(160)].concat());
+    assert_eq!(read(&reader, &fc2_experts, &[0, 1, 0, 0], &[2, 1, 6, 1]), [bytes(60), bytes(80)].concat());
     assert!(reader.tensor("optimizer.state.exp_avg.module.decoder.final_norm.weight").is_some());
 
     begin(root.path(), 1).unwrap();
@@ -328,61 +341,4 @@ fn chunks_and_offsets_beyond_32_bits() {
     assert_eq!(read(&reader, "big", &[(5 << 10) - 1, (1 << 20) - 4], &[1, 4]), b"\0end");
     assert_eq!(read(&reader, "next", &[0], &[3]), b"abc");
     assert_eq!(read(&reader, "before", &[(1 << 20) - 1], &[1]), [0]);
-}
-
-/// `tests/golden/megatron_legacy`: every element is its own place in its tensor.
-#[test]
-fn ranks_of_the_older_format_are_one_table() {
-    let legacy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/megatron_legacy/tp2_pp2");
-    let (iteration, dir) = newest(&legacy).unwrap();
-    assert_eq!(iteration, 5);
-    let reader = Reader::open(&dir).unwrap();
-    let shapes: Vec<(&str, &[u64])> =
-        reader.tensors().iter().map(|(key, tensor)| (key.as_str(), tensor.shape.as_slice())).collect();
-    assert_eq!(
-        shapes,
-        [
-            ("decoder.final_layernorm.weight", &[4][..]),
-            ("decoder.layers.mlp.linear_fc1.layer_norm_weight", &[2, 4]),
-            ("decoder.layers.mlp.linear_fc1.weight", &[2, 12, 4]),
-            ("decoder.layers.mlp.linear_fc2.weight", &[2, 4, 6]),
-            ("decoder.layers.self_attention.linear_proj.weight", &[2, 4, 8]),
-            ("decoder.layers.self_attention.linear_qkv.bias", &[2, 16]),
-            ("decoder.layers.self_attention.linear_qkv.layer_norm_weight", &[2, 4]),
-            ("decoder.layers.self_attention.linear_qkv.weight", &[2, 16, 4]),
-            ("embedding.word_embeddings.weight", &[8, 4]),
-            ("output_layer.weight", &[8, 4]),
-        ]
-    );
-    for (key, shape) in shapes {
-        let bytes = read(&reader, key, &vec![0; shape.len()], shape);
-        let found: Vec<f32> = bytes.as_chunks().0.iter().map(|&element| f32::from_le_bytes(element)).collect();
-        let want: Vec<f32> = (0..shape.iter().product()).map(|i: u64| i as f32).collect();
-        assert_eq!(found, want, "{key}");
-    }
-
-    // What is missing or damaged is said with its place.
-    let copy = tempfile::tempdir().unwrap();
-    let to = copy.path().join("iter_0000005");
-    for rank in ["mp_rank_00_000", "mp_rank_00_001", "mp_rank_01_000"] {
-        fs::create_dir_all(to.join(rank)).unwrap();
-        let file = format!("{rank}/model_optim_rng.pt");
-        fs::copy(dir.join(&file), to.join(&file)).unwrap();
-    }
-    let error = || format!("{:#}", Reader::open(&to).unwrap_err());
-    assert!(error().contains("3 of 4 ranks"), "{}", error());
-    let damaged = to.join("mp_rank_01_001");
-    fs::create_dir_all(&damaged).unwrap();
-    fs::write(damaged.join("model_optim_rng.pt"), "no archive, and longer than its end record").unwrap();
-    assert!(error().contains("mp_rank_01_001/model_optim_rng.pt"), "{}", error());
-}
-
-/// NeMo 2 puts the only iteration into `weights`.
-#[test]
-fn weights_beside_a_context_are_found() {
-    let root = tempfile::tempdir().unwrap();
-    fs::create_dir_all(root.path().join("context")).unwrap();
-    fs::create_dir_all(root.path().join("weights")).unwrap();
-    fs::copy(golden("megatron_core0.16/iter_0000000/.metadata"), root.path().join("weights/.metadata")).unwrap();
-    assert_eq!(newest(root.path()).unwrap(), (0, root.path().join("weights")));
 }
