@@ -74,6 +74,12 @@ impl<'de> Deserialize<'de> for Ref {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refs(Vec<Ref>);
 
+impl FromIterator<Ref> for Refs {
+    fn from_iter<I: IntoIterator<Item = Ref>>(refs: I) -> Self {
+        Self(refs.into_iter().collect())
+    }
+}
+
 impl std::ops::Deref for Refs {
     type Target = [Ref];
     fn deref(&self) -> &[Ref] {

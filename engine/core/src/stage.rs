@@ -14,7 +14,9 @@ use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value as Json;
 
-use crate::{Diagnostic, Event, Level, Pin, Pinned, Ref, Remarks, Sink, Tree, Unit, Value, read::read, schema_of};
+use crate::{
+    Diagnostic, Event, Level, Network, Pin, Pinned, Ref, Remarks, Sink, Tree, Unit, Value, read::read, schema_of,
+};
 
 /// A stage kind: the struct *is* its parameters.
 ///
@@ -280,6 +282,8 @@ pub struct Ctx<'a> {
     /// The GPUs that are this node's alone, as `CUDA_VISIBLE_DEVICES` names them. None if it asked for none: then what
     /// flow was started with is all there is to say.
     pub gpus: &'a [String],
+    /// How files are taken from the network.
+    pub network: &'a Network,
     /// Where events go.
     pub sink: &'a dyn Sink,
     /// What the stage says of its run.

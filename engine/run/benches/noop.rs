@@ -62,6 +62,7 @@ fn once(dir: &Path) {
         gpus: 0,
         gpu_names: Vec::new(),
         memory: u64::MAX,
+        network: flow_core::Network::default(),
         sources: Vec::new(),
     };
     let summary = flow_engine::run(&project, &cache, &settings, &RunOptions::default(), &|_| {}, &Cancel::default())

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 use flow_cache::{Cache, Claim, ClaimOptions, Outcome, Slot};
-use flow_core::{Cancel, Cancelled, Ctx, Event, How, Input, Level, Pinned, Remarks, Sink, Unchanged};
+use flow_core::{Cancel, Cancelled, Ctx, Event, How, Input, Level, Network, Pinned, Remarks, Sink, Unchanged};
 use globset::GlobSet;
 
 use crate::{
@@ -32,6 +32,7 @@ pub struct Env<'a> {
     pub placer: &'a Placer<'a>,
     /// The stages whose results are given to the team.
     pub pushes: Option<GlobSet>,
+    pub network: &'a Network,
 }
 
 /// One node's work, with all that it needs.
@@ -149,6 +150,7 @@ impl Env<'_> {
             remarks,
             threads: job.threads,
             gpus: &job.gpus,
+            network: self.network,
             sink: self.sink,
             cancel: &job.cancel,
         };

@@ -26,6 +26,7 @@ mod lockfile;
 mod looks;
 mod matrix;
 mod need;
+mod network_settings;
 mod obstacles;
 mod order;
 mod outside;

@@ -85,7 +85,7 @@ pub fn run(
     if let Some(remote) = cache.remote().filter(Remote::writes) {
         remote.push_noted();
     }
-    let env = Env { project, cache, sink: &recorder, placer: &placer, pushes };
+    let env = Env { project, cache, sink: &recorder, placer: &placer, pushes, network: &settings.network };
     let (sender, receiver) = channel();
     let pools = Pools {
         jobs: u32::try_from(settings.jobs).unwrap_or(u32::MAX),

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use flow_cache::Trust;
-use flow_core::{Diagnostic, Value, read};
+use flow_core::{Diagnostic, Network, Value, read};
 use serde::Deserialize;
 
 use crate::{
     common,
+    network_settings::{self, Mirrors, OneOrMore},
     remote_settings::{RemoteFile, RemoteSettings},
     syntax,
 };
@@ -34,6 +35,8 @@ pub struct Settings {
     pub remote: Option<RemoteSettings>,
     /// Whose results are believed, from there and from archives.
     pub trust: Trust,
+    /// How files are taken from the network.
+    pub network: Network,
     /// The files that were read, the strongest last.
     pub sources: Vec<PathBuf>,
 }
@@ -53,6 +56,10 @@ struct File {
     #[serde(default, deserialize_with = "optional_bytes")]
     memory: Option<u64>,
     #[serde(default)]
+    connections: Option<usize>,
+    #[serde(default)]
+    mirrors: Mirrors,
+    #[serde(default)]
     remote: RemoteFile,
 }
 
@@ -66,7 +73,7 @@ type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 impl Settings {
     /// Reads the user's file (`flow/config.toml` under `$XDG_CONFIG_HOME` or `~/.config`), the project's
     /// ([`SETTINGS_FILE`]) and the environment (`FLOW_CACHE_DIR`, `FLOW_JOBS`, `FLOW_CPUS`, `FLOW_GPUS`, `FLOW_MEMORY`,
-    /// `FLOW_REMOTE`, `FLOW_REMOTE_MODE`): later wins. What nobody says, the machine says.
+    /// `FLOW_CONNECTIONS`, `FLOW_REMOTE`, `FLOW_REMOTE_MODE`): later wins. What nobody says, the machine says.
     ///
     /// # Errors
     /// A file or variable cannot be understood: all of them, with their places.
@@ -117,6 +124,10 @@ impl Settings {
                     memory: merged.memory.unwrap_or_else(machine_memory),
                     remote,
                     trust,
+                    network: Network {
+                        mirrors: merged.mirrors.into_iter().map(|(start, OneOrMore(to))| (start, to)).collect(),
+                        connections: merged.connections.unwrap_or(Network::default().connections).max(1),
+                    },
                     sources,
                 })
             }
@@ -134,6 +145,9 @@ impl File {
         let remote = read.value.as_ref().filter(|_| !read.made_up.iter().any(|key| key == "remote"));
         if let Some(Err(wrong)) = remote.map(|file| file.remote.check(path, value)) {
             errors.extend(wrong);
+        }
+        if let Some(file) = &read.value {
+            errors.extend(network_settings::check(&file.mirrors, value));
         }
         match read.value {
             Some(file) if errors.is_empty() => Ok(file),
@@ -153,6 +167,8 @@ impl File {
         self.cpus = over.cpus.or(self.cpus);
         self.gpus = over.gpus.or(self.gpus);
         self.memory = over.memory.or(self.memory);
+        self.connections = over.connections.or(self.connections);
+        self.mirrors.extend(over.mirrors);
         self.remote.lay_over(over.remote, &absolute);
     }
 }
@@ -172,6 +188,8 @@ fn from_env(env: Env<'_>, errors: &mut Vec<Diagnostic>) -> File {
         cpus: number("FLOW_CPUS", small).map(|n| n as u32),
         gpus: number("FLOW_GPUS", small).map(|n| n as u32),
         memory: number("FLOW_MEMORY", common::bytes_of),
+        connections: number("FLOW_CONNECTIONS", small).map(|n| n as usize),
+        mirrors: Mirrors::new(),
         cache_dir: env("FLOW_CACHE_DIR").filter(|path| !path.is_empty()).map(|path| {
             // A variable's path is relative to where the person stands, not to the project.
             std::path::absolute(&path).map_or(path, |path| path.to_string_lossy().into_owned())
@@ -243,6 +261,17 @@ mod tests {
         assert_eq!((both.cache_dir, both.jobs, both.gpus), (dir.path().join("project/cache"), 9, 4));
         assert_eq!(both.sources.last(), Some(&file));
         assert_eq!(load(&project, &[("FLOW_CACHE_DIR", "/x")]).unwrap().cache_dir, Path::new("/x"));
+
+        let mirrors = "[mirrors]\n'https://a' = 'http://b'\n'https://c/' = ['http://d/', 'https://e/']";
+        fs::write(home.join(".config/flow/config.toml"), mirrors).unwrap();
+        fs::write(&file, "connections = 2\n[mirrors]\n'https://c/' = 'http://f/'\n'https://a' = []").unwrap();
+        let Settings { network, .. } = load(&project, &[("HOME", home_text)]).unwrap();
+        assert_eq!((network.connections, network.mirrors_of("https://a/x").len()), (2, 0));
+        assert_eq!(network.mirrors_of("https://c/x"), ["http://f/x"]);
+        fs::write(&file, "[mirrors]\n'https://a' = 'b'\nc = ['http://d']\n'https://e' = 1").unwrap();
+        let errors = load(&project, &[("HOME", home_text)]).unwrap_err();
+        let lines: Vec<_> = errors.iter().map(|e| e.span.as_ref().map(|span| span.line_column().0)).collect();
+        assert_eq!(lines, [Some(4), Some(2), Some(3)], "{errors:?}");
 
         fs::write(&file, "cache_dri = 'cache'\njobs = -1\n[remote]\nmode = 'wr'").unwrap();
         let errors = load(&project, &[("FLOW_JOBS", "many"), ("HOME", home_text)]).unwrap_err();

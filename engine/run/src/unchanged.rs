@@ -11,7 +11,7 @@
 use std::{path::Path, time::Instant};
 
 use flow_cache::Cache;
-use flow_core::{Digest, Event, How, Key, Kind, Sink};
+use flow_core::{Digest, Event, How, Key, Kind, Network, Sink};
 
 use crate::{
     decide::{Decider, Decision},
@@ -173,8 +173,9 @@ fn guard(file: &Path, dir: &Path, kinds: &[Kind], load: &LoadOptions, settings: 
     let mut env: Vec<_> = load.env.iter().filter(|(name, _)| said(name)).collect();
     env.sort_unstable();
     env.iter().for_each(|(name, value)| add(format!("{name}={value}").as_bytes()));
-    // How much may run at a time is nothing to a run in which nothing runs.
-    let settings = Settings { jobs: 0, cpus: 0, gpus: 0, memory: 0, ..settings.clone() };
+    // How much may run at a time is nothing to a run in which nothing runs, nor where files would come from.
+    let network = Network::default();
+    let settings = Settings { jobs: 0, cpus: 0, gpus: 0, memory: 0, network, ..settings.clone() };
     add(format!("{settings:?}").as_bytes());
     Digest(*hasher.finalize().as_bytes())
 }

@@ -131,6 +131,7 @@ fn stage(shard: &Path, tokenizer: &Path, threads: usize) {
         remarks: &std::sync::Mutex::default(),
         threads,
         gpus: &[],
+        network: &flow_core::Network::default(),
         sink: &sink,
         cancel: &Cancel::default(),
     };

@@ -9,8 +9,8 @@ use std::{
 };
 
 use flow_core::{
-    Cancel, Check, Ctx, Digest, Entry, Event, Facts, Input, Known, Pinned, Remarks, Stage, Tree, Value, ValueKind,
-    from_value,
+    Cancel, Check, Ctx, Digest, Entry, Event, Facts, Input, Known, Network, Pinned, Remarks, Stage, Tree, Value,
+    ValueKind, from_value,
 };
 
 /// Directories for one stage, and its inputs.
@@ -23,6 +23,7 @@ pub struct Stand {
     pub pinned: Option<Pinned>,
     pub before: Option<Pinned>,
     pub remarks: Mutex<Remarks>,
+    pub network: Network,
 }
 
 /// The root of the repository.
@@ -41,6 +42,7 @@ impl Stand {
             pinned: None,
             before: None,
             remarks: Mutex::default(),
+            network: Network::default(),
         };
         for name in ["out", "scratch", "project"] {
             fs::create_dir(stand.place(name)).unwrap();
@@ -85,6 +87,7 @@ impl Stand {
             remarks: &self.remarks,
             threads: self.threads,
             gpus: &[],
+            network: &self.network,
             sink: &sink,
             cancel: &self.cancel,
         })

@@ -276,6 +276,7 @@ impl Lab {
             gpus: 0,
             gpu_names: Vec::new(),
             memory: 1 << 30,
+            network: flow_core::Network::default(),
             sources: Vec::new(),
         }
     }

@@ -9,7 +9,7 @@ mod source;
 use std::collections::HashMap;
 
 use anyhow::{Result, bail, ensure};
-use flow_core::{Check, Ctx, Diagnostic, Pin, Port, Ref, Stage, expand_braces};
+use flow_core::{Check, Ctx, Diagnostic, Pin, Port, Ref, Refs, Stage, expand_braces};
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
@@ -26,15 +26,20 @@ use source::Source;
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Fetch {
-    /// What to fetch. A path of this machine is an input, known by its content, and its name is none of the key's.
+    /// What to fetch: a node each, after brace expansion. An entry may be a list: the first URL is what it is known by, and
+    /// the others are asked, in their order, when it cannot be had there. A path of this machine is an input, known by
+    /// its content, and its name is none of the key's.
     #[serde(serialize_with = "without_paths")]
-    urls: Vec<Ref>,
+    urls: Vec<Refs>,
     /// Of a directory or a repository: only files whose path matches one of these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     include: Vec<String>,
     /// Of a directory or a repository: no file whose path matches one of these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     exclude: Vec<String>,
+    /// How many bytes the file must have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    size: Option<u64>,
     /// What the file's SHA-256 must be, in hexadecimal digits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     sha256: Option<String>,
@@ -43,13 +48,13 @@ pub struct Fetch {
     blake3: Option<String>,
 }
 
-/// What the key sees of the URLs: no secrets, and of local paths only the pattern.
-fn without_paths<S: Serializer>(urls: &[Ref], serializer: S) -> Result<S::Ok, S::Error> {
+/// What the key sees of the URLs: no secrets, of local paths only the pattern, and not where else a file is.
+fn without_paths<S: Serializer>(urls: &[Refs], serializer: S) -> Result<S::Ok, S::Error> {
     let shown = |url: &Ref| match Source::parse(url.text()) {
         Ok(Source::Local(_, pattern)) => pattern.unwrap_or_default(),
         _ => redacted(url.text()),
     };
-    serializer.collect_seq(urls.iter().map(shown))
+    serializer.collect_seq(urls.iter().map(|places| shown(&places[0])))
 }
 
 impl Stage for Fetch {
@@ -79,7 +84,7 @@ impl Stage for Fetch {
         // Keys and flow.lock know a URL by its redacted text: what differs in a secret alone would pass for the same.
         let mut seen: HashMap<String, String> = HashMap::new();
         for node in &nodes {
-            let url = &node.urls[0];
+            let url = &node.urls[0][0];
             if let Some(other) = seen.insert(redacted(url.text()), url.text().to_owned())
                 && other != url.text()
             {
@@ -92,9 +97,10 @@ impl Stage for Fetch {
         if self.urls.is_empty() {
             errors.push(Diagnostic::new("`urls` is empty").field("urls").hint("name at least one URL or path"));
         }
-        let checked = if self.sha256.is_some() { "sha256" } else { "blake3" };
-        if nodes.len() > 1 && (self.sha256.is_some() || self.blake3.is_some()) {
-            let error = Diagnostic::new(format!("one `{checked}` for {} files", nodes.len())).field(checked);
+        let given =
+            [("sha256", self.sha256.is_some()), ("blake3", self.blake3.is_some()), ("size", self.size.is_some())];
+        if let Some((checked, _)) = given.iter().find(|(_, given)| nodes.len() > 1 && *given) {
+            let error = Diagnostic::new(format!("one `{checked}` for {} files", nodes.len())).field(*checked);
             errors.push(error.hint("make a stage of each; flow.lock pins the content of all of them anyway"));
         }
         nodes
@@ -103,8 +109,8 @@ impl Stage for Fetch {
     fn ports(&self) -> Vec<Port> {
         match self.source() {
             Ok(Source::Local(path, pattern)) => {
-                let plain = pattern.is_none() && self.urls[0].text() == path.to_string_lossy();
-                let reference = if plain { self.urls[0].clone() } else { Ref::new(path.to_string_lossy()) };
+                let plain = pattern.is_none() && self.urls[0][0].text() == path.to_string_lossy();
+                let reference = if plain { self.urls[0][0].clone() } else { Ref::new(path.to_string_lossy()) };
                 vec![Port::all("urls", &[reference])]
             }
             _ => Vec::new(),
@@ -113,7 +119,7 @@ impl Stage for Fetch {
 
     fn pin(&self) -> Option<Pin> {
         match self.source() {
-            Ok(Source::Web(_) | Source::Hub(_)) => Some(Pin { url: redacted(self.urls[0].text()) }),
+            Ok(Source::Web(_) | Source::Hub(_)) => Some(Pin { url: redacted(self.urls[0][0].text()) }),
             _ => None,
         }
     }
@@ -147,68 +153,77 @@ impl Fetch {
     /// One for each of the URLs, after brace expansion.
     fn nodes(&self, errors: &mut Vec<Diagnostic>) -> Vec<Self> {
         let mut nodes = Vec::new();
-        for (i, url) in self.urls.iter().enumerate() {
-            let place = |error: Diagnostic| error.field(format!("urls.{i}")).at(url.span().cloned());
-            let texts = match expand_braces(url.text()) {
-                Ok(texts) => texts,
-                Err(why) => {
-                    errors.push(place(Diagnostic::new(why)));
-                    continue;
-                }
-            };
-            // An entry without braces keeps its place in the file.
-            let refs =
-                if texts == [url.text()] { vec![url.clone()] } else { texts.into_iter().map(Ref::new).collect() };
-            for url in refs {
-                match Source::parse(url.text()) {
-                    Ok(_) => nodes.push(Self {
-                        urls: vec![url],
-                        include: self.include.clone(),
-                        exclude: self.exclude.clone(),
-                        sha256: self.sha256.clone(),
-                        blake3: self.blake3.clone(),
-                    }),
-                    Err(error) => {
-                        // What its braces stand for is wrong in the same way.
-                        errors.push(place(error));
-                        break;
-                    }
+        for (i, entry) in self.urls.iter().enumerate() {
+            let mut columns = Vec::new();
+            for (j, url) in entry.iter().enumerate() {
+                let field = if entry.len() == 1 { format!("urls.{i}") } else { format!("urls.{i}.{j}") };
+                match expanded(url, entry.len() > 1) {
+                    Ok(column) => columns.push(column),
+                    Err(error) => errors.push(error.field(field).at(url.span().cloned())),
                 }
             }
+            if columns.iter().any(|column| column.len() != columns[0].len()) {
+                let counts: Vec<_> = columns.iter().map(|column| column.len().to_string()).collect();
+                let error = Diagnostic::new(format!("the braces of one entry stand for {} URLs", counts.join(" and ")));
+                let error = error.field(format!("urls.{i}")).at(entry[0].span().cloned());
+                errors.push(error.hint("each of the first URL's has one on the other places"));
+                continue;
+            }
+            let rows = columns.first().map_or(0, Vec::len);
+            nodes.extend((0..rows).map(|row| Self {
+                urls: vec![columns.iter().map(|column| column[row].clone()).collect()],
+                include: self.include.clone(),
+                exclude: self.exclude.clone(),
+                size: self.size,
+                sha256: self.sha256.clone(),
+                blake3: self.blake3.clone(),
+            }));
         }
         nodes
     }
 
-    /// What the node fetches: it has exactly one URL.
+    /// What the node fetches: it has exactly one entry, and this is the first of its places.
     fn source(&self) -> Result<Source, Diagnostic> {
         match self.urls.as_slice() {
-            [url] => Source::parse(url.text()),
+            [places] => Source::parse(places[0].text()),
             urls => Err(Diagnostic::new(format!("{} URLs for one node", urls.len()))),
         }
     }
 
     fn fetch(&self, ctx: &Ctx<'_>, hub: &Hub, patience: Patience) -> Result<()> {
         let filter = self.filter();
+        let single = self.size.is_some() || self.sha256.is_some() || self.blake3.is_some();
         match self.source()? {
             Source::Local(..) => {
                 let names = local::copy(ctx, ctx.one("urls")?, &filter)?;
-                if self.sha256.is_some() || self.blake3.is_some() {
+                if single {
                     let [name] = names.as_slice() else {
-                        bail!("`sha256` and `blake3` are for a single file, and there are {}", names.len());
+                        bail!("`size`, `sha256` and `blake3` are for a single file, and there are {}", names.len());
                     };
+                    let file = ctx.out.join(name);
+                    let size = file.metadata()?.len();
+                    if let Some(must) = self.size.filter(|must| *must != size) {
+                        bail!("{name} has {size} bytes, not the {must} that it must have");
+                    }
                     let mut hashers = self.checksums().hashers();
-                    hashers.update_from(&ctx.out.join(name), u64::MAX)?;
+                    hashers.update_from(&file, u64::MAX)?;
                     self.checksums().verify(hashers, name)?;
                 }
                 Ok(())
             }
-            Source::Web(url) => {
+            Source::Web(_) => {
                 ensure!(filter.takes_all(), "`include` and `exclude` choose among files, and a URL is one");
-                remote::file(ctx, &Http::new(patience), url, self.checksums())
+                let web = |place: &Ref| match Source::parse(place.text()) {
+                    Ok(Source::Web(url)) => Ok(url),
+                    _ => bail!("{} is no http or https", redacted(place.text())),
+                };
+                let urls = self.urls[0].iter().map(web).collect::<Result<Vec<_>>>()?;
+                let wanted = remote::Wanted { urls: &urls, size: self.size, checksums: self.checksums() };
+                wanted.fetch(ctx, &Http::new(patience, ctx.network.connections))
             }
             Source::Hub(repository) => {
-                ensure!(self.sha256.is_none() && self.blake3.is_none(), "`sha256` and `blake3` are for a single file");
-                remote::repository(ctx, &Http::new(patience), hub, &repository, &filter)
+                ensure!(!single, "`size`, `sha256` and `blake3` are for a single file");
+                remote::repository(ctx, &Http::new(patience, ctx.network.connections), hub, &repository, &filter)
             }
         }
     }
@@ -229,6 +244,21 @@ impl Fetch {
             exclude: set(&self.exclude, false),
         }
     }
+}
+
+/// What an entry stands for, after brace expansion; one of several places of a file is on the web.
+fn expanded(url: &Ref, of_several: bool) -> Result<Vec<Ref>, Diagnostic> {
+    let texts = expand_braces(url.text()).map_err(Diagnostic::new)?;
+    for text in &texts {
+        // What its braces stand for is wrong in the same way.
+        let source = Source::parse(text)?;
+        if of_several && !matches!(source, Source::Web(_)) {
+            let error = Diagnostic::new("a file that is in several places is named by its URLs, http:// or https://");
+            return Err(error.hint("`[mirrors]` in flow.toml says where else everything of a server is, the hub's too"));
+        }
+    }
+    // An entry without braces keeps its place in the file.
+    if texts == [url.text()] { Ok(vec![url.clone()]) } else { Ok(texts.into_iter().map(Ref::new).collect()) }
 }
 
 /// Which files of a directory or a repository are wanted.

@@ -3,11 +3,14 @@
 //! `PART.json` keeps the validator (a strong ETag, or Last-Modified) of what `PART` holds. With it the rest is asked
 //! for under `If-Range`, so that a file that changed on the server is taken from its beginning.
 //!
+//! A big file comes in pieces, over several connections: see [`super::stretches`].
+//!
 //! What came is in the file at once, and survives the process. After the machine itself went down a file may have its
 //! length and not its bytes: then only what was on the disk for sure, as `PART.json` says, is gone on from.
 
 use std::{
     cell::Cell,
+    fmt,
     fs::{File, OpenOptions},
     io::{self, Write},
     path::{Path, PathBuf},
@@ -20,7 +23,7 @@ use reqwest::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Checksums, Failure, Http, checksums::Hashers, redacted};
+use super::{Checksums, Failure, Http, checksums::Hashers, redacted, spans::Spans, stretches::Pieces};
 
 /// A file to download.
 #[derive(Debug)]
@@ -53,23 +56,46 @@ pub struct Downloaded {
     pub resumed_at: u64,
 }
 
+/// The server has a file of another length than it must have.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrongLength {
+    /// The URL, without secrets.
+    pub url: String,
+    /// What the server has.
+    pub has: u64,
+    /// What it must be.
+    pub must: u64,
+}
+
+impl fmt::Display for WrongLength {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { url, has, must } = self;
+        write!(f, "{url} has {has} bytes there, not the {must} that it must have")
+    }
+}
+
+impl std::error::Error for WrongLength {}
+
 /// What is remembered beside a part.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
-struct Origin {
-    etag: Option<String>,
-    modified: Option<String>,
+pub(super) struct Origin {
+    pub etag: Option<String>,
+    pub modified: Option<String>,
     /// So many bytes are on the disk for sure.
-    synced: u64,
+    pub synced: u64,
     /// When the machine was last started, while the part was written.
-    boot: Option<String>,
+    pub boot: Option<String>,
+    /// What is there of a part that is not filled from its beginning on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pieces: Option<Pieces>,
 }
 
 impl Origin {
     fn of(response: &Response) -> Self {
         let text =
             |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok().map(str::to_owned));
-        Self { etag: text(header::ETAG), modified: text(header::LAST_MODIFIED), synced: 0, boot: boot() }
+        Self { etag: text(header::ETAG), modified: text(header::LAST_MODIFIED), synced: 0, boot: boot(), pieces: None }
     }
 
     /// What `If-Range` takes: a weak ETag promises no equal bytes.
@@ -86,10 +112,13 @@ pub fn boot() -> Option<String> {
 /// So many bytes come between two waits for the disk.
 const SYNC: u64 = 128 << 20;
 
-/// What the attempts tell about each other.
-struct Course {
+/// What the attempts of one download share.
+pub(super) struct Course<'a> {
+    pub http: &'a Http,
+    pub say: &'a dyn Fn(String),
+    pub progress: Progress<'a>,
     /// Bytes that came in this attempt.
-    got: Cell<u64>,
+    pub got: Cell<u64>,
     /// Bytes of the file that an earlier run had left.
     kept: Cell<u64>,
 }
@@ -103,30 +132,31 @@ impl Download<'_> {
     /// # Errors
     /// The server does not have it, patience ran out, it is not what it must be, or the disk is full.
     pub async fn run(&self, http: &Http, say: &dyn Fn(String), progress: Progress<'_>) -> Result<Downloaded, Failure> {
-        let course = Course { got: Cell::new(0), kept: Cell::new(self.part.metadata().map_or(0, |part| part.len())) };
+        let kept = Cell::new(self.part.metadata().map_or(0, |part| part.len()));
+        let course = Course { http, say, progress, got: Cell::new(0), kept };
         let downloaded = http.patiently(say, async || {
             course.got.set(0);
-            let result = self.attempt(http, &course, progress).await;
+            let result = self.attempt(&course).await;
             result.map_err(|failure| (failure, course.got.get()))
         });
         let downloaded = downloaded.await?;
         Ok(Downloaded { resumed_at: course.kept.get(), ..downloaded })
     }
 
-    async fn attempt(&self, http: &Http, course: &Course, progress: Progress<'_>) -> Result<Downloaded, Failure> {
+    async fn attempt(&self, course: &Course<'_>) -> Result<Downloaded, Failure> {
+        let http = course.http;
+        let turn = http.turn(&self.url).await;
         let mut known: Origin = std::fs::read(self.origin_path())
             .ok()
             .and_then(|text| serde_json::from_slice(&text).ok())
             .unwrap_or_default();
         let have = self.trusted(&mut known).map_err(Failure::here)?;
         course.kept.set(course.kept.get().min(have));
-        let mut headers = HeaderMap::new();
-        if let Some(token) = self.token
-            && let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {token}"))
-        {
-            value.set_sensitive(true);
-            headers.insert(header::AUTHORIZATION, value);
+        if let Some(pieces) = known.pieces.take() {
+            drop(turn);
+            return self.in_pieces(course, known, pieces, None).await;
         }
+        let mut headers = self.headers();
         if let Some(validator) = known.validator().filter(|_| have > 0)
             && let Ok(validator) = HeaderValue::from_str(validator)
             && let Ok(range) = HeaderValue::from_str(&format!("bytes={have}-"))
@@ -158,18 +188,49 @@ impl Download<'_> {
         if let (Some(total), Some(size)) = (total, self.size)
             && total != size
         {
-            return Err(Failure::here(anyhow!(
-                "{} has {total} bytes there, not the {size} that it must have",
-                self.name()
-            )));
+            return Err(Failure::here(WrongLength { url: self.name(), has: total, must: size }.into()));
         }
-        self.receive(response, start, total, origin, course, progress).await
+        let missing = total.map_or(0, |total| total.saturating_sub(start));
+        if Self::comes_in_pieces(http, &response, &origin, missing) {
+            if start == 0 {
+                course.kept.set(0);
+                self.start_over()?;
+            }
+            let (have, safe) = (Spans::first(start), Spans::first(origin.synced.min(start)));
+            let pieces = Pieces { total: start + missing, have, safe };
+            return self.in_pieces(course, origin, pieces, Some((response, turn))).await;
+        }
+        self.receive(course, response, start, total, origin).await
+    }
+
+    /// What is sent to the URL's own host.
+    pub(super) fn headers(&self) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        if let Some(token) = self.token
+            && let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {token}"))
+        {
+            value.set_sensitive(true);
+            headers.insert(header::AUTHORIZATION, value);
+        }
+        headers
     }
 
     /// How much of the part can be gone on from; what cannot is cut away.
     fn trusted(&self, known: &mut Origin) -> Result<u64> {
         let have = self.part.metadata().map_or(0, |part| part.len());
-        if known.boot.is_some() && known.boot == boot() {
+        if known.pieces.as_ref().is_some_and(|pieces| pieces.total != have) {
+            // Its part is not there any more, or not that one.
+            *known = Origin::default();
+        }
+        let same_start = known.boot.is_some() && known.boot == boot();
+        if let Some(pieces) = &mut known.pieces {
+            if !same_start {
+                pieces.have = pieces.safe.clone();
+            }
+            known.boot = boot();
+            return Ok(pieces.have.bytes());
+        }
+        if same_start {
             return Ok(have);
         }
         let trusted = have.min(known.synced);
@@ -185,7 +246,7 @@ impl Download<'_> {
         Ok(trusted)
     }
 
-    fn write_origin(&self, origin: &Origin) -> Result<()> {
+    pub(super) fn write_origin(&self, origin: &Origin) -> Result<()> {
         let path = self.origin_path();
         let new = path.with_extension("json.new");
         let text = serde_json::to_vec(origin)?;
@@ -220,12 +281,11 @@ impl Download<'_> {
 
     async fn receive(
         &self,
+        course: &Course<'_>,
         mut response: Response,
         start: u64,
         total: Option<u64>,
         mut origin: Origin,
-        course: &Course,
-        progress: Progress<'_>,
     ) -> Result<Downloaded, Failure> {
         let cannot = || format!("cannot write {}", self.part.display());
         if start == 0 {
@@ -241,7 +301,7 @@ impl Download<'_> {
             .with_context(cannot)
             .map_err(Failure::here)?;
         let mut size = start;
-        progress(size, total);
+        (course.progress)(size, total);
         let ended = loop {
             match response.chunk().await {
                 Ok(Some(bytes)) => {
@@ -249,7 +309,7 @@ impl Download<'_> {
                     hashers.update(&bytes);
                     size += bytes.len() as u64;
                     course.got.set(size - start);
-                    progress(size, total);
+                    (course.progress)(size, total);
                     if size - origin.synced >= SYNC {
                         self.sync(Some(&file), &mut origin, size).await?;
                     }
@@ -281,7 +341,7 @@ impl Download<'_> {
     }
 
     /// Hashers that have seen the first bytes of the part.
-    fn hashers(&self, bytes: u64) -> Result<Hashers, Failure> {
+    pub(super) fn hashers(&self, bytes: u64) -> Result<Hashers, Failure> {
         let mut hashers = self.checksums.hashers();
         if bytes > 0 {
             hashers.update_from(&self.part, bytes).map_err(Failure::here)?;
@@ -289,7 +349,7 @@ impl Download<'_> {
         Ok(hashers)
     }
 
-    fn publish(&self, size: u64, etag: Option<String>) -> Result<Downloaded, Failure> {
+    pub(super) fn publish(&self, size: u64, etag: Option<String>) -> Result<Downloaded, Failure> {
         std::fs::rename(&self.part, &self.file)
             .with_context(|| format!("cannot create {}", self.file.display()))
             .map_err(Failure::here)?;
@@ -299,7 +359,7 @@ impl Download<'_> {
     }
 
     /// Forgets what was got so far.
-    fn start_over(&self) -> Result<(), Failure> {
+    pub(super) fn start_over(&self) -> Result<(), Failure> {
         for path in [&self.part, &self.origin_path()] {
             match std::fs::remove_file(path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -317,13 +377,13 @@ impl Download<'_> {
         Path::new(&path).to_owned()
     }
 
-    fn name(&self) -> String {
+    pub(super) fn name(&self) -> String {
         redacted(self.url.as_str())
     }
 }
 
 /// `bytes 5-9/10` → (5, Some(10)); `bytes 5-9/*` → (5, None)
-fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
+pub(super) fn content_range(text: &str) -> Option<(u64, Option<u64>)> {
     let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
     Some((range.split_once('-')?.0.parse().ok()?, total.parse().ok()))
 }

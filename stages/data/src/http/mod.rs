@@ -4,25 +4,29 @@
 mod checksums;
 mod download;
 mod redact;
+mod spans;
+mod stretches;
 #[cfg(test)]
 pub mod testserver;
 
 use std::{
     cell::OnceCell,
+    collections::HashMap,
     future::Future,
     net::IpAddr,
-    sync::Once,
+    sync::{Arc, LazyLock, Mutex, Once, PoisonError},
     time::{Duration, SystemTime},
 };
 
 use anyhow::{Context, Result};
 use flow_core::{Cancelled, Ctx};
 use reqwest::{Client, StatusCode, Url, header};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub use checksums::Checksums;
 #[cfg(test)]
 pub use download::boot;
-pub use download::{Download, Downloaded};
+pub use download::{Download, Downloaded, WrongLength};
 pub use redact::redacted;
 
 /// How patient a client is.
@@ -38,6 +42,8 @@ pub struct Patience {
     pub connect: Duration,
     /// The longest silence in an answer.
     pub silence: Duration,
+    /// A file of which twice as much is missing comes over several connections, in pieces of so many bytes.
+    pub piece: u64,
 }
 
 impl Default for Patience {
@@ -48,6 +54,7 @@ impl Default for Patience {
             longest_pause: Duration::from_secs(60),
             connect: Duration::from_secs(20),
             silence: Duration::from_secs(60),
+            piece: 32 << 20,
         }
     }
 }
@@ -56,6 +63,8 @@ impl Default for Patience {
 #[derive(Debug)]
 pub struct Http {
     patience: Patience,
+    /// How many transfers from one host go on at a time.
+    connections: usize,
     /// Made when a URL needs it: it reads the system's certificates, and there may be none.
     client: OnceCell<Client>,
     /// For this machine itself.
@@ -75,13 +84,32 @@ pub struct Failure {
 
 impl Http {
     /// A client.
-    pub fn new(patience: Patience) -> Self {
+    pub fn new(patience: Patience, connections: usize) -> Self {
         static PROVIDER: Once = Once::new();
         PROVIDER.call_once(|| {
             // An error means that there is one already, which serves as well.
             let _ = rustls::crypto::ring::default_provider().install_default();
         });
-        Self { patience, client: OnceCell::new(), direct: OnceCell::new() }
+        Self { patience, connections: connections.max(1), client: OnceCell::new(), direct: OnceCell::new() }
+    }
+
+    /// As patient as makes sense where somebody else can be asked.
+    pub fn hasty(&self) -> Self {
+        Self::new(Patience { attempts: self.patience.attempts.min(2), ..self.patience }, self.connections)
+    }
+
+    /// Waits until one more transfer from the URL's host may begin; it goes on as long as what comes back is held.
+    /// All of the process share a host's turns: stages run side by side.
+    pub async fn turn(&self, url: &Url) -> Option<OwnedSemaphorePermit> {
+        static HOSTS: LazyLock<Mutex<HashMap<String, Arc<Semaphore>>>> = LazyLock::new(Mutex::default);
+        let host = format!("{}:{}", url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or(0));
+        let turns = {
+            let mut hosts = HOSTS.lock().unwrap_or_else(PoisonError::into_inner);
+            let turns = hosts.entry(host);
+            Arc::clone(turns.or_insert_with(|| Arc::new(Semaphore::new(self.connections))))
+        };
+        // Nobody closes it.
+        turns.acquire_owned().await.ok()
     }
 
     /// The client for a URL.
@@ -95,6 +123,8 @@ impl Http {
         let builder = || {
             let builder = Client::builder()
                 .user_agent(concat!("flow/", env!("CARGO_PKG_VERSION")))
+                // With HTTP/2 several transfers would share a connection, and what it is slowed down to.
+                .http1_only()
                 .connect_timeout(self.patience.connect)
                 .read_timeout(self.patience.silence);
             if here { builder.no_proxy() } else { builder }
@@ -187,6 +217,12 @@ fn retry_after(text: &str) -> Option<Duration> {
     text.trim().parse().ok().map(Duration::from_secs).or_else(until)
 }
 
+/// When the window of a rate limit ends, as the hub says it: `"resolvers";r=0;t=55`.
+fn rate_limit(text: &str) -> Option<Duration> {
+    let seconds = text.split(';').find_map(|part| part.trim().strip_prefix("t="))?;
+    seconds.parse().ok().map(Duration::from_secs)
+}
+
 impl Failure {
     /// The connection failed, or broke.
     pub fn broken(url: &Url, error: reqwest::Error) -> Self {
@@ -211,7 +247,8 @@ impl Failure {
             500..600 => ": the server has a problem",
             _ => "",
         };
-        let after = response.headers().get(header::RETRY_AFTER).and_then(|value| retry_after(value.to_str().ok()?));
+        let said = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+        let after = said("retry-after").and_then(retry_after).or_else(|| said("ratelimit").and_then(rate_limit));
         let again = matches!(status.as_u16(), 408 | 425 | 429 | 500 | 502 | 503 | 504);
         Self {
             error: anyhow::anyhow!("GET {}: {status}{what}", redacted(url.as_str())),

@@ -41,23 +41,26 @@ impl Answer {
         Self { body: body.into(), ..Self::status(200) }
     }
 
-    /// A file with an ETag: knows Range and If-Range.
+    /// A file with an ETag: knows If-Range, and Range with and without an end.
     pub fn file(request: &Request, body: &[u8], etag: &str) -> Self {
         let headers = vec![("ETag", etag.to_owned()), ("Accept-Ranges", "bytes".to_owned())];
         let whole = Self { headers: headers.clone(), ..Self::body(body) };
         let range = request
             .headers
             .get("range")
-            .and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse().ok());
-        let Some(start) = range.filter(|_: &usize| request.headers.get("if-range").is_none_or(|known| known == etag))
+            .and_then(|range| range.strip_prefix("bytes=")?.split_once('-'))
+            .and_then(|(start, end)| Some((start.parse().ok()?, end.parse().unwrap_or(usize::MAX))));
+        let Some((start, end)) =
+            range.filter(|_: &(usize, usize)| request.headers.get("if-range").is_none_or(|known| known == etag))
         else {
             return whole;
         };
         if start >= body.len() {
             return Self::status(416).with("Content-Range", format!("bytes */{}", body.len()));
         }
-        let part = Self { status: 206, body: body[start..].to_vec(), ..whole };
-        part.with("Content-Range", format!("bytes {start}-{}/{}", body.len() - 1, body.len()))
+        let end = end.min(body.len() - 1);
+        let part = Self { status: 206, body: body[start..=end].to_vec(), ..whole };
+        part.with("Content-Range", format!("bytes {start}-{end}/{}", body.len()))
     }
 
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -71,10 +74,18 @@ impl Answer {
     }
 }
 
+/// How many clients wait for the body of an answer.
+#[derive(Default)]
+struct Busy {
+    now: usize,
+    most: usize,
+}
+
 /// The server. Ends with the test process.
 pub struct Server {
     pub port: u16,
     requests: Arc<Mutex<Vec<Request>>>,
+    busy: Arc<Mutex<Busy>>,
 }
 
 impl Server {
@@ -83,14 +94,20 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let requests = Arc::new(Mutex::new(Vec::new()));
-        let (log, answer) = (Arc::clone(&requests), Arc::new(answer));
+        let busy = Arc::new(Mutex::new(Busy::default()));
+        let (log, count, answer) = (Arc::clone(&requests), Arc::clone(&busy), Arc::new(answer));
         thread::spawn(move || {
             for stream in listener.incoming() {
-                let (log, answer) = (Arc::clone(&log), Arc::clone(&answer));
-                thread::spawn(move || serve(stream.unwrap(), &log, &*answer));
+                let (log, count, answer) = (Arc::clone(&log), Arc::clone(&count), Arc::clone(&answer));
+                thread::spawn(move || serve(stream.unwrap(), &log, &count, &*answer));
             }
         });
-        Self { port, requests }
+        Self { port, requests, busy }
+    }
+
+    /// How many clients waited for the body of an answer at once, at most.
+    pub fn most_at_once(&self) -> usize {
+        self.busy.lock().unwrap().most
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -103,7 +120,12 @@ impl Server {
 }
 
 /// One request a connection. A client that is gone is no error.
-fn serve(mut stream: TcpStream, log: &Mutex<Vec<Request>>, answer: &(dyn Fn(&Request, usize) -> Answer + Send + Sync)) {
+fn serve(
+    mut stream: TcpStream,
+    log: &Mutex<Vec<Request>>,
+    busy: &Mutex<Busy>,
+    answer: &(dyn Fn(&Request, usize) -> Answer + Send + Sync),
+) {
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
     let Some(first) = lines.next() else { return };
     let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
@@ -125,7 +147,13 @@ fn serve(mut stream: TcpStream, log: &Mutex<Vec<Request>>, answer: &(dyn Fn(&Req
     }
     head.push_str("\r\n");
     let _ = stream.write_all(head.as_bytes());
+    {
+        let mut busy = busy.lock().unwrap();
+        busy.now += 1;
+        busy.most = busy.most.max(busy.now);
+    }
     thread::sleep(answer.silence);
+    busy.lock().unwrap().now -= 1;
     let end = answer.cut.unwrap_or(answer.body.len()).min(answer.body.len());
     let _ = stream.write_all(&answer.body[..end]).and_then(|()| stream.flush());
 }

@@ -66,6 +66,7 @@ pub(crate) fn run<S: Stage>(params: Json, ports: &[(&str, &Path)]) -> Result<(te
         remarks: &std::sync::Mutex::default(),
         threads: 3,
         gpus: &[],
+        network: &flow_core::Network::default(),
         sink: &sink,
         cancel: &Cancel::default(),
     })?;

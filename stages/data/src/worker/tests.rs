@@ -75,6 +75,7 @@ fn run(node: &str, world_size: usize, cancel_on: Option<&str>) -> Run {
         remarks: &std::sync::Mutex::default(),
         threads: 2,
         gpus: &[],
+        network: &flow_core::Network::default(),
         sink: &sink,
         cancel: &cancel,
     };
