@@ -110,6 +110,21 @@ FLOW_EXPORT int flow_swiglu(const at::Tensor* gate_up, at::Tensor** out, char** 
   return flow::guarded(error, [&] { *out = new at::Tensor(SwiGlu::apply(*gate_up)); });
 }
 
+// Flash attention within pieces of sequences: [batch, heads, positions, width], bf16, a kernel of the GPU, part of the
+// autograd graph. The positions of the batch, one sequence after the other, are cut at `begins` (int32, the end included),
+// and no piece is longer than `longest`.
+FLOW_EXPORT int flow_piecewise_attention(
+    const at::Tensor* query, const at::Tensor* key, const at::Tensor* value, const at::Tensor* begins, int64_t longest,
+    at::Tensor** out, char** error) {
+  return flow::guarded(error, [&] {
+    const auto flat = [](const at::Tensor& x) { return x.transpose(1, 2).flatten(0, 1); };
+    const auto result = at::_flash_attention_forward(
+        flat(*query), flat(*key), flat(*value), *begins, *begins, longest, longest, 0.0, /*is_causal=*/true,
+        /*return_debug_mask=*/false);
+    *out = new at::Tensor(std::get<0>(result).unflatten(0, {query->size(0), query->size(2)}).transpose(1, 2));
+  });
+}
+
 // Flash attention of queries that are the last ones of the keys' positions: query i of n sees the keys up to
 // keys - n + i. [batch, heads, positions, width], a kernel of the GPU, part of the autograd graph.
 FLOW_EXPORT int flow_causal_suffix_attention(

@@ -113,6 +113,29 @@ pub fn causal_suffix_attention(query: &Tensor, key: &Tensor, value: &Tensor) -> 
     Ok(unsafe { Tensor::from_ptr(out) })
 }
 
+/// Flash attention within pieces of sequences: [batch, heads, positions, width], bf16, on a GPU; fewer key heads than query
+/// heads are shared out. The positions of the batch, one sequence after the other, are cut at `begins` (int32, with the end
+/// as the last), and no piece is longer than `longest`.
+///
+/// # Errors
+/// The tensors do not fit the kernel.
+pub fn piecewise_attention(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    begins: &Tensor,
+    longest: i64,
+) -> Result<Tensor> {
+    let mut out = ptr::null_mut();
+    call(|error| {
+        let (q, k, v, begins) = (query.as_ptr(), key.as_ptr(), value.as_ptr(), begins.as_ptr());
+        // SAFETY: all pointers are valid for the call.
+        unsafe { ffi::flow_piecewise_attention(q, k, v, begins, longest, &mut out, error) }
+    })?;
+    // SAFETY: the shim gave us a tensor of our own.
+    Ok(unsafe { Tensor::from_ptr(out) })
+}
+
 /// The product of `gradient` with the derivative of `output` by each of `inputs`; `None` for one that `output` does not
 /// depend on. `gradient` has the shape of `output`. The graph is freed.
 ///

@@ -178,6 +178,15 @@ unsafe extern "C" {
         out: *mut *mut C_tensor,
         error: *mut *mut c_char,
     ) -> c_int;
+    pub fn flow_piecewise_attention(
+        query: *const C_tensor,
+        key: *const C_tensor,
+        value: *const C_tensor,
+        begins: *const C_tensor,
+        longest: i64,
+        out: *mut *mut C_tensor,
+        error: *mut *mut c_char,
+    ) -> c_int;
     pub fn flow_gradients(
         output: *const C_tensor,
         gradient: *const C_tensor,

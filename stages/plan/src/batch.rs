@@ -190,8 +190,26 @@ impl Training {
         }
     }
 
+    /// Whoever looks at ends of documents knows the token that they are.
+    fn check_documents(&self, model: &ModelConfig, error: &mut dyn FnMut(&str, Diagnostic)) {
+        let Some(field) = self.document_option() else { return };
+        match self.eod_token_id.or(model.eos_token_id) {
+            None => {
+                let wrong =
+                    format!("`{field}` needs the token that ends a document, and the model's config names no one");
+                error("eod_token_id", Diagnostic::new(wrong).hint("eod_token_id = 128001 in Llama 3's vocabulary"));
+            }
+            Some(eod) if !usize::try_from(eod).is_ok_and(|eod| eod < model.vocab_size) => {
+                let wrong = format!("token {eod} ends no document: the model's vocabulary has {}", model.vocab_size);
+                error("eod_token_id", Diagnostic::new(wrong));
+            }
+            Some(_) => {}
+        }
+    }
+
     fn check_model(&self, model: &ModelConfig, known: &KnownData, error: &mut dyn FnMut(&str, Diagnostic)) {
         let vocab = model.vocab_size as u64;
+        self.check_documents(model, error);
         if let Some(largest) = known.max_token_id.filter(|largest| *largest >= vocab) {
             let wrong =
                 format!("the data holds token {largest}, and the model's vocabulary has {vocab} (0 to {})", vocab - 1);
@@ -293,6 +311,8 @@ mod tests {
         only(|t| t.seq_length = 4096, "seq_length", &["128"]);
         only(|t| t.parallel.tensor = 4, "parallel.tensor", &["2 key and value heads", "tensor = 2"]);
         only(|t| t.parallel.pipeline = 3, "parallel.pipeline", &["4 layers", "pipeline = 2"]);
+        only(|t| t.eod_mask_loss = true, "eod_token_id", &["`eod_mask_loss` needs"]);
+        only(|t| (t.reset_position_ids, t.eod_token_id) = (true, Some(512)), "eod_token_id", &["512"]);
         let known = |max_token_id, tokenizer_vocab| KnownData { model: Some(model()), tokenizer_vocab, max_token_id };
         for known in [known(Some(512), None), known(None, Some(513)), known(Some(600), Some(601))] {
             let found = fields(&training(), &known);

@@ -5,6 +5,7 @@
 mod batch;
 mod batches;
 mod dataset;
+mod documents;
 mod eval;
 mod fit;
 mod job;
@@ -17,6 +18,7 @@ mod schedule;
 pub use batch::KnownData;
 pub use batches::Data;
 pub use dataset::{Dataset, Request, Sources, Splits};
+pub use documents::Documents;
 pub use eval::EvalResults;
 pub use fit::parse_bytes;
 pub use job::{DataSource, EvalJob, Job, Rank, TrainJob};
@@ -56,6 +58,7 @@ mod tests {
             rope_theta: 10_000.0,
             rope_scaling: None,
             tie_word_embeddings: false,
+            eos_token_id: None,
         }
     }
 
@@ -74,6 +77,7 @@ mod tests {
             rope_theta: 500_000.0,
             rope_scaling: None,
             tie_word_embeddings: false,
+            eos_token_id: None,
         }
     }
 }

@@ -85,9 +85,19 @@ impl MemoryEstimate {
                 * tokens
                 * element,
             logits: if last { logits * chunk } else { 0 },
-            buffers: largest * element + kept.feed_forward * tokens * element + 16 * parameters.min(NORM_CHUNK),
+            buffers: largest * element
+                + kept.feed_forward * tokens * element
+                + 16 * parameters.min(NORM_CHUNK)
+                + masks(training, tokens, element),
         }
     }
+}
+
+/// Who sees whom, where attention stays within documents and there is no kernel that takes their lengths: as truths, and in
+/// the scores' type.
+fn masks(training: &Training, tokens: u64, element: u64) -> u64 {
+    let by_lengths = training.precision == Precision::Bf16 && training.parallel.context == 1;
+    if training.reset_attention_mask && !by_lengths { (1 + element) * tokens * training.seq_length as u64 } else { 0 }
 }
 
 /// Elements that the trainer's norm looks at in one go, twice in fp64.

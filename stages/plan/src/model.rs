@@ -36,6 +36,9 @@ pub struct ModelConfig {
     pub rope_scaling: Option<RopeScaling>,
     /// The output layer is the embedding.
     pub tie_word_embeddings: bool,
+    /// The token that ends a text, where the config names one and not several.
+    #[serde(default)]
+    pub eos_token_id: Option<i64>,
 }
 
 /// RoPE's llama3 scaling.
@@ -144,6 +147,7 @@ impl ModelConfig {
                 Json::Bool(tied) => *tied,
                 other => bail!("`tie_word_embeddings` is {other}, not true or false"),
             },
+            eos_token_id: config["eos_token_id"].as_i64(),
         };
         this.check()?;
         Ok(this)

@@ -44,6 +44,19 @@ pub struct Training {
     /// Megatron's split of the training data into train, validation, test: `"98,1,1"`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub splits: Option<String>,
+    /// Positions are counted from the beginning of each document, as Megatron's option has it.
+    #[serde(default, skip_serializing_if = "is_off")]
+    pub reset_position_ids: bool,
+    /// Attention does not reach over the end of a document, as Megatron's option has it.
+    #[serde(default, skip_serializing_if = "is_off")]
+    pub reset_attention_mask: bool,
+    /// What follows the end of a document is not learned, as Megatron's option has it. The loss is the mean over the
+    /// tokens of the global batch that are, as with its `--calculate-per-token-loss`.
+    #[serde(default, skip_serializing_if = "is_off")]
+    pub eod_mask_loss: bool,
+    /// The token that ends a document, for the three options above; the model's `eos_token_id` if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eod_token_id: Option<i64>,
     /// How the work is spread over processes. Not part of the key: a training goes on with another mesh.
     #[serde(default)]
     pub parallel: Parallel,
@@ -106,6 +119,9 @@ fn default_seed() -> u32 {
 }
 fn default_clip() -> f64 {
     1.0
+}
+fn is_off(on: &bool) -> bool {
+    !on
 }
 fn one() -> u64 {
     1

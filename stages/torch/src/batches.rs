@@ -1,15 +1,20 @@
 //! Micro batches as tensors, this rank's part of each.
 
 use anyhow::{Context as _, Result, bail};
-use flow_plan::{Data, Training};
-use tch::{Device, Tensor};
+use flow_plan::{Data, Documents, Training};
+use tch::{Device, Kind, Tensor};
 
-use crate::{model::ContextParallel, ranks::Ranks};
+use crate::{
+    model::{ContextParallel, Llama, Sight},
+    ranks::Ranks,
+};
 
 /// The batches of a run.
 pub struct Batches<'a> {
     pub training: &'a Training,
     pub data: &'a Data,
+    /// What is made of ends of documents.
+    pub documents: Option<Documents>,
     /// Tokens that the model knows.
     pub vocab: i64,
     pub device: Device,
@@ -25,9 +30,39 @@ pub enum Which {
     Validation { round: u64, batch: u64 },
 }
 
+/// A micro batch, this rank's part of each sequence: [b, s].
+pub struct Micro {
+    /// What goes in.
+    pub ids_bs: Tensor,
+    /// What is to follow.
+    pub target_bs: Tensor,
+    /// What ends of documents change in it.
+    pub sight: Sight,
+}
+
+/// What a rank with the output layer found in some micro batches; nothing on another.
+#[derive(Default)]
+pub struct Found {
+    /// The sum of −ln p, fp64.
+    nll: Option<Tensor>,
+    /// Over so many tokens, where that is not all, fp64.
+    learned: Option<Tensor>,
+}
+
+impl Found {
+    /// Adds a micro batch: the sum over the tokens that are learned of it.
+    pub fn add(&mut self, nll: &Tensor, sight: &Sight) {
+        let plus = |sum: Option<Tensor>, x: &Tensor| sum.map_or_else(|| x.shallow_clone(), |sum| sum + x);
+        self.nll = Some(plus(self.nll.take(), nll));
+        if let Some(learned_bs) = &sight.learned {
+            self.learned = Some(plus(self.learned.take(), &learned_bs.sum(Kind::Double)));
+        }
+    }
+}
+
 impl Batches<'_> {
-    /// What goes in and what is to follow: [b, s] each, s being this rank's part of the sequence.
-    pub fn micro(&self, which: Which, micro: usize) -> Result<(Tensor, Tensor)> {
+    /// A micro batch for `model`.
+    pub fn micro(&self, model: &Llama, which: Which, micro: usize) -> Result<Micro> {
         let data_rank = self.ranks.coords.data;
         let rows = match which {
             Which::Training { completed } => {
@@ -41,10 +76,15 @@ impl Batches<'_> {
                 self.vocab
             );
         }
-        let length = self.training.seq_length as i64;
-        let rows_bs = Tensor::from_slice(&rows).view([-1, length + 1]).to_device(self.device);
+        let length = self.training.seq_length;
+        let sight = self.documents.as_ref().map(|documents| {
+            let inputs: Vec<&[i64]> = rows.chunks(length + 1).map(|row| &row[..length]).collect();
+            model.sight(documents, &inputs)
+        });
+        let rows_bs = Tensor::from_slice(&rows).view([-1, length as i64 + 1]).to_device(self.device);
         let context = ContextParallel { group: self.ranks.context.clone() };
-        Ok((context.part(&rows_bs.narrow(1, 0, length), 1), context.part(&rows_bs.narrow(1, 1, length), 1)))
+        let part = |from: i64| context.part(&rows_bs.narrow(1, from, length as i64), 1);
+        Ok(Micro { ids_bs: part(0), target_bs: part(1), sight: sight.unwrap_or_default() })
     }
 
     /// Tokens of a global batch.
@@ -52,13 +92,18 @@ impl Batches<'_> {
         self.training.consumed_tokens(self.training.global_batch_size as u64)
     }
 
-    /// The mean over the tokens of `batches` global batches. `nll` is this rank's sum over its tokens, or `None` where
-    /// the loss is not computed.
-    pub fn mean(&self, nll: Option<&Tensor>, batches: u64) -> Result<f64> {
-        // All ranks of the tensor axis have the same sum.
-        let mine = nll.filter(|_| self.ranks.coords.tensor == 0).map_or(0.0, |nll| nll.double_value(&[]));
-        let sum = Tensor::from(mine);
-        self.ranks.world.all_reduce(&sum, flow_dist::Reduce::Sum).context("the loss of all ranks")?;
-        Ok(sum.double_value(&[]) / (self.tokens() * batches) as f64)
+    /// The mean over the tokens of `batches` global batches that are learned, and how many these are.
+    pub fn mean(&self, found: &Found, batches: u64) -> Result<(f64, f64)> {
+        // All ranks of the tensor axis have the same sums.
+        let mine = |sum: &Option<Tensor>| {
+            sum.as_ref().filter(|_| self.ranks.coords.tensor == 0).map_or(0.0, |sum| sum.double_value(&[]))
+        };
+        let sums = Tensor::from_slice(&[mine(&found.nll), mine(&found.learned)]);
+        self.ranks.world.all_reduce(&sums, flow_dist::Reduce::Sum).context("the loss of all ranks")?;
+        let learned = match self.documents {
+            Some(Documents { loss: true, .. }) => sums.double_value(&[1]).max(1.0),
+            _ => (self.tokens() * batches) as f64,
+        };
+        Ok((sums.double_value(&[0]) / learned, learned))
     }
 }

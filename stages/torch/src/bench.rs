@@ -15,7 +15,7 @@ use crate::{
     buckets::Buckets,
     device,
     model::{
-        Gradients, Input, Llama, Spread,
+        Gradients, Input, Llama, Sight, Spread,
         params::{Layout, Share},
     },
     optim::AdamW,
@@ -93,6 +93,7 @@ impl Flags {
             rope_theta: 500_000.0,
             rope_scaling: None,
             tie_word_embeddings: false,
+            eos_token_id: None,
         })
     }
 
@@ -152,7 +153,7 @@ pub fn bench(arguments: &[&str]) -> Result<()> {
                 last = Instant::now();
             }
         };
-        let (tape, _) = model.forward(Input::Tokens(&ids_bs))?;
+        let (tape, _) = model.forward(Input::Tokens(&ids_bs), Sight::default())?;
         mark(|phases| &mut phases.forward);
         let (loss, d_bsh) = model.loss(&tape, &target_bs, scale)?;
         mark(|phases| &mut phases.head);

@@ -20,7 +20,7 @@ use crate::{
     Ended, device,
     events::Voice,
     model::{
-        Input, Llama, Spread,
+        Input, Llama, Sight, Spread,
         params::{Layout, Share},
     },
     signals, weights,
@@ -146,7 +146,7 @@ impl Scorer<'_> {
         }
         let (b, s) = (windows.len() as i64, longest as i64 - 1);
         let rows_bs = Tensor::from_slice(&rows).view([b, s + 1]).to_device(self.device);
-        let hidden_bsh = self.model.hidden(Input::Tokens(&rows_bs.narrow(1, 0, s)))?;
+        let hidden_bsh = self.model.hidden(Input::Tokens(&rows_bs.narrow(1, 0, s)), &Sight::default())?;
         let nll_bs = self.model.nll(&hidden_bsh, &rows_bs.narrow(1, 1, s))?;
         Ok(windows
             .iter()

@@ -9,7 +9,7 @@ use flow_dist::Pending;
 use tch::{Kind, Tensor};
 
 use crate::{
-    batches::{Batches, Which},
+    batches::{Batches, Found, Micro, Which},
     buckets::Sum,
     model::{Gradients, Input, Llama, Tape},
 };
@@ -33,8 +33,8 @@ struct InFlight {
 
 /// What a step found.
 pub enum Step {
-    /// All micro batches are done. The sum of −ln p over this rank's tokens, where it has the output layer.
-    Done(Option<Tensor>),
+    /// All micro batches are done.
+    Done(Found),
     /// A rank was asked to stop in the midst of it.
     Stopped,
 }
@@ -46,7 +46,7 @@ impl Pipeline<'_> {
         let (stage, stages) = self.place();
         let count = self.batches.training.accumulation();
         let ahead = (stages - stage - 1).min(count);
-        let mut nll: Option<Tensor> = None;
+        let mut found = Found::default();
         let mut in_flight = VecDeque::with_capacity(ahead + 1);
         let mut sent = Sent::default();
         for tick in 0..count + ahead {
@@ -55,7 +55,7 @@ impl Pipeline<'_> {
                 return Ok(Step::Stopped);
             }
             if tick < count {
-                in_flight.push_back(self.forward(completed, tick, &mut nll, &mut sent)?);
+                in_flight.push_back(self.forward(completed, tick, &mut found, &mut sent)?);
             }
             if let Some(micro) = tick.checked_sub(ahead) {
                 let one = in_flight.pop_front().context("a micro batch is in flight")?;
@@ -66,20 +66,22 @@ impl Pipeline<'_> {
             }
         }
         sent.wait()?;
-        Ok(Step::Done(nll))
+        Ok(Step::Done(found))
     }
 
-    fn forward(&self, completed: u64, micro: usize, nll: &mut Option<Tensor>, sent: &mut Sent) -> Result<InFlight> {
-        let (ids_bs, target_bs) = self.batches.micro(Which::Training { completed }, micro)?;
+    fn forward(&self, completed: u64, micro: usize, found: &mut Found, sent: &mut Sent) -> Result<InFlight> {
+        let Micro { ids_bs, target_bs, sight } =
+            self.batches.micro(self.model, Which::Training { completed }, micro)?;
         let received = self.receive(&ids_bs)?;
-        let (tape, hidden_bsh) = self.model.forward(received.as_ref().map_or(Input::Tokens(&ids_bs), Input::Hidden))?;
+        let input = received.as_ref().map_or(Input::Tokens(&ids_bs), Input::Hidden);
+        let (tape, hidden_bsh) = self.model.forward(input, sight)?;
         if !self.is_last() {
             self.send_on(&hidden_bsh, sent)?;
             return Ok(InFlight { tape, gradient: None });
         }
         let scale = 1.0 / self.batches.tokens() as f64;
         let (loss, d_bsh) = self.model.loss(&tape, &target_bs, scale)?;
-        *nll = Some(nll.take().map_or_else(|| loss.shallow_clone(), |sum| sum + &loss));
+        found.add(&loss, tape.sight());
         Ok(InFlight { tape, gradient: Some(d_bsh) })
     }
 
@@ -108,23 +110,28 @@ impl Pipeline<'_> {
     /// The mean loss over the batches of one validation.
     pub fn validate(&self, round: u64) -> Result<f64> {
         let training = self.batches.training;
-        let mut nll: Option<Tensor> = None;
+        let mut found = Found::default();
         let mut sent = Sent::default();
         for batch in 0..training.limit_val_batches {
             for micro in 0..training.accumulation() {
-                let (ids_bs, target_bs) = self.batches.micro(Which::Validation { round, batch }, micro)?;
+                let which = Which::Validation { round, batch };
+                let Micro { ids_bs, target_bs, sight } = self.batches.micro(self.model, which, micro)?;
                 let received = self.receive(&ids_bs)?;
-                let hidden_bsh = self.model.hidden(received.as_ref().map_or(Input::Tokens(&ids_bs), Input::Hidden))?;
+                let input = received.as_ref().map_or(Input::Tokens(&ids_bs), Input::Hidden);
+                let hidden_bsh = self.model.hidden(input, &sight)?;
                 if self.is_last() {
-                    let found = self.model.nll(&hidden_bsh, &target_bs)?.sum(Kind::Double);
-                    nll = Some(nll.map_or_else(|| found.shallow_clone(), |sum| sum + &found));
+                    let mut nll_bs = self.model.nll(&hidden_bsh, &target_bs)?;
+                    if let Some(learned_bs) = &sight.learned {
+                        nll_bs *= learned_bs;
+                    }
+                    found.add(&nll_bs.sum(Kind::Double), &sight);
                 } else {
                     self.send_on(&hidden_bsh, &mut sent)?;
                 }
             }
         }
         sent.wait()?;
-        self.batches.mean(nll.as_ref(), training.limit_val_batches)
+        Ok(self.batches.mean(&found, training.limit_val_batches)?.0)
     }
 
     /// This rank's number in the pipeline, and how many there are.

@@ -51,7 +51,8 @@ pub fn train(job: &TrainJob, me: &Rank, ranks: &mut Option<Ranks>) -> Result<End
     let mut metrics = (ranks.rank == 0).then(|| Metrics::open(&job.scratch, state.step)).transpose()?;
     let run_config = config.run_config_yaml(weights::dtype(training.precision), training.seq_length);
     let mut saved = Saved::new(job, ranks, &layout, &flat, &run_config, state.step);
-    let batches = Batches { training, data: &data, vocab: config.vocab_size as i64, device, ranks };
+    let documents = training.documents(&config);
+    let batches = Batches { training, data: &data, documents, vocab: config.vocab_size as i64, device, ranks };
     let pipeline = Pipeline { model: &model, batches: &batches, kind: flat.kind(), width: config.hidden_size };
     let mut report = Report::begin(&voice, job, &config, ranks, device, state.step)?;
 
@@ -64,10 +65,15 @@ pub fn train(job: &TrainJob, me: &Rank, ranks: &mut Option<Ranks>) -> Result<End
 
         let _ = gradients.flat.shallow_clone().zero_();
         let mut sum = buckets.sum(training.optim.distributed);
-        let Step::Done(nll) = pipeline.step(state.step, &mut sum, !tied)? else {
+        let Step::Done(found) = pipeline.step(state.step, &mut sum, !tied)? else {
             return interrupted(&voice, &mut saved, &state, &optimizer, metrics.as_ref());
         };
         complete(gradients, sum, ranks, &layout, tied, training)?;
+        let (loss, learned) = batches.mean(&found, 1)?;
+        if documents.is_some_and(|documents| documents.loss) {
+            // They were added up as if all tokens were learned: how many are is known now.
+            let _ = gradients.flat.shallow_clone().g_mul_scalar_(batches.tokens() as f64 / learned);
+        }
         let norm = norm(gradients, &buckets, ranks)?;
         let skipped = !norm.is_finite();
         if skipped {
@@ -75,7 +81,6 @@ pub fn train(job: &TrainJob, me: &Rank, ranks: &mut Option<Ranks>) -> Result<End
         } else {
             optimizer.step(&gradients.flat, norm, training.gradient_clip, lr, &buckets)?;
         }
-        let loss = batches.mean(nll.as_ref(), 1)?;
         (state.step, state.updates) = (step, optimizer.updates);
         let seconds = began.elapsed().as_secs_f64();
 

@@ -7,6 +7,8 @@ use anyhow::Result;
 use flow_dist::{Group, autograd};
 use tch::{Kind, Tensor};
 
+use super::sight::Spans;
+
 /// The dimension of positions in `x_bnsd`.
 const POSITIONS: i64 = 2;
 
@@ -38,18 +40,36 @@ impl ContextParallel {
         [rank as i64, (2 * self.group.size() - 1 - rank) as i64]
     }
 
-    /// Causal attention of this rank's queries to all keys: [b, heads, s, d], where s is this rank's part. Fewer key heads
-    /// than query heads are shared out.
-    pub fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+    /// Which chunks of a sequence this rank has: one that is the whole, or two.
+    pub fn seen(&self) -> Vec<i64> {
+        if self.group.size() == 1 { vec![0] } else { self.chunks(self.group.rank()).to_vec() }
+    }
+
+    /// How long the chunks of a sequence of `length` are.
+    pub fn chunk(&self, length: i64) -> i64 {
+        if self.group.size() == 1 { length } else { length / (2 * self.group.size()) as i64 }
+    }
+
+    /// Causal attention of this rank's queries to all keys that `spans` lets them see: [b, heads, s, d], where s is this
+    /// rank's part. Fewer key heads than query heads are shared out.
+    pub fn attention(&self, q: &Tensor, k: &Tensor, v: &Tensor, spans: Option<&Spans>) -> Result<Tensor> {
         if self.group.size() == 1 {
-            return Ok(attend(q, k, v, None));
+            return match spans {
+                None => Ok(attend(q, k, v, None)),
+                Some(Spans::Masks(masks)) => Ok(attend(q, k, v, masks.first())),
+                Some(Spans::Pieces(begins, longest)) => autograd::piecewise_attention(q, k, v, begins, *longest),
+            };
         }
         let (keys, values) = (self.whole(k)?, self.whole(v)?);
         let chunk = q.size()[POSITIONS as usize] / 2;
-        let outputs = self.chunks(self.group.rank()).into_iter().zip([0, chunk]).map(|(at, begin)| {
+        let outputs = self.chunks(self.group.rank()).into_iter().enumerate().map(|(i, at)| {
             let seen = (at + 1) * chunk;
             let [k, v] = [&keys, &values].map(|x| x.narrow(POSITIONS, 0, seen));
-            suffix(&q.narrow(POSITIONS, begin, chunk), &k, &v)
+            let q = q.narrow(POSITIONS, i as i64 * chunk, chunk);
+            match spans {
+                Some(Spans::Masks(masks)) => Ok(attend(&q, &k, &v, masks.get(i))),
+                _ => suffix(&q, &k, &v),
+            }
         });
         Ok(Tensor::cat(&outputs.collect::<Result<Vec<_>>>()?, POSITIONS))
     }
@@ -80,6 +100,11 @@ fn suffix(q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
 
 /// libtorch's attention: causal without a mask.
 fn attend(q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>) -> Tensor {
-    let shared = q.size()[1] > k.size()[1];
-    Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, mask.is_none(), None, shared)
+    let shared = q.size()[1] / k.size()[1];
+    if mask.is_some() && shared > 1 && q.device().is_cuda() {
+        // Its kernel that takes masks does not share heads out; the one that does has all scores in memory.
+        let [k, v] = [k, v].map(|x| x.repeat_interleave_self_int(shared, 1, None));
+        return Tensor::scaled_dot_product_attention(q, &k, &v, mask, 0.0, false, None, false);
+    }
+    Tensor::scaled_dot_product_attention(q, k, v, mask, 0.0, mask.is_none(), None, shared > 1)
 }

@@ -8,6 +8,7 @@ use super::{
     context::ContextParallel,
     parallel::{Column, Row, TensorParallel},
     rope::Rope,
+    sight::Sight,
 };
 
 /// The weights of a layer, this rank's share.
@@ -64,9 +65,9 @@ impl Layer {
     }
 
     /// `x_bsh` → `y_bsh`; with sequence parallelism, s is this rank's part.
-    pub fn forward(&self, shared: &Shared, part: Part, x_bsh: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, shared: &Shared, sight: &Sight, part: Part, x_bsh: &Tensor) -> Result<Tensor> {
         let attended = |x_bsh: &Tensor| -> Result<Tensor> {
-            Ok(x_bsh + self.attention(shared, &norm(x_bsh, &self.input_norm, shared.eps))?)
+            Ok(x_bsh + self.attention(shared, sight, &norm(x_bsh, &self.input_norm, shared.eps))?)
         };
         let fed = |x_bsh: &Tensor| -> Result<Tensor> {
             Ok(x_bsh + self.feed_forward(shared, &norm(x_bsh, &self.post_norm, shared.eps))?)
@@ -78,7 +79,7 @@ impl Layer {
         }
     }
 
-    fn attention(&self, shared: &Shared, x_bsh: &Tensor) -> Result<Tensor> {
+    fn attention(&self, shared: &Shared, sight: &Sight, x_bsh: &Tensor) -> Result<Tensor> {
         let (queries, d) = (shared.queries, shared.head_dim);
         let qkv = self.qkv.forward(&shared.tp, x_bsh)?;
         let (b, s, _) = qkv.size3()?;
@@ -86,11 +87,11 @@ impl Layer {
         let qkv_bsgnd = qkv.view([b, s, -1, queries + 2, d]);
         // Split, not narrowed: the gradients of the parts are joined once, and not added up on zeros.
         let [qk_bsgnd, v_bsgnd] = split(&qkv_bsgnd, [queries + 1, 1])?;
-        let [q_bsgnd, k_bsgnd] = split(&shared.rope.rotate(&qk_bsgnd)?, [queries, 1])?;
+        let [q_bsgnd, k_bsgnd] = split(&sight.rope.as_ref().unwrap_or(&shared.rope).rotate(&qk_bsgnd)?, [queries, 1])?;
         let heads = |x: Tensor| x.reshape([b, s, -1, d]).transpose(1, 2);
         // Copies, as q is one: a window would keep all of q, k and v until the backward pass.
         let (k_bgsd, v_bgsd) = (heads(k_bsgnd.contiguous()), heads(v_bsgnd.contiguous()));
-        let o_bnsd = shared.cp.attention(&heads(q_bsgnd), &k_bgsd, &v_bgsd)?;
+        let o_bnsd = shared.cp.attention(&heads(q_bsgnd), &k_bgsd, &v_bgsd, sight.spans.as_ref())?;
         self.proj.forward(&shared.tp, &o_bnsd.transpose(1, 2).reshape([b, s, -1]))
     }
 

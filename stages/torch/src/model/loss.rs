@@ -40,12 +40,13 @@ impl Head<'_> {
         Ok(Tensor::cat(&parts, 0))
     }
 
-    /// The sum of −ln p(target) (fp64, on the device), and the gradient of `scale` × that sum: by the hidden states it is
+    /// The sum of −ln p(target) over the tokens that are `learned_n` (fp64, on the device), and the gradient of `scale` × that sum: by the hidden states it is
     /// returned (this rank's partial one), by the weight it is added to `gradient_vh`, fp32.
     pub fn loss_and_gradient(
         &self,
         hidden_nh: &Tensor,
         target_n: &Tensor,
+        learned_n: Option<&Tensor>,
         scale: f64,
         gradient_vh: &Tensor,
     ) -> Result<(Tensor, Tensor)> {
@@ -54,11 +55,19 @@ impl Head<'_> {
         for (at, n) in self.chunks(target_n) {
             let hidden = hidden_nh.narrow(0, at, n);
             let mut scores = self.score(&hidden, &target_n.narrow(0, at, n))?;
+            let learned_n = learned_n.map(|learned_n| learned_n.narrow(0, at, n));
+            if let Some(learned_n) = &learned_n {
+                scores.nll_n *= learned_n;
+            }
             loss += scores.nll_n.sum(Kind::Double);
             // d loss / d logit = p − [it is the target]
             let mut d_logits = scores.exp_nv.g_div_(&scores.sum_n.unsqueeze(-1));
             let minus_n = -scores.absent_n.logical_not().to_kind(Kind::Float).unsqueeze(-1);
-            let d_logits = d_logits.scatter_add_(1, &scores.local_n.unsqueeze(-1), &minus_n).to_kind(hidden.kind());
+            let mut d_logits = d_logits.scatter_add_(1, &scores.local_n.unsqueeze(-1), &minus_n);
+            if let Some(learned_n) = &learned_n {
+                d_logits = d_logits.g_mul_(&learned_n.unsqueeze(-1));
+            }
+            let d_logits = d_logits.to_kind(hidden.kind());
             // The scale goes to what comes out, which is smaller.
             d_hidden.push(d_logits.matmul(self.weight_vh) * scale);
             autograd::add_product(gradient_vh, &d_logits.tr(), &hidden, scale)?;

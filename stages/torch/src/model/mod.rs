@@ -9,12 +9,13 @@ mod loss;
 mod parallel;
 pub mod params;
 mod rope;
+mod sight;
 #[cfg(test)]
 mod tests;
 
 use anyhow::{Context, Result};
 use flow_dist::autograd;
-use flow_plan::{ModelConfig, Recompute};
+use flow_plan::{Documents, ModelConfig, Recompute};
 use tch::{Device, Kind, Tensor, no_grad};
 
 use layer::{Layer, Part, Shared, norm};
@@ -25,6 +26,7 @@ use rope::Rope;
 
 pub use context::ContextParallel;
 pub use parallel::TensorParallel;
+pub use sight::Sight;
 
 /// A Llama with its weights on a device, or the layers of it that a rank of a pipeline has.
 #[derive(Debug)]
@@ -35,6 +37,10 @@ pub struct Llama {
     /// The last rank's.
     end: Option<End>,
     shared: Shared,
+    /// The rotations of all positions of a sequence.
+    table: Rope,
+    /// Of weights and activations, and where they are.
+    place: (Kind, Device),
     recompute: Recompute,
     /// Of a model that learns.
     gradients: Option<Gradients>,
@@ -80,6 +86,7 @@ pub struct Tape {
     embedded: Option<Tensor>,
     /// Part by part: its input, a leaf, and its output with its graph, if that is not made again.
     parts: Vec<(Part, Tensor, Option<Tensor>)>,
+    sight: Sight,
     /// The last layer's output, a leaf.
     output: Tensor,
 }
@@ -129,6 +136,11 @@ pub fn views(flat: &Tensor, layout: &Layout) -> Vec<Tensor> {
 }
 
 impl Tape {
+    /// What ends of documents change in the micro batch.
+    pub fn sight(&self) -> &Sight {
+        &self.sight
+    }
+
     /// Room for the gradient by the last layer's output.
     pub fn like_output(&self) -> Tensor {
         self.output.detach().empty_like()
@@ -181,6 +193,7 @@ impl Llama {
             Ok(End { norm: (weight(norm), norm), output: (weights[output].shallow_clone(), output) })
         };
         let all = Tensor::arange(positions as i64, (Kind::Int64, Device::Cpu));
+        let table = Rope::new(config, &all, flat.device());
         let rope = Rope::new(config, &spread.context.part(&all, 0), flat.device());
         Ok(Self {
             embedding: (stage == 0).then(embedding).transpose()?,
@@ -194,9 +207,17 @@ impl Llama {
                 queries: (config.num_attention_heads / config.num_key_value_heads) as i64,
                 head_dim: config.head_dim as i64,
             },
+            table,
+            place: (flat.kind(), flat.device()),
             recompute,
             gradients,
         })
+    }
+
+    /// What `documents` change in a micro batch of `rows`, whole sequences.
+    pub fn sight(&self, documents: &Documents, rows: &[&[i64]]) -> Sight {
+        let (kind, device) = self.place;
+        Sight::new(documents, rows, &self.table, &self.shared.cp, kind, device)
     }
 
     /// The sums of the gradients of what was learned from. Whoever begins a step makes them zero.
@@ -218,7 +239,7 @@ impl Llama {
 
     /// Through this rank's layers. The hidden states come out of the graph: it is cut at every part, so that what
     /// [`Llama::backward`] finds of one is added and freed before the next one begins.
-    pub fn forward(&self, input: Input<'_>) -> Result<(Tape, Tensor)> {
+    pub fn forward(&self, input: Input<'_>, sight: Sight) -> Result<(Tape, Tensor)> {
         let shared = &self.shared;
         let leaf = |x: &Tensor| x.detach().set_requires_grad(true);
         let embedded = self.embed(input)?;
@@ -229,14 +250,14 @@ impl Llama {
         let mut parts = Vec::with_capacity(self.layers.len() * self.parts().len());
         for (layer, _) in &self.layers {
             for (part, kept) in self.parts() {
-                let run = || layer.forward(shared, *part, &x_bsh);
+                let run = || layer.forward(shared, &sight, *part, &x_bsh);
                 let y_bsh = if *kept { run()? } else { no_grad(run)? };
                 let next_bsh = leaf(&y_bsh);
                 parts.push((*part, std::mem::replace(&mut x_bsh, next_bsh), kept.then_some(y_bsh)));
             }
         }
         let hidden_bsh = x_bsh.detach();
-        Ok((Tape { embedded, parts, output: x_bsh }, hidden_bsh))
+        Ok((Tape { embedded, parts, sight, output: x_bsh }, hidden_bsh))
     }
 
     fn embed(&self, input: Input<'_>) -> Result<Option<Tensor>> {
@@ -246,13 +267,14 @@ impl Llama {
         }
     }
 
-    /// On the last rank: the sum of −ln p(target) over a micro batch (fp64, on the device), and the gradient of `scale` ×
-    /// that sum by the hidden states that [`Llama::forward`] gave. That by the norm and the output layer is added.
+    /// On the last rank: the sum of −ln p(target) over what is learned of a micro batch (fp64, on the device), and the gradient
+    /// of `scale` × that sum by the hidden states that [`Llama::forward`] gave. That by the norm and the output layer is added.
     pub fn loss(&self, tape: &Tape, target_bs: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
         let (end, gradients) = (self.end()?, self.gradients()?);
         let (norm_h, place) = &end.norm;
         let normed_bsh = norm(&tape.output, norm_h, self.shared.eps);
-        let (loss, d_normed_bsh) = no_grad(|| self.head(end, &normed_bsh, target_bs, scale))?;
+        let (loss, d_normed_bsh) =
+            no_grad(|| self.head(end, &normed_bsh, target_bs, tape.sight.learned.as_ref(), scale))?;
         let wanted = [tape.output.shallow_clone(), norm_h.shallow_clone()];
         let mut found = autograd::gradients(&normed_bsh, &d_normed_bsh, &wanted)?.into_iter();
         let d_bsh = found.next().flatten().context(NO_WAY_BACK)?;
@@ -277,7 +299,7 @@ impl Llama {
                 let (part, x_bsh, y_bsh) = parts.pop().context("a layer without a tape")?;
                 let y_bsh = match y_bsh {
                     Some(y_bsh) => y_bsh,
-                    None => layer.forward(&self.shared, part, &x_bsh)?,
+                    None => layer.forward(&self.shared, &tape.sight, part, &x_bsh)?,
                 };
                 let norms = layer.norms(part);
                 let mut wanted = vec![x_bsh];
@@ -302,26 +324,35 @@ impl Llama {
     }
 
     /// The head's loss, and its gradient by the hidden states as the layers before it hold them.
-    fn head(&self, end: &End, normed_bsh: &Tensor, target_bs: &Tensor, scale: f64) -> Result<(Tensor, Tensor)> {
+    fn head(
+        &self,
+        end: &End,
+        normed_bsh: &Tensor,
+        target_bs: &Tensor,
+        learned_bs: Option<&Tensor>,
+        scale: f64,
+    ) -> Result<(Tensor, Tensor)> {
         let tp = &self.shared.tp;
         let hidden_bsh = tp.whole_sequence(&normed_bsh.detach())?;
         let (b, s, h) = hidden_bsh.size3()?;
         let head = Head { weight_vh: &end.output.0, tp };
         let gradient_vh = &self.gradients()?.views[end.output.1];
+        let learned_n = learned_bs.map(|learned_bs| learned_bs.reshape([b * s]));
+        let target_n = target_bs.reshape([b * s]);
         let (loss, d_hidden_nh) =
-            head.loss_and_gradient(&hidden_bsh.view([b * s, h]), &target_bs.reshape([b * s]), scale, gradient_vh)?;
+            head.loss_and_gradient(&hidden_bsh.view([b * s, h]), &target_n, learned_n.as_ref(), scale, gradient_vh)?;
         Ok((loss, tp.sum_gradient(d_hidden_nh.view([b, s, h]))?))
     }
 
     /// Through this rank's layers without a graph.
-    pub fn hidden(&self, input: Input<'_>) -> Result<Tensor> {
+    pub fn hidden(&self, input: Input<'_>, sight: &Sight) -> Result<Tensor> {
         no_grad(|| {
             let mut x_bsh = match input {
                 Input::Hidden(x_bsh) => x_bsh.shallow_clone(),
                 Input::Tokens(_) => self.embed(input)?.context("only the first rank has the embedding")?,
             };
             for (layer, _) in &self.layers {
-                x_bsh = layer.forward(&self.shared, Part::Whole, &x_bsh)?;
+                x_bsh = layer.forward(&self.shared, sight, Part::Whole, &x_bsh)?;
             }
             Ok(x_bsh)
         })
@@ -341,7 +372,7 @@ impl Llama {
     /// Logits of every position, fp32: [b, s, v]. For a model that is not spread.
     pub fn logits(&self, ids_bs: &Tensor) -> Result<Tensor> {
         let end = self.end()?;
-        let hidden_bsh = self.hidden(Input::Tokens(ids_bs))?;
+        let hidden_bsh = self.hidden(Input::Tokens(ids_bs), &Sight::default())?;
         no_grad(|| {
             let normed_bsh = norm(&hidden_bsh, &end.norm.0, self.shared.eps);
             Ok(normed_bsh.linear(&end.output.0, None::<&Tensor>).to_kind(Kind::Float))

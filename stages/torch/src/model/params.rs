@@ -276,6 +276,7 @@ mod tests {
             rope_theta: 1e4,
             rope_scaling: None,
             tie_word_embeddings,
+            eos_token_id: None,
         }
     }
 

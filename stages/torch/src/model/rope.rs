@@ -10,7 +10,7 @@ use tch::{Device, Kind, Tensor};
 /// The rotations of some positions.
 #[derive(Debug)]
 pub struct Rope {
-    /// [1, s, 1, 1, d / 2], fp32
+    /// [1 or b, s, 1, 1, d / 2], fp32
     cos: Tensor,
     /// As `cos`.
     sin: Tensor,
@@ -22,6 +22,13 @@ impl Rope {
         let angles = positions.to_kind(Kind::Float).outer(&inverse_frequencies(config));
         let shape = [1, positions.size()[0], 1, 1, config.head_dim as i64 / 2];
         Self { cos: angles.cos().view(shape).to(device), sin: angles.sin().view(shape).to(device) }
+    }
+
+    /// Of these the rotations at `places_bs`.
+    pub fn at(&self, places_bs: &Tensor) -> Self {
+        let (size, last) = (places_bs.size(), self.cos.size()[4]);
+        let chosen = |x: &Tensor| x.index_select(1, &places_bs.flatten(0, -1)).view([size[0], size[1], 1, 1, last]);
+        Self { cos: chosen(&self.cos), sin: chosen(&self.sin) }
     }
 
     /// Turns [b, s, …, …, d], the first s of the positions; the halves of the last dimension are the two coordinates, as in Hugging Face's Llama.

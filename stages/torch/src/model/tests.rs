@@ -2,12 +2,12 @@
 
 use std::{fs, path::Path};
 
-use flow_plan::{ModelConfig, Recompute};
+use flow_plan::{Documents, ModelConfig, Recompute};
 use serde_json::Value;
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    Gradients, Input, Llama, Spread,
+    Gradients, Input, Llama, Sight, Spread,
     params::{Layout, Share},
 };
 use crate::weights;
@@ -41,7 +41,7 @@ fn loss_and_gradients_are_those_of_transformers() {
             let learns = Some(Gradients::new(&layout, Device::Cpu));
             let model =
                 Llama::new(&config, &layout, &flat, length as usize, Spread::none(), recompute, learns).unwrap();
-            let (tape, _) = model.forward(Input::Tokens(&ids_bs)).unwrap();
+            let (tape, _) = model.forward(Input::Tokens(&ids_bs), Sight::default()).unwrap();
             let (nll, d_bsh) = model.loss(&tape, &target_bs, 1.0 / tokens).unwrap();
             assert!(model.backward(tape, d_bsh, &mut |_, _| Ok(())).unwrap().is_none());
             let loss = nll.double_value(&[]) / tokens;
@@ -57,4 +57,50 @@ fn loss_and_gradients_are_those_of_transformers() {
             }
         }
     }
+}
+
+/// With all that Megatron's options do to ends of documents, documents in one row are what they are apart.
+#[test]
+fn documents_of_a_row_do_not_see_each_other() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/training/untied");
+    let config = ModelConfig::read(&golden).unwrap();
+    let layout = Layout::new(&config, Share::WHOLE);
+    let flat = Tensor::zeros([layout.total as i64], (Kind::Float, Device::Cpu));
+    weights::read_hf(&golden, &config, &layout, &flat).unwrap();
+    let (eod, length) = (3, 48);
+    let documents = Documents { eod, positions: true, attention: true, loss: true };
+    // Tokens that are followed by an end, by another document, and an end that follows an end; the last one is a target alone.
+    let token = |i: i64| if [9, 23, 24, 40].contains(&i) { eod } else { 5 + i * 7 % 60 };
+    let rows: Vec<Vec<i64>> =
+        (0..2).map(|row| (0..=length).map(|i| token(if row == 0 { i } else { i + 5 })).collect()).collect();
+    let learn = |rows: &[Vec<i64>], learned: bool, recompute| {
+        let learns = Some(Gradients::new(&layout, Device::Cpu));
+        let longest = rows[0].len() - 1;
+        let model = Llama::new(&config, &layout, &flat, longest, Spread::none(), recompute, learns).unwrap();
+        let rows_bs = Tensor::from_slice(&rows.concat()).view([rows.len() as i64, -1]);
+        let length = longest as i64;
+        let (ids_bs, target_bs) = (rows_bs.narrow(1, 0, length), rows_bs.narrow(1, 1, length));
+        let inputs: Vec<&[i64]> = rows.iter().map(|row| &row[..longest]).collect();
+        let sight = if learned { model.sight(&documents, &inputs) } else { Sight::default() };
+        let (tape, _) = model.forward(Input::Tokens(&ids_bs), sight).unwrap();
+        let (nll, d_bsh) = model.loss(&tape, &target_bs, 1.0).unwrap();
+        model.backward(tape, d_bsh, &mut |_, _| Ok(())).unwrap();
+        (nll.double_value(&[]), model.gradients().unwrap().flat.copy())
+    };
+    // Each document apart: from its first token, up to its end as a target.
+    let apart = rows.iter().flat_map(|row| row.split_inclusive(|token| *token == eod));
+    let (mut nll, mut gradient) = (0.0, Tensor::zeros_like(&flat));
+    for document in apart.filter(|document| document.len() > 1) {
+        let (one, d_flat) = learn(&[document.to_vec()], false, Recompute::None);
+        nll += one;
+        gradient += d_flat;
+    }
+    for recompute in [Recompute::None, Recompute::Selective, Recompute::Full] {
+        let (together, found) = learn(&rows, true, recompute);
+        assert!((together - nll).abs() < 1e-5 * nll, "{together} {nll}");
+        let worst = (found - &gradient).abs().max().double_value(&[]) / gradient.abs().max().double_value(&[]);
+        assert!(worst < 1e-5, "{recompute:?}: {worst:.1e}");
+    }
+    let (plain, _) = learn(&rows, false, Recompute::None);
+    assert!((plain - nll).abs() > 1.0, "they do see each other by default");
 }

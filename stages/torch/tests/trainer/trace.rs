@@ -51,6 +51,41 @@ fn pipelines_of_two_go_with_every_other_axis() {
     check("tied", &meshes[1..3], &[("layers", json!(2))]);
 }
 
+/// Every axis together, as on one machine of eight GPUs.
+#[test]
+fn eight_ranks_give_the_trace_of_one() {
+    let mut optim = reference()["training"]["optim"].clone();
+    optim["distributed"] = json!(true);
+    let meshes = [
+        json!({"data": 8}),
+        json!({"tensor": 2, "context": 2, "data": 2, "sequence": true}),
+        json!({"pipeline": 2, "tensor": 2, "data": 2, "sequence": true}),
+        json!({"pipeline": 2, "context": 4}),
+    ];
+    let changes = [("micro_batch_size", json!(1)), ("layers", json!(2)), ("optim", optim)];
+    check("untied", &meshes, &changes);
+}
+
+/// What ends of documents do is the same on every mesh. The token that stands for them is the data's most frequent one.
+#[test]
+fn ends_of_documents_are_seen_on_every_mesh() {
+    let options = ["reset_position_ids", "reset_attention_mask", "eod_mask_loss"].map(|field| (field, json!(true)));
+    let changes = [&options[..], &[("eod_token_id", json!(44)), ("layers", json!(2))]].concat();
+    let meshes = [
+        json!({"data": 2}),
+        json!({"tensor": 2, "sequence": true}),
+        json!({"context": 2}),
+        json!({"pipeline": 2, "context": 2}),
+    ];
+    check("untied", &meshes, &changes);
+    // Positions alone: where documents do not see each other, RoPE makes nothing of where they begin.
+    let plain = Training::of("untied").with(&changes[3..]).run();
+    for option in &changes[..3] {
+        let one = Training::of("untied").with(&changes[3..]).with(std::slice::from_ref(option)).run();
+        assert!(difference(&one, &plain, "loss") > 1e-4, "{} does something", option.0);
+    }
+}
+
 /// Shared out or not, the optimizer's state gives the same bits.
 #[test]
 fn the_distributed_optimizer_changes_nothing() {
