@@ -36,6 +36,12 @@ impl Model {
     /// # Errors
     /// It does not: with the tensor.
     pub fn check_in(&self, reader: &Reader, layout: &Layout) -> Result<()> {
+        let zero_centered = self.run_config.iter().any(|(field, _)| *field == "layernorm_zero_centered_gamma");
+        ensure!(
+            !(zero_centered && reader.is_archive()),
+            "NeMo 1 added 1 to the norms of `{}` models, and its archives do not say whether they are of it: export it there",
+            self.family.model_type
+        );
         for target in &layout.megatron {
             let Some(tensor) = reader.tensor(&target.key) else {
                 let known = layout.megatron.iter().any(|target| reader.tensor(&target.key).is_some());

@@ -29,7 +29,15 @@ pub struct Family {
     pub(super) states: &'static [State],
     /// What `run_config.yaml` says of the family.
     pub(super) run_config: &'static [(&'static str, Said)],
+    /// Of the layers, every so manieth attends to all positions, the others to a window: Megatron's code has the number. 0:
+    /// all layers are alike.
+    pub(super) full_every: u64,
+    /// How `run_config.yaml` calls a factor that positions are divided by, and what it says if there is none.
+    pub(super) linear: (&'static str, Option<&'static str>),
 }
+
+/// [`Family::linear`] of most.
+pub(super) const INTERPOLATED: (&str, Option<&str>) = ("seq_len_interpolation_factor", None);
 
 /// Fields of every family.
 const COMMON: &[&str] = &[
@@ -141,6 +149,10 @@ pub(super) enum Said {
     Field(&'static str),
     /// Of this field, the window that looks back so far; nothing if it is null.
     Window(&'static str),
+    /// These fields, as a list.
+    List([&'static str; 2]),
+    /// One divided by the square root of this field.
+    InverseRoot(&'static str),
 }
 
 /// One model of a family.
@@ -187,10 +199,17 @@ impl Model {
                 "`{field}` in config.json is {found}; of `{model_type}` models, Megatron can express {wanted} alone"
             );
         }
+        family.check_layers(&whole)?;
+        rope_by_layer(&mut whole)?;
         let stretched = linear_rope(&mut whole);
         let whole = Json::Object(whole);
         let geometry = ModelConfig::geometry(&whole)?;
         rope_expressible(&geometry)?;
+        let (factor, unstretched) = family.linear;
+        ensure!(
+            unstretched.is_none() || geometry.rope_scaling.is_none(),
+            "RoPE scaling of `llama3` cannot be expressed for `{model_type}`: Megatron has the linear one there"
+        );
         let count = |field: &str| {
             let found = whole[field].as_u64().filter(|count| (1..=u64::from(u32::MAX)).contains(count));
             found.with_context(|| format!("`{field}` in config.json is {}, not a count", whole[field]))
@@ -200,7 +219,8 @@ impl Model {
             None => (0, 0),
         };
         let said = family.run_config.iter().filter_map(|(field, said)| Some((*field, said.of(&whole)?)));
-        let run_config = said.chain(stretched.map(|factor| ("seq_len_interpolation_factor", factor))).collect();
+        let stretched = stretched.or(unstretched.map(str::to_owned));
+        let run_config = said.chain(stretched.map(|by| (factor, by))).collect();
         let mut model = Self { family, geometry, experts, run_config, layout: Layout::default() };
         model.layout = Layout::of(&model);
         Ok(model)
@@ -283,12 +303,45 @@ impl Model {
     }
 }
 
+impl Family {
+    /// Which layers attend to all positions is what Megatron's code has for the family.
+    fn check_layers(&self, config: &Map<String, Json>) -> Result<()> {
+        let every = self.full_every;
+        if every == 0 {
+            return Ok(());
+        }
+        for field in ["sliding_window_pattern", "_sliding_window_pattern"] {
+            let found = config.get(field).filter(|found| !found.is_null());
+            ensure!(
+                found.is_none_or(|found| found.as_u64() == Some(every)),
+                "`{field}` in config.json is {}; of `{}` models, Megatron can express {every} alone",
+                config[field],
+                self.model_type
+            );
+        }
+        let Some(types) = config.get("layer_types").filter(|types| !types.is_null()) else { return Ok(()) };
+        let types = types.as_array().context("`layer_types` in config.json is not a list")?;
+        for (number, found) in (1..).zip(types) {
+            let wanted = if number % every == 0 { "full_attention" } else { "sliding_attention" };
+            ensure!(
+                found == wanted,
+                "layer {} of `layer_types` in config.json is {found}; of `{}` models, Megatron makes it {wanted}",
+                number - 1,
+                self.model_type
+            );
+        }
+        Ok(())
+    }
+}
+
 impl Said {
     fn of(&self, config: &Json) -> Option<String> {
         match self {
             Self::Is(value) => Some((*value).to_owned()),
             Self::Field(field) => Some(config[*field].to_string()),
             Self::Window(field) => config[*field].as_u64().map(|back| format!("[{back}, 0]")),
+            Self::List(fields) => Some(format!("[{}]", fields.map(|field| config[field].to_string()).join(", "))),
+            Self::InverseRoot(field) => config[*field].as_f64().map(|number| format!("{:?}", 1.0 / number.sqrt())),
         }
     }
 }
@@ -301,6 +354,27 @@ fn object(text: &str) -> Map<String, Json> {
 fn allowed(found: &Json, wanted: &Json) -> bool {
     let same = |value: &Json| value == wanted || wanted.as_f64().is_some_and(|number| value.as_f64() == Some(number));
     found.is_null() || same(found) || found.as_array().is_some_and(|list| list.iter().all(same))
+}
+
+/// Where RoPE differs by the kind of a layer, transformers 5 writes a table for each kind; version 4 wrote the base of
+/// windowed layers into a field of its own, which is what is read behind this.
+fn rope_by_layer(config: &mut Map<String, Json>) -> Result<()> {
+    let Some(kinds) = config.get("rope_parameters").filter(|kinds| kinds["full_attention"].is_object()) else {
+        return Ok(());
+    };
+    let (full, local) = (kinds["full_attention"].clone(), kinds["sliding_attention"].clone());
+    ensure!(
+        local["rope_type"].is_null() || local["rope_type"] == "default",
+        "`rope_parameters.sliding_attention` in config.json is {local}: Megatron does not scale it"
+    );
+    if !local["rope_theta"].is_null() {
+        config.insert("rope_local_base_freq".into(), local["rope_theta"].clone());
+    }
+    if !full["rope_theta"].is_null() {
+        config.insert("rope_theta".into(), full["rope_theta"].clone());
+    }
+    config.insert("rope_parameters".into(), full);
+    Ok(())
 }
 
 /// Positions divided by a factor (`"rope_type": "linear"`): Megatron has a field of its own for it. Takes it out of the

@@ -199,6 +199,9 @@ fn family_fields() -> impl Strategy<Value = Json> {
         json!({ "model_type": "mistral", "sliding_window": null }),
         json!({ "model_type": "qwen2", "use_sliding_window": false, "layer_types": ["full_attention"] }),
         json!({ "model_type": "qwen3", "attention_bias": false }),
+        json!({ "model_type": "gemma2", "layer_types": ["sliding_attention", "full_attention"] }),
+        json!({ "model_type": "gemma3_text", "rope_scaling": { "rope_type": "linear", "factor": 8.0 },
+            "sliding_window_pattern": 6 }),
         json!({ "model_type": "mixtral", "num_local_experts": 3, "num_experts_per_tok": 2 }),
         json!({ "model_type": "qwen3_moe", "num_experts": 4, "moe_intermediate_size": 8, "norm_topk_prob": true,
             "mlp_only_layers": [], "decoder_sparse_step": 1 }),
@@ -222,7 +225,8 @@ fn any_config() -> impl Strategy<Value = Json> {
             ] {
                 config[field] = json!(value);
             }
-            config["tie_word_embeddings"] = json!(tied);
+            let gemma = config["model_type"].as_str().is_some_and(|name| name.starts_with("gemma"));
+            config["tie_word_embeddings"] = json!(tied || gemma);
             let rope = if new_spelling { "rope_parameters" } else { "rope_scaling" };
             if scaled && config["rope_scaling"].is_null() {
                 config[rope] = json!({ "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0,
@@ -395,6 +399,44 @@ fn what_is_not_known_is_refused_by_name() {
         fs::write(dir.path().join("config.json"), bad.to_string()).unwrap();
         let error = run::<HfToMegatron>(json!({"input": "x"}), &[("input", dir.path())]).unwrap_err();
         assert!(format!("{error:#}").contains(word), "{error:#} should say {word}");
+    }
+}
+
+#[test]
+fn what_megatron_cannot_express_of_gemma_is_refused() {
+    let config = json!({ "model_type": "gemma3_text", "vocab_size": 8, "hidden_size": 8, "intermediate_size": 8,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 4 });
+    let said = |field: &str, value: Json| {
+        let mut config = config.clone();
+        config[field] = value;
+        Model::of(&config).map(|model| model.run_config).map_err(|error| error.to_string())
+    };
+    for (field, value, word) in [
+        ("attn_logit_softcapping", json!(50.0), "Megatron can express null alone"),
+        ("tie_word_embeddings", json!(false), "Megatron can express true alone"),
+        ("hidden_activation", json!("silu"), "hidden_activation"),
+        ("sliding_window_pattern", json!(4), "can express 6 alone"),
+        ("layer_types", json!(["sliding_attention", "full_attention"]), "layer 1 of `layer_types`"),
+        (
+            "rope_scaling",
+            json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}),
+            "`llama3` cannot be expressed",
+        ),
+        (
+            "rope_parameters",
+            json!({"full_attention": {"rope_type": "default"}, "sliding_attention": {"rope_type": "linear", "factor": 2.0}}),
+            "does not scale it",
+        ),
+    ] {
+        let error = said(field, value).unwrap_err();
+        assert!(error.contains(word), "{error}");
+    }
+    // As transformers 5 spells it: a table for each kind of layer.
+    let new = json!({ "full_attention": { "rope_type": "linear", "factor": 8.0, "rope_theta": 500000.0 },
+        "sliding_attention": { "rope_type": "default", "rope_theta": 20000.0 } });
+    let said = said("rope_parameters", new).unwrap();
+    for (field, value) in [("rotary_base", "[20000.0, 500000.0]"), ("rope_scaling_factor", "8.0")] {
+        assert!(said.contains(&(field, value.to_owned())), "{said:?}");
     }
 }
 

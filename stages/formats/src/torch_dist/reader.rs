@@ -122,6 +122,12 @@ impl Reader {
         read_object(&*file, place.at, place.len).with_context(|| self.where_is(key, place))
     }
 
+    /// Whether it lies in a `.nemo`, as NeMo 1 wrote it.
+    #[must_use]
+    pub fn is_archive(&self) -> bool {
+        matches!(self.home, Home::Archive(..))
+    }
+
     /// What is common to all ranks (`iteration`, `args`, …): `common.pt`, or the object `common_state/shard_0_1` that
     /// newer versions write in its place (inside of a list).
     ///

@@ -14,7 +14,7 @@ impl ModelConfig {
         self.run_config_with(dtype, seq_length, &[])
     }
 
-    /// The same with the fields that make a model of another family than Llama's.
+    /// The same with the fields that make a model of another family than Llama's; `activation_func` is a function's name.
     #[must_use]
     pub fn run_config_with(&self, dtype: DType, seq_length: usize, more: &[(&str, String)]) -> String {
         let mut fields: BTreeMap<&str, String> = BTreeMap::from([
@@ -46,6 +46,7 @@ impl ModelConfig {
             ("vocab_size", self.vocab_size.to_string()),
         ]);
         fields.extend(more.iter().map(|(field, value)| (*field, value.clone())));
+        let activation = fields.remove("activation_func").unwrap_or_else(|| "torch.nn.functional.silu".to_owned());
         let mut model = String::new();
         for (field, value) in fields {
             // Writing into a String cannot fail.
@@ -54,7 +55,7 @@ impl ModelConfig {
         let torch = dtype.torch();
         format!(
             "_target_: megatron.bridge.training.config.ConfigContainer\nmodel:\n{model}  \
-             activation_func:\n    _call_: false\n    _target_: torch.nn.functional.silu\n  \
+             activation_func:\n    _call_: false\n    _target_: {activation}\n  \
              autocast_dtype:\n    _call_: false\n    _target_: torch.{torch}\n  \
              params_dtype:\n    _call_: false\n    _target_: torch.{torch}\n"
         )

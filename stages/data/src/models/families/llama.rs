@@ -1,6 +1,9 @@
 //! Llama 1 to 3.3: RMSNorm, RoPE, grouped-query attention, SwiGLU; tied (3.2 1B and 3B) or not.
 
-use super::{ATTENTION_NORM, DENSE_STATES, EMBEDDING, FC1, FC2, FINAL_NORM, Family, MLP_NORM, OUTPUT, PROJECTION, QKV};
+use super::{
+    ATTENTION_NORM, DENSE_STATES, EMBEDDING, FC1, FC2, FINAL_NORM, Family, INTERPOLATED, MLP_NORM, OUTPUT, PROJECTION,
+    QKV,
+};
 
 pub(super) static LLAMA: Family = Family {
     model_type: "llama",
@@ -12,4 +15,6 @@ pub(super) static LLAMA: Family = Family {
     rules: &[EMBEDDING, ATTENTION_NORM, QKV, PROJECTION, MLP_NORM, FC1, FC2, FINAL_NORM, OUTPUT],
     states: DENSE_STATES,
     run_config: &[],
+    full_every: 0,
+    linear: INTERPOLATED,
 };

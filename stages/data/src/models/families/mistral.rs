@@ -1,7 +1,8 @@
 //! Mistral 7B, Nemo, Small 3 (text): Llama's tensors, with a sliding window in the first of them.
 
 use super::{
-    ATTENTION_NORM, DENSE_STATES, EMBEDDING, FC1, FC2, FINAL_NORM, Family, MLP_NORM, OUTPUT, PROJECTION, QKV, Said,
+    ATTENTION_NORM, DENSE_STATES, EMBEDDING, FC1, FC2, FINAL_NORM, Family, INTERPOLATED, MLP_NORM, OUTPUT, PROJECTION,
+    QKV, Said,
 };
 
 pub(super) static MISTRAL: Family = Family {
@@ -14,4 +15,6 @@ pub(super) static MISTRAL: Family = Family {
     rules: &[EMBEDDING, ATTENTION_NORM, QKV, PROJECTION, MLP_NORM, FC1, FC2, FINAL_NORM, OUTPUT],
     states: DENSE_STATES,
     run_config: &[("window_size", Said::Window("sliding_window"))],
+    full_every: 0,
+    linear: INTERPOLATED,
 };

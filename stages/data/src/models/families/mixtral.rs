@@ -1,8 +1,8 @@
 //! Mixtral: Mistral's attention, and experts in place of the feed-forward layer.
 
 use super::{
-    ATTENTION_NORM, EMBEDDING, EXPERTS_NORM, EXPERTS_STATES, ExpertFfn, Experts, FINAL_NORM, Family, Hidden, Join,
-    OUTPUT, PROJECTION, Per, QKV, Rule, Said, Source, layered,
+    ATTENTION_NORM, EMBEDDING, EXPERTS_NORM, EXPERTS_STATES, ExpertFfn, Experts, FINAL_NORM, Family, Hidden,
+    INTERPOLATED, Join, OUTPUT, PROJECTION, Per, QKV, Rule, Said, Source, layered,
 };
 
 pub(super) static MIXTRAL: Family = Family {
@@ -55,4 +55,6 @@ pub(super) static MIXTRAL: Family = Family {
         ("moe_router_pre_softmax", Said::Is("false")),
         ("moe_grouped_gemm", Said::Is("true")),
     ],
+    full_every: 0,
+    linear: INTERPOLATED,
 };

@@ -3,6 +3,8 @@
 //! What stands in them is what Megatron-Bridge and Megatron-Core do with a model of the family; see
 //! `tests/golden/megatron_families`.
 
+mod gemma2;
+mod gemma3;
 mod llama;
 mod mistral;
 mod mixtral;
@@ -10,12 +12,20 @@ mod qwen2;
 mod qwen3;
 mod qwen3_moe;
 
-use super::family::{Dim, Family, Join, Per, Rule, Said, Source, State};
+use super::family::{Dim, Family, INTERPOLATED, Join, Per, Rule, Said, Source, State};
 use Dim::{ExpertFfn, Experts, Ffn, Head, Hidden, KeyValue, Query, Vocab};
 
 /// The families there are.
-pub(super) const FAMILIES: &[&Family] =
-    &[&llama::LLAMA, &mistral::MISTRAL, &mixtral::MIXTRAL, &qwen2::QWEN2, &qwen3::QWEN3, &qwen3_moe::QWEN3_MOE];
+pub(super) const FAMILIES: &[&Family] = &[
+    &gemma2::GEMMA2,
+    &gemma3::GEMMA3,
+    &llama::LLAMA,
+    &mistral::MISTRAL,
+    &mixtral::MIXTRAL,
+    &qwen2::QWEN2,
+    &qwen3::QWEN3,
+    &qwen3_moe::QWEN3_MOE,
+];
 
 const fn layered(key: &'static str, join: Join) -> Rule {
     Rule { key, per: Per::Layer, untied_only: false, join }
@@ -66,6 +76,19 @@ const FC1: Rule = layered(
 const FC2: Rule = layered(
     "decoder.layers.mlp.linear_fc2.weight",
     Join::One(Source("model.layers.{}.mlp.down_proj.weight", &[Hidden, Ffn])),
+);
+/// Gemma has a norm behind attention and behind the feed-forward layer, too; the one before the latter has another name.
+const AFTER_ATTENTION_NORM: Rule = layered(
+    "decoder.layers.self_attention.linear_proj.post_layernorm.weight",
+    Join::One(Source("model.layers.{}.post_attention_layernorm.weight", &[Hidden])),
+);
+const BEFORE_MLP_NORM: Rule = layered(
+    "decoder.layers.mlp.linear_fc1.layer_norm_weight",
+    Join::One(Source("model.layers.{}.pre_feedforward_layernorm.weight", &[Hidden])),
+);
+const AFTER_MLP_NORM: Rule = layered(
+    "decoder.layers.mlp.linear_fc2.post_layernorm.weight",
+    Join::One(Source("model.layers.{}.post_feedforward_layernorm.weight", &[Hidden])),
 );
 /// Before experts the norm is a module of its own, where Transformer Engine's layers are used; a model built of
 /// Megatron's local layers calls it [`MLP_NORM`], which the reader takes for the same.

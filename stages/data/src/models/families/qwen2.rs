@@ -1,8 +1,8 @@
 //! Qwen 2 and 2.5: Llama's tensors, and a bias on query, key and value.
 
 use super::{
-    ATTENTION_NORM, DENSE_STATES, EMBEDDING, FC1, FC2, FINAL_NORM, Family, Join, KeyValue, MLP_NORM, OUTPUT,
-    PROJECTION, QKV, Query, Said, Source, layered,
+    ATTENTION_NORM, DENSE_STATES, EMBEDDING, FC1, FC2, FINAL_NORM, Family, INTERPOLATED, Join, KeyValue, MLP_NORM,
+    OUTPUT, PROJECTION, QKV, Query, Said, Source, layered,
 };
 
 pub(super) static QWEN2: Family = Family {
@@ -33,4 +33,6 @@ pub(super) static QWEN2: Family = Family {
     ],
     states: DENSE_STATES,
     run_config: &[("add_qkv_bias", Said::Is("true"))],
+    full_every: 0,
+    linear: INTERPOLATED,
 };

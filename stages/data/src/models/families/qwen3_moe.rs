@@ -1,8 +1,8 @@
 //! Qwen 3 with experts in every layer (30B-A3B, 235B-A22B).
 
 use super::{
-    ATTENTION_NORM, EMBEDDING, EXPERTS_NORM, EXPERTS_STATES, ExpertFfn, Experts, FINAL_NORM, Family, Hidden, Join,
-    KEY_NORM, OUTPUT, PROJECTION, Per, QKV, QUERY_NORM, Rule, Said, Source, layered,
+    ATTENTION_NORM, EMBEDDING, EXPERTS_NORM, EXPERTS_STATES, ExpertFfn, Experts, FINAL_NORM, Family, Hidden,
+    INTERPOLATED, Join, KEY_NORM, OUTPUT, PROJECTION, Per, QKV, QUERY_NORM, Rule, Said, Source, layered,
 };
 
 pub(super) static QWEN3_MOE: Family = Family {
@@ -62,4 +62,6 @@ pub(super) static QWEN3_MOE: Family = Family {
         ("moe_grouped_gemm", Said::Is("true")),
         ("moe_router_load_balancing_type", Said::Is("aux_loss")),
     ],
+    full_every: 0,
+    linear: INTERPOLATED,
 };
