@@ -68,6 +68,19 @@ input = ["raw"]
 resources = { cpus = 2, memory = "1GiB" }
 timeout = "2h"
 
+[stage.clean]
+kind = "filter"
+input = "text"
+length = { min_chars = "${n}", max_words = 100000 }
+scripts = [{ of = ["Han", "Hiragana"], min = 0.5 }]
+language = { keep = ["ja"], min_confidence = 0.5 }
+exclude = ["^<html"]
+gopher_quality = { min_stop_words = false, max_symbol_word_ratio = 0.2 }
+gopher_repetition = true
+c4 = { bad_words = "words.txt" }
+normalize = "nfkc"
+output = "gz"
+
 [stage.base]
 kind = "init-model"
 config = { vocab_size = 256, hidden_size = 8 }
@@ -163,6 +176,10 @@ fn what_is_wrong_is_refused() {
         ("parallel = { data = 2 }", "parallel = { date = 2 }"),
         ("weight = 1 }", "wieght = 1 }"),
         ("weight = 1 }", "}"),
+        ("min_stop_words = false", "min_stop_words = true"),
+        ("min_stop_words = false", "min_stop_word = 1"),
+        ("gopher_repetition = true", "gopher_repetition = 1"),
+        ("min_chars = \"${n}\"", "min_chars = -1"),
         ("cpus = 2", "cpu = 2"),
         ("cache = false", "cache = \"no\""),
         ("urls = [\"data/{0..2}.jsonl.gz\"]", "urls = []\nurl = \"a\""),

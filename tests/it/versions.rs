@@ -28,6 +28,15 @@ urls = ["${dir}/train_{0..1}.jsonl.gz"]
 [stage.text]
 kind = "gunzip"
 input = "raw"
+[stage.clean]
+kind = "filter"
+input = "text"
+normalize = "nfkc"
+length = { min_chars = 200 }
+gopher_quality = true
+gopher_repetition = true
+c4 = true
+language = { keep = ["ja"] }
 [stage.tokens]
 kind = "tokenize"
 input = "text"

@@ -4,6 +4,7 @@
 //! cache or the engine: a stage sees its inputs, an output directory, a sink for events and a cancel flag.
 
 mod command;
+mod curate;
 mod datasets;
 mod eval;
 pub mod facts;
@@ -31,6 +32,7 @@ pub const KINDS: &[Kind] = &[
     Kind::of::<command::Command>(),
     Kind::of::<eval::Eval>(),
     Kind::of::<fetch::Fetch>(),
+    Kind::of::<curate::filter::Filter>(),
     Kind::of::<gunzip::Gunzip>(),
     Kind::of::<hf_to_megatron::HfToMegatron>(),
     Kind::of::<init_model::InitModel>(),

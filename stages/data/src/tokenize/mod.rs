@@ -1,6 +1,6 @@
 //! `tokenize`: JSON lines → the token ids that Megatron trains on, byte-identical with its `preprocess_data.py`.
 
-mod encode;
+pub(crate) mod encode;
 mod fast;
 mod pipeline;
 mod tokenizer;
@@ -26,7 +26,7 @@ pub use tokenizer::{Files, Tokenizer};
 const COMPARED: usize = 64 << 10;
 
 /// Longer texts are hardly documents, and a text that never breaks takes some sixty times its bytes of memory.
-const MAX_DOCUMENT_BYTES: usize = 16 << 20;
+pub(crate) const MAX_DOCUMENT_BYTES: usize = 16 << 20;
 
 /// `kind = "tokenize"`: one node a shard. `NAME.jsonl`, also `.gz`, `.zst`, `.bz2` and `.xz` → `NAME_KEY_document.bin/.idx` for each
 /// key, and `stats.json`, which counts for each file its lines, those that are no documents by what is wrong with them
@@ -75,7 +75,7 @@ pub struct Tokenize {
 /// What happens with a line that is no document.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-enum OnBadLine {
+pub(crate) enum OnBadLine {
     /// The stage fails and names the line.
     #[default]
     Fail,
@@ -309,14 +309,15 @@ impl Tokenize {
     }
 }
 
-/// A single file is taken whatever its name; in a directory the others are something else.
-fn is_jsonl(name: &str, entries: usize) -> bool {
+/// A single file is taken whatever its name; in a directory the others are something else, as the `stats.json` that stages
+/// which write documents put beside them.
+pub(crate) fn is_jsonl(name: &str, entries: usize) -> bool {
     let plain = strip_ending(name);
-    entries == 1 || [".jsonl", ".ndjson", ".json"].iter().any(|ending| plain.ends_with(ending))
+    entries == 1 || name != "stats.json" && [".jsonl", ".ndjson", ".json"].iter().any(|ending| plain.ends_with(ending))
 }
 
 /// `wiki/train_0.jsonl.gz` → `wiki/train_0`
-fn stem(name: &str) -> &str {
+pub(crate) fn stem(name: &str) -> &str {
     let plain = strip_ending(name);
     let endings = [".jsonl", ".ndjson", ".json"];
     endings.iter().find_map(|ending| plain.strip_suffix(ending)).filter(|stem| !stem.is_empty()).unwrap_or(plain)

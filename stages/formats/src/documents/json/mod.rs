@@ -86,6 +86,27 @@ pub fn texts<'a>(line: &'a [u8], keys: &[impl AsRef<str>], found: &mut [Text<'a>
     if scanner.at < line.len() { scanner.bad(scanner.at, "something follows the JSON object") } else { Ok(()) }
 }
 
+/// The line with this text in the place of what stands under `key`, and everything else as it was; none if it is no
+/// document with this key. Of equal keys the last counts.
+#[must_use]
+pub fn replace_text(line: &[u8], key: &str, text: &str) -> Option<String> {
+    let line = std::str::from_utf8(line).ok()?;
+    let mut scanner = Scanner { text: line, at: 0 };
+    scanner.space();
+    scanner.expect(b'{', "").ok()?;
+    let mut place = None;
+    let members = scanner.members(|scanner, found| {
+        let start = scanner.at;
+        scanner.skip_value()?;
+        if found.as_deref() == Some(key) {
+            place = Some(start..scanner.at);
+        }
+        Ok(())
+    });
+    let (place, text) = (place.filter(|_| members.is_ok())?, serde_json::to_string(text).ok()?);
+    Some([&line[..place.start], &text, &line[place.end..]].concat())
+}
+
 struct Scanner<'a> {
     text: &'a str,
     at: usize,

@@ -127,3 +127,14 @@ proptest! {
         let _ = texts(&line, &["text"], &mut [Text::Missing]);
     }
 }
+
+#[test]
+fn a_text_is_replaced_and_nothing_else() {
+    let replace = |line: &str| replace_text(line.as_bytes(), "text", "a \"b\"\n日本");
+    assert_eq!(
+        replace(r#" {"id": 1.50, "text" : "old \u0041 }", "meta":{"text":[NaN, "x"]} } "#).unwrap(),
+        " {\"id\": 1.50, \"text\" : \"a \\\"b\\\"\\n日本\", \"meta\":{\"text\":[NaN, \"x\"]} } "
+    );
+    assert_eq!(replace(r#"{"text":1,"text":["a"]}"#).unwrap(), "{\"text\":1,\"text\":\"a \\\"b\\\"\\n日本\"}");
+    assert_eq!((replace("{}"), replace("[]"), replace(r#"{"text":"#)), (None, None, None));
+}

@@ -1,0 +1,141 @@
+//! A file of lines, worked on by several threads, and taken in order.
+//!
+//! One thread reads and cuts blocks of lines, several work on them, the caller's takes what they made, in the order of the
+//! file. Memory is bounded by the buffers: there are a few, a block travels in one, and the reader waits until it is taken.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Read},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    path::Path,
+    sync::{Mutex, PoisonError, mpsc},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, anyhow};
+use flow_core::{Cancel, Cancelled, Ctx, Unit};
+use flow_formats::{compressed::Decoder, documents::Blocks};
+
+/// Bytes of lines that travel together.
+const BLOCK: usize = 1 << 20;
+
+/// How often is looked whether to stop while nothing gets done.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// How far a stage is, over all of its files.
+pub struct Progress {
+    before: u64,
+    total: u64,
+}
+
+impl Progress {
+    /// Of so many bytes, as they lie on the disk.
+    pub fn new(total: u64) -> Self {
+        Self { before: 0, total }
+    }
+}
+
+/// Calls `work` with blocks of whole lines of the file, on several threads, and `take` with what it gave, in the order of
+/// the file. Returns how many bytes of lines there were.
+///
+/// # Errors
+/// The file cannot be read; `work` or `take` fails; [`Cancelled`].
+pub fn blocks<T: Send>(
+    ctx: &Ctx<'_>,
+    threads: usize,
+    path: &Path,
+    progress: &mut Progress,
+    work: impl Fn(&[u8]) -> Result<T> + Sync,
+    mut take: impl FnMut(T) -> Result<()>,
+) -> Result<u64> {
+    let decoder = Decoder::open(path)?;
+    let (size, position) = (decoder.size(), decoder.position());
+    let (jobs, take_jobs) = mpsc::channel::<(u64, Vec<u8>)>();
+    let (done, take_done) = mpsc::channel::<(u64, Vec<u8>, Result<T>)>();
+    let (buffers, take_buffers) = mpsc::channel::<Vec<u8>>();
+    for _ in 0..2 * threads + 2 {
+        let _ = buffers.send(Vec::new());
+    }
+    let take_jobs = Mutex::new(take_jobs);
+    let bytes = thread::scope(|scope| {
+        let source = Interruptible { source: decoder, cancel: ctx.cancel };
+        let reader = scope.spawn(move || read(source, &take_buffers, &jobs));
+        for _ in 0..threads {
+            let (take_jobs, done, work) = (&take_jobs, done.clone(), &work);
+            scope.spawn(move || {
+                loop {
+                    let job = take_jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    let Ok((number, lines)) = job else { return };
+                    // A block that never came back would leave the taker waiting for ever.
+                    let made = catch_unwind(AssertUnwindSafe(|| work(&lines)));
+                    let made = made.unwrap_or_else(|_| Err(anyhow!("a thread panicked")));
+                    if done.send((number, lines, made)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(done);
+
+        let (mut bytes, mut next) = (0, 0);
+        let mut waiting: BTreeMap<u64, (Vec<u8>, Result<T>)> = BTreeMap::new();
+        // An early return drops the channels' ends here, upon which reader and workers stop.
+        let (buffers, take_done) = (buffers, take_done);
+        loop {
+            let (number, lines, made) = match take_done.recv_timeout(LOOK) {
+                Ok(done) => done,
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    ctx.go_on()?;
+                    continue;
+                }
+                Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            };
+            waiting.insert(number, (lines, made));
+            while let Some((lines, made)) = waiting.remove(&next) {
+                ctx.go_on()?;
+                take(made.with_context(|| format!("cannot work on {}", path.display()))?)?;
+                bytes += lines.len() as u64;
+                next += 1;
+                ctx.progress(progress.before + position.get(), Some(progress.total), Unit::Bytes);
+                // The room that a long line took is not kept for a short one.
+                let _ = buffers.send(if lines.capacity() > 4 * BLOCK { Vec::new() } else { lines });
+            }
+        }
+        ctx.go_on()?;
+        match reader.join() {
+            Ok(read) => read.map(|()| bytes).with_context(|| format!("cannot read {}", path.display())),
+            Err(panic) => resume_unwind(panic),
+        }
+    })?;
+    progress.before += size;
+    Ok(bytes)
+}
+
+/// Reads until the run is interrupted, also in the middle of a line.
+struct Interruptible<'a> {
+    source: Decoder,
+    cancel: &'a Cancel,
+}
+
+impl Read for Interruptible<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.cancel.is_set() { Err(io::Error::other(Cancelled)) } else { self.source.read(buffer) }
+    }
+}
+
+fn read(
+    source: Interruptible<'_>,
+    buffers: &mpsc::Receiver<Vec<u8>>,
+    jobs: &mpsc::Sender<(u64, Vec<u8>)>,
+) -> Result<()> {
+    let mut blocks = Blocks::new(source, BLOCK);
+    for number in 0.. {
+        // No buffer comes any more when the taker gave up, and no job is taken when the workers did.
+        let Ok(mut buffer) = buffers.recv() else { break };
+        if !blocks.next_into(&mut buffer)? || jobs.send((number, buffer)).is_err() {
+            break;
+        }
+    }
+    Ok(())
+}
