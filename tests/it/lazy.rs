@@ -475,3 +475,41 @@ fn a_name_of_others_does_not_turn_the_text_around() {
     let plan = team.person("read").run(&["plan", "p.toml"]);
     assert!(plan.stdout.contains("by eveecila[2J,"), "{plan}");
 }
+
+#[test]
+fn what_was_done_with_an_input_that_failed_when_it_was_made_again_does_not_count() {
+    let sandbox = Sandbox::new();
+    let (flag, failed) = (sandbox.outside("flag"), sandbox.outside("failed"));
+    let (flag, failed) = (flag.display(), failed.display());
+    // `mid` fails the second time, `right` runs meanwhile, and `other` is there from before.
+    sandbox.pipeline(&format!(
+        "[params]\nn = 1\nk = 1\n\
+         [stage.dice]\nkind = \"command\"\ntemp = true\nrun = \"head -c 8 /dev/urandom > {{out}}/x\"\n\
+         [stage.left]\nkind = \"command\"\nin = {{ x = \"dice\" }}\nrun = \"cat {{in.x}}/x > {{out}}/x; : ${{n}}\"\n\
+         [stage.mid]\nkind = \"command\"\nin = {{ x = \"dice\" }}\n\
+         run = \"if test -e {flag}; then touch {failed}; exit 1; fi; cat {{in.x}}/x > {{out}}/x\"\n\
+         [stage.right]\nkind = \"command\"\nin = {{ x = \"mid\" }}\nexport = \"right\"\n\
+         run = \"while test -e {flag} && ! test -e {failed}; do sleep 0.05; done; sleep 0.3; cat {{in.x}}/x > {{out}}/x; : ${{k}}\"\n\
+         [stage.end]\nkind = \"command\"\nin = {{ x = \"right\" }}\nrun = \"cat {{in.x}}/x > {{out}}/x\"\n\
+         [stage.other]\nkind = \"command\"\nin = {{ x = \"mid\" }}\nexport = \"other\"\nrun = \"cat {{in.x}}/x > {{out}}/x\"\n"
+    ));
+    sandbox.write("flow.toml", "cpus = 4\njobs = 4\n");
+    sandbox.ok(&["run", "p.toml"]);
+    fs::write(sandbox.outside("flag"), "").unwrap();
+    let sets = ["--set", "params.n=2", "--set", "params.k=2"];
+    let made = sandbox.run(&[&["run", "p.toml", "--keep-going", "--json"], &sets[..]].concat());
+    let events = crate::support::Events::of(&made.stdout);
+    let blocked = events.0.iter().filter(|event| event["event"] == "blocked");
+    let blocked: BTreeSet<&str> = blocked.map(|event| event["node"].as_str().unwrap()).collect();
+    assert_eq!((made.code, blocked), (Some(1), BTreeSet::from(["end", "other", "right"])), "{made}");
+    assert_eq!((&events.end()["ran"], &events.end()["skipped"]), (&2.into(), &0.into()), "{made}");
+    for name in ["right", "other"] {
+        assert!(made.stdout.contains(&format!("what is in `{name}` was made by `{name}` of what its")), "{made}");
+    }
+    let status = sandbox.ok(&["status"]);
+    let line = status.lines().find(|line| line.contains("right")).unwrap_or_default();
+    assert!(line.contains("not run") && line.contains("mid failed"), "{status}");
+    fs::remove_file(sandbox.outside("flag")).unwrap();
+    sandbox.ok(&[&["run", "p.toml"], &sets[..]].concat());
+    assert_eq!(fs::read(sandbox.path("right/x")).unwrap(), fs::read(sandbox.path("other/x")).unwrap());
+}

@@ -72,17 +72,15 @@ impl Board {
             }
             Event::Finished { node, how, cost, .. } => {
                 self.running.remove(node);
-                let saved = |how, cost| if matches!(how, How::Cached | How::Shared | How::Remote) { cost } else { 0.0 };
-                if let Some((how, cost)) = self.came.insert(node.clone(), (*how, *cost)) {
-                    *self.done.entry(how).or_default() -= 1;
-                    self.saved -= saved(how, cost);
-                }
+                self.forget(node);
+                self.came.insert(node.clone(), (*how, *cost));
                 *self.done.entry(*how).or_default() += 1;
                 self.saved += saved(*how, *cost);
             }
             Event::Failed { node, retry_after, .. } => match retry_after {
                 None => {
                     self.running.remove(node);
+                    self.forget(node);
                     self.failed.push(node.clone());
                 }
                 Some(seconds) => {
@@ -90,9 +88,20 @@ impl Board {
                     running.waiting = Some(format!("failed, again in {}", format::duration(*seconds)));
                 }
             },
-            Event::Blocked { .. } => self.blocked += 1,
+            Event::Blocked { node, .. } => {
+                self.forget(node);
+                self.blocked += 1;
+            }
             Event::RunFinished { .. } => self.running.clear(),
             Event::Log { .. } => {}
+        }
+    }
+
+    /// What was said to be done before, and is decided again.
+    fn forget(&mut self, node: &str) {
+        if let Some((how, cost)) = self.came.remove(node) {
+            *self.done.entry(how).or_default() -= 1;
+            self.saved -= saved(how, cost);
         }
     }
 
@@ -220,6 +229,11 @@ impl Meter {
         let since = now.duration_since(self.samples.back()?.0).as_secs_f64();
         Some((left - since).max(0.0))
     }
+}
+
+/// What it would have cost.
+fn saved(how: How, cost: f64) -> f64 {
+    if matches!(how, How::Cached | How::Shared | How::Remote) { cost } else { 0.0 }
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ mod team;
 mod temp;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::Path,
     sync::{
         Arc,
@@ -123,6 +123,7 @@ pub fn run(
         refused: Vec::new(),
         began: Instant::now(),
         ends: BTreeMap::new(),
+        outdated: BTreeSet::new(),
         summary: Summary::default(),
     };
     let ended = std::thread::scope(|scope| runner.go(scope));
@@ -216,6 +217,8 @@ struct Runner<'a> {
     began: Instant,
     /// How the nodes came that are done, and what that would have cost.
     ends: BTreeMap<NodeId, (How, f64)>,
+    /// Nodes that were done, if at all, with what they do not take any more.
+    outdated: BTreeSet<NodeId>,
     summary: Summary,
 }
 
@@ -266,12 +269,14 @@ impl<'a> Runner<'a> {
                     self.hear(word);
                 }
             }
+            self.tell_blocked();
         }
         self.team.leave();
         finish_uploads(self.env.cache, self.recorder, self.cancel);
         self.pass_on_warnings();
         self.free(true);
         self.tell_absent();
+        self.tell_outdated();
         Ok(self.end())
     }
 
@@ -425,6 +430,9 @@ impl<'a> Runner<'a> {
         let ran = |(how, _): &(How, f64)| matches!(how, How::Ran | How::Resumed);
         if !self.ends.get(&id).is_some_and(ran) {
             self.ends.insert(id, (how, cost));
+        }
+        if !self.sched.is_outdated(id) {
+            self.outdated.remove(&id);
         }
         self.recorder.emit(Event::Finished { node: self.node(id).to_owned(), how, key, digest, seconds, bytes, cost });
     }

@@ -82,6 +82,10 @@ pub struct Sched<'a> {
     told: Vec<bool>,
     /// The node runs, and what it was decided by is no more ([`Sched::untell`]).
     again: Vec<bool>,
+    /// Nodes that run, rest or are away, and whose input failed since when it was made again: node → what failed.
+    doomed: HashMap<usize, usize>,
+    /// Nodes that are blocked, and by what, since the last [`Sched::take_blocked`].
+    blocked: Vec<(usize, usize)>,
     /// The node is only put in its places, and takes a job and nothing else.
     light: Vec<bool>,
     running: usize,
@@ -112,6 +116,8 @@ impl<'a> Sched<'a> {
             followers: HashMap::new(),
             told: vec![false; wanted.len()],
             again: vec![false; wanted.len()],
+            doomed: HashMap::new(),
+            blocked: Vec::new(),
             light: vec![false; wanted.len()],
             running: 0,
             resting: 0,
@@ -331,29 +337,44 @@ impl<'a> Sched<'a> {
         self.queue.insert(id);
     }
 
-    /// An open, running or resting node failed for good. Returns those that cannot run because of it, sorted.
-    pub fn failed(&mut self, id: usize) -> Vec<usize> {
+    /// An open, running or resting node failed for good. What cannot run because of it is blocked.
+    pub fn failed(&mut self, id: usize) {
         match self.states[id] {
             State::Running => self.release(id),
             State::Resting => self.resting -= 1,
             _ => self.expect(id, State::Open),
         }
+        self.doomed.remove(&id);
         self.states[id] = State::Failed;
-        let mut blocked = Vec::new();
+        self.block_all_after(id, id);
+    }
+
+    /// The nodes that cannot run because of others that failed, each with the one, since this was last asked.
+    pub fn take_blocked(&mut self) -> Vec<(usize, usize)> {
+        let mut blocked = std::mem::take(&mut self.blocked);
+        blocked.sort_unstable();
+        blocked
+    }
+
+    /// What needs a node that is never done is blocked, because of one that failed; what of it runs or is away, once it
+    /// comes back.
+    fn block_all_after(&mut self, id: usize, failed: usize) {
         let mut stack = vec![id];
         while let Some(id) = stack.pop() {
             // Dependents that were told before know the result, and may do without its files.
             let dependents = if self.told[id] { &[][..] } else { self.dependents[id] };
             for next in dependents.iter().copied().chain(self.followers.remove(&id).unwrap_or_default()) {
-                if self.states[next] == State::Waiting {
-                    self.states[next] = State::Blocked;
-                    blocked.push(next);
-                    stack.push(next);
+                match self.states[next] {
+                    State::Waiting => {
+                        self.states[next] = State::Blocked;
+                        self.blocked.push((next, failed));
+                        stack.push(next);
+                    }
+                    State::Running | State::Resting | State::Away => drop(self.doomed.entry(next).or_insert(failed)),
+                    _ => {}
                 }
             }
         }
-        blocked.sort_unstable();
-        blocked
     }
 
     fn expect(&self, id: usize, state: State) {
@@ -364,9 +385,17 @@ impl<'a> Sched<'a> {
         if self.light[id] { Request::default() } else { self.requests[id] }
     }
 
-    /// It is open, unless what it needs is not done any more.
+    /// It is open, unless what it needs is not done any more or will never be.
     fn look_again(&mut self, id: usize) {
-        if self.missing[id] > 0 { self.states[id] = State::Waiting } else { self.open(id) }
+        if let Some(failed) = self.doomed.remove(&id) {
+            self.states[id] = State::Blocked;
+            self.blocked.push((id, failed));
+            self.block_all_after(id, failed);
+        } else if self.missing[id] > 0 {
+            self.states[id] = State::Waiting;
+        } else {
+            self.open(id);
+        }
     }
 
     fn open(&mut self, id: usize) {

@@ -38,10 +38,28 @@ impl Runner<'_> {
 
     fn reconsider(&mut self, id: NodeId) {
         self.undo_absent(id);
+        self.outdated.insert(id);
         // What runs ends as it began.
         if !matches!(self.sched.state(id), State::Running | State::Resting) {
             self.drop_work(id);
         }
+    }
+
+    /// What is not done in the end counts as nothing that was done, whatever it did with what it took before. What it has
+    /// put outside of the cache then is there, and is said.
+    pub(super) fn tell_outdated(&mut self) {
+        for id in std::mem::take(&mut self.outdated) {
+            let was_done = self.sched.state(id) != State::Done && self.ends.contains_key(&id);
+            let graph = self.env.project.graph();
+            let outs = graph.nodes[id].action.outs().iter().filter(|_| self.selection.may_run[id]);
+            let export = graph.common(id).export.iter().filter(|_| self.selection.may_run[id]);
+            let places: Vec<String> = outs.chain(export).map(|place| format!("`{place}`")).collect();
+            if was_done && !places.is_empty() {
+                let (node, places) = (self.node(id), places.join(", "));
+                self.warn(format!("what is in {places} was made by `{node}` of what its inputs were before"));
+            }
+        }
+        self.ends.retain(|id, _| self.sched.state(*id) == State::Done);
     }
 
     /// What is decided anew has no work of before: that was made of other keys.

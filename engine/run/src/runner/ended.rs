@@ -39,6 +39,7 @@ impl Runner<'_> {
         if stopped && !active.timed_out {
             // Interrupted: what was done is kept for the next run, and nothing is to be said.
             self.sched.failed(id);
+            self.sched.take_blocked();
             return;
         }
         if self.sched.is_outdated(id) {
@@ -69,14 +70,20 @@ impl Runner<'_> {
     pub(super) fn failed(&mut self, id: NodeId, error: &anyhow::Error, seconds: f64) {
         self.summary.failed += 1;
         self.say_failed(id, error, seconds, None);
-        for blocked in self.sched.failed(id) {
-            self.summary.blocked += 1;
-            let (node, by) = (self.node(blocked).to_owned(), self.node(id).to_owned());
-            self.recorder.emit(Event::Blocked { node, by });
-        }
+        self.sched.failed(id);
+        self.tell_blocked();
         self.summary.unusable |= is_unusable(error);
         if !self.options.keep_going || self.summary.unusable {
             self.sched.stop();
+        }
+    }
+
+    /// Tells what cannot run because something failed.
+    pub(super) fn tell_blocked(&mut self) {
+        for (blocked, by) in self.sched.take_blocked() {
+            self.summary.blocked += 1;
+            let (node, by) = (self.node(blocked).to_owned(), self.node(by).to_owned());
+            self.recorder.emit(Event::Blocked { node, by });
         }
     }
 

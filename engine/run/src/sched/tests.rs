@@ -43,7 +43,8 @@ fn a_hit_opens_the_next_and_a_failure_blocks_the_rest() {
     assert_eq!(sched.next_open(), Some(1));
     sched.must_run(1);
     assert_eq!(sched.start(), Some(1));
-    assert_eq!(sched.failed(1), [2]);
+    sched.failed(1);
+    assert_eq!(sched.take_blocked(), [(2, 1)]);
     assert_eq!((sched.state(2), sched.state(3)), (State::Blocked, State::Open));
     assert!(!sched.is_over());
     sched.stop();
@@ -210,7 +211,8 @@ fn a_result_that_is_needed_again_is_made_before_those_that_need_it() {
     assert_eq!(sched.next_open(), Some(1));
     sched.must_run(1);
     assert_eq!(sched.start(), Some(1));
-    assert_eq!(sched.failed(1), [3], "2 has what it needs");
+    sched.failed(1);
+    assert_eq!(sched.take_blocked(), [(3, 1)], "2 has what it needs");
     assert_eq!((sched.state(2), sched.is_over()), (State::Done, true));
 }
 
@@ -267,5 +269,43 @@ fn what_was_decided_by_what_is_no_more_waits_and_is_decided_again() {
     sched.finished(2);
     next(&mut sched, 5);
     sched.hit(5);
+    assert!(sched.is_over());
+}
+
+#[test]
+fn what_runs_on_what_was_made_again_and_failed_is_blocked_when_it_ends() {
+    // 0 → 1 → {2, 3} → 4, and 5 needs 0; 6 follows 2.
+    let shape = Shape::new(vec![vec![], vec![0], vec![1], vec![1], vec![2, 3], vec![0], vec![]]);
+    let mut sched = shape.sched(&[true; 7], POOLS);
+    let next = |sched: &mut Sched<'_>, id: usize| assert_eq!(sched.next_open(), Some(id));
+    next(&mut sched, 0);
+    sched.hit(0);
+    next(&mut sched, 1);
+    sched.hit(1);
+    next(&mut sched, 2);
+    sched.must_run(2);
+    assert_eq!(sched.start(), Some(2));
+    next(&mut sched, 3);
+    sched.send_away(3);
+    next(&mut sched, 5);
+    // 5 needs the files of 0, which is made again and is another one.
+    sched.reopen(0);
+    sched.follow(5, &[0]);
+    next(&mut sched, 0);
+    sched.must_run(0);
+    assert_eq!(sched.start(), Some(0));
+    assert_eq!(sched.untell(0), [1, 2, 3, 5]);
+    sched.finished(0);
+    next(&mut sched, 1);
+    sched.failed(1);
+    assert_eq!((sched.take_blocked(), sched.state(2), sched.state(3)), (vec![], State::Running, State::Away));
+    next(&mut sched, 5);
+    sched.hit(5);
+    next(&mut sched, 6);
+    sched.follow(6, &[2]);
+    sched.come_back(3);
+    assert_eq!(sched.take_blocked(), [(3, 1), (4, 1)]);
+    sched.finished(2);
+    assert_eq!(sched.take_blocked(), [(2, 1), (6, 1)]);
     assert!(sched.is_over());
 }
