@@ -1,6 +1,7 @@
 //! [`Cache`]: the handle that everything else is a method of.
 
 use std::{
+    collections::HashSet,
     fmt, fs,
     io::{ErrorKind, Write as _},
     path::{Path, PathBuf},
@@ -32,6 +33,8 @@ pub(crate) struct Inner {
     memo: Mutex<Memo>,
     witness: Mutex<Option<Witness>>,
     warnings: Mutex<Vec<String>>,
+    /// What [`Cache::warn_once`] has said.
+    said: Mutex<HashSet<String>>,
 }
 
 const DIRS: [&str; 10] =
@@ -70,6 +73,7 @@ impl Cache {
             memo: Mutex::default(),
             witness: Mutex::default(),
             warnings: Mutex::default(),
+            said: Mutex::default(),
             root,
         })))
     }
@@ -110,6 +114,13 @@ impl Cache {
         let mut warnings = self.0.warnings.lock().unwrap_or_else(PoisonError::into_inner);
         if !warnings.contains(&text) {
             warnings.push(text);
+        }
+    }
+
+    /// Of what is seen again by the next who looks.
+    pub(crate) fn warn_once(&self, text: String) {
+        if self.0.said.lock().unwrap_or_else(PoisonError::into_inner).insert(text.clone()) {
+            self.warn(text);
         }
     }
 

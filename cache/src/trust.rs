@@ -177,7 +177,7 @@ impl Cache {
             match state {
                 Object::Good => continue,
                 Object::Missing => {
-                    self.warn(format!("{} of {} is gone: it has to be made again", path.display(), of()));
+                    self.warn_once(format!("{} of {} is gone: it has to be made again", path.display(), of()));
                 }
                 Object::Damaged(why) => {
                     if let Some(went) = self.quarantine(&path) {

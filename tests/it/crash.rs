@@ -169,3 +169,30 @@ fn who_takes_no_core_waits_for_none() {
     let output = Output::of(output);
     assert_eq!(output.code, Some(0), "{output}");
 }
+
+#[test]
+fn an_interrupt_ends_a_hundred_that_do_not_hear() {
+    const MANY: usize = 120;
+    let sandbox = Sandbox::new();
+    let (began, many) = (sandbox.outside("began"), (1..=MANY).map(|n| n.to_string()).collect::<Vec<_>>().join(", "));
+    sandbox.pipeline(&format!(
+        "[stage.deaf]\nkind = \"command\"\nmatrix = {{ n = [{many}] }}\n\
+         run = \"trap '' TERM; setsid sh -c 'echo $$ >> {0}; while :; do sleep 1; done' & echo $$ >> {0}; while :; do sleep 1; done; : ${{matrix.n}}\"\n",
+        began.display()
+    ));
+    sandbox.write("flow.toml", &format!("cpus = {MANY}\njobs = {MANY}\n"));
+    let running = sandbox.start(&["run", "p.toml"]);
+    until("all stages began", || sandbox.lines("began").len() == 2 * MANY);
+    let start = Instant::now();
+    running.signal(libc::SIGINT);
+    let output = running.end();
+    eprintln!("interrupted after {:?}", start.elapsed());
+    assert_eq!(output.code, Some(130), "{output}");
+    for child in sandbox.lines("began") {
+        // Its parent may still have to hear of its end.
+        until("all of them are gone", || {
+            let state = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+            state.is_empty() || state.contains(") Z ")
+        });
+    }
+}

@@ -6,28 +6,29 @@
 //! is not found.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs,
-    hash::{BuildHasher, RandomState},
-    sync::{
-        LazyLock,
-        atomic::{AtomicU32, Ordering},
-    },
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
+
+use flow_core::Digest;
 
 /// The variable that tells a shell's family from all others.
 pub const VARIABLE: &str = "FLOW_COMMAND_MARK";
 
-/// What the environment of one shell has, and of no other.
+/// What the environment of one shell has, and of no other that runs at the same time.
 #[derive(Clone, Debug)]
 pub struct Mark(String);
 
 impl Mark {
-    /// One that nobody has.
-    pub fn new() -> Self {
-        static OURS: LazyLock<u64> = LazyLock::new(|| RandomState::new().hash_one(std::process::id()));
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        Self(format!("{:016x}{:08x}", *OURS, COUNT.fetch_add(1, Ordering::Relaxed)))
+    /// Of the shell that works in this directory: a key's own, in which one works at a time. It is the same in each run
+    /// of the key, so that who keeps its environment gives the same bytes.
+    pub fn of(scratch: &Path) -> Self {
+        let mut digits = Digest::of(scratch.as_os_str().as_encoded_bytes()).to_string();
+        digits.truncate(24);
+        Self(digits)
     }
 
     /// As text: letters and digits.
@@ -48,9 +49,62 @@ impl Mark {
 #[derive(Debug)]
 pub struct Family {
     shell: i32,
+    /// When the shell began: what has its mark and is older is what an earlier run of the key left, as a daemon.
+    began: u64,
     mark: Mark,
     /// Who was found, and when each began: a number is given again.
     found: HashMap<i32, u64>,
+}
+
+impl Family {
+    /// Of the shell of this number.
+    pub fn new(shell: i32, mark: Mark) -> Self {
+        Self { shell, began: look(shell).map_or(0, |shell| shell.began), mark, found: HashMap::new() }
+    }
+
+    /// The mark of all of it.
+    pub fn mark(&self) -> &Mark {
+        &self.mark
+    }
+
+    /// When the shell began, in the kernel's ticks.
+    pub fn began(&self) -> u64 {
+        self.began
+    }
+
+    /// All who run now, without the shell. This looks at every process of the machine.
+    pub fn look(&mut self) -> Vec<i32> {
+        let now = Snapshot::now();
+        let of = |ids: Option<&Vec<i32>>| ids.cloned().unwrap_or_default();
+        let began = |id: &i32| now.all.get(id).map_or(0, |one| one.began);
+        let mut open = of(now.groups.get(&self.shell));
+        open.extend(of(now.marked.get(&self.mark.0)).into_iter().filter(|id| began(id) >= self.began));
+        open.extend(self.found.iter().filter(|&(id, found)| began(id) == *found).map(|(id, _)| *id));
+        open.push(self.shell);
+        self.found.clear();
+        let mut seen = HashSet::new();
+        while let Some(id) = open.pop() {
+            if !seen.insert(id) {
+                continue;
+            }
+            if let Some(one) = now.all.get(&id).filter(|one| !one.ended && id != self.shell) {
+                self.found.insert(id, one.began);
+            }
+            open.extend(of(now.children.get(&id)));
+        }
+        self.found.keys().copied().collect()
+    }
+}
+
+/// All processes of the machine, as they were at one time. Where hundreds of shells are asked to end at once, all look
+/// at the same one.
+#[derive(Default)]
+struct Snapshot {
+    all: HashMap<i32, Seen>,
+    children: HashMap<i32, Vec<i32>>,
+    groups: HashMap<i32, Vec<i32>>,
+    /// By each mark that they have.
+    marked: HashMap<String, Vec<i32>>,
 }
 
 /// What a look at one process shows.
@@ -61,34 +115,36 @@ struct Seen {
     ended: bool,
 }
 
-impl Family {
-    /// Of the shell of this number.
-    pub fn new(shell: i32, mark: Mark) -> Self {
-        Self { shell, mark, found: HashMap::new() }
+/// When the last one was begun, and what it shows.
+static LAST: Mutex<Option<(Instant, Arc<Snapshot>)>> = Mutex::new(None);
+
+impl Snapshot {
+    /// One that was begun after this was asked: by whoever waited for it first.
+    fn now() -> Arc<Self> {
+        let asked = Instant::now();
+        let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, fresh)) = last.as_ref().filter(|(began, _)| *began >= asked) {
+            return Arc::clone(fresh);
+        }
+        let began = Instant::now();
+        let taken = Arc::new(Self::take());
+        *last = Some((began, Arc::clone(&taken)));
+        taken
     }
 
-    /// All who run now, without the shell. This looks at every process of the machine.
-    pub fn look(&mut self) -> Vec<i32> {
-        let (mut seen, mut children) = (HashMap::new(), HashMap::<i32, Vec<i32>>::new());
-        let mut open = vec![self.shell];
+    fn take() -> Self {
+        let mut taken = Self::default();
         for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
             let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
             let Some(one) = look(id) else { continue };
-            if one.group == self.shell || self.found.get(&id) == Some(&one.began) || has(id, &self.mark) {
-                open.push(id);
+            taken.children.entry(one.parent).or_default().push(id);
+            taken.groups.entry(one.group).or_default().push(id);
+            for mark in marks(id) {
+                taken.marked.entry(mark).or_default().push(id);
             }
-            children.entry(one.parent).or_default().push(id);
-            seen.insert(id, one);
+            taken.all.insert(id, one);
         }
-        self.found.clear();
-        while let Some(id) = open.pop() {
-            // Each once.
-            if let Some(one) = seen.remove(&id).filter(|one| !one.ended && id != self.shell) {
-                self.found.insert(id, one.began);
-            }
-            open.extend(children.remove(&id).unwrap_or_default());
-        }
-        self.found.keys().copied().collect()
+        taken
     }
 }
 
@@ -103,7 +159,10 @@ fn look(id: i32) -> Option<Seen> {
     Some(Seen { parent: process(1)?, group: process(2)?, began: number(19)?, ended })
 }
 
-fn has(id: i32, mark: &Mark) -> bool {
+/// The marks in a process's environment.
+fn marks(id: i32) -> Vec<String> {
     let environment = fs::read(format!("/proc/{id}/environ")).unwrap_or_default();
-    environment.windows(mark.0.len()).any(|part| part == mark.0.as_bytes())
+    let values = environment.split(|byte| *byte == 0).filter_map(|one| str::from_utf8(one).ok()?.split_once('='));
+    let values = values.filter(|(name, _)| *name == VARIABLE);
+    values.flat_map(|(_, value)| value.split(':').map(str::to_owned)).collect()
 }

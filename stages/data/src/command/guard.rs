@@ -9,10 +9,11 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use super::family::Mark;
+use super::family::Family;
 
-/// Reads `+GROUP:MARK` and `-GROUP:MARK`; at the end of its input, which is the end of flow, kills the groups that are
-/// left, and whoever has one of their marks: again while there are any, because they may start others meanwhile.
+/// Reads `+GROUP:MARK:BEGAN` and `-GROUP:MARK:BEGAN`; at the end of its input, which is the end of flow, kills the groups
+/// that are left, and whoever has one of their marks and is no older: again while there are any, because they may start
+/// others meanwhile.
 const SCRIPT: &str = r#"
 trap '' HUP INT TERM
 shells=
@@ -25,12 +26,20 @@ while read -r line; do
             shells=$rest ;;
     esac
 done
-for shell in $shells; do kill -s KILL -- "-${shell%:*}"; done
+for shell in $shells; do kill -s KILL -- "-${shell%%:*}"; done
 for round in 1 2 3 4 5; do
     killed=
-    for shell in $shells; do
-        for place in $(cd /proc && grep -lszF -e "${shell#*:}" [0-9]*/environ); do
-            kill -s KILL "${place%/environ}" && killed=1
+    for place in $(cd /proc && grep -lsz '^FLOW_COMMAND_MARK=' [0-9]*/environ); do
+        id=${place%/environ}
+        marks=$(tr '\0' '\n' < "/proc/$id/environ" | sed -n 's/^FLOW_COMMAND_MARK=//p')
+        read -r stat < "/proc/$id/stat" || continue
+        # Behind the name, which may be anything, the 20th field says when it began.
+        set -- ${stat##*) }
+        for shell in $shells; do
+            shell=${shell#*:}
+            case ":$marks:" in
+                *:"${shell%:*}":*) [ "${20}" -lt "${shell#*:}" ] || { kill -s KILL "$id" && killed=1; } ;;
+            esac
         done
     done
     [ "$killed" ] || break
@@ -46,8 +55,8 @@ pub struct Guarded(String);
 
 impl Guarded {
     /// Tells the guard of a shell. Without a guard commands run as well; they are only less well cleaned up after.
-    pub fn new(group: u32, mark: &Mark) -> Self {
-        let shell = format!("{group}:{}", mark.text());
+    pub fn new(group: u32, family: &Family) -> Self {
+        let shell = format!("{group}:{}:{}", family.mark().text(), family.began());
         tell('+', &shell);
         Self(shell)
     }

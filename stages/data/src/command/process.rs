@@ -41,18 +41,14 @@ pub fn run(ctx: &Ctx<'_>, line: &str, directory: &Path, env: &BTreeMap<String, S
     let inherited = std::env::vars_os().filter(|(name, _)| !SECRETS.iter().any(|secret| name == secret));
     let gpus = ctx.gpu_variable().map(|(name, value)| (name.into(), value.into()));
     let env = env.iter().map(|(name, value)| (name.into(), value.into()));
-    let mark = Mark::new();
+    let mark = Mark::of(ctx.scratch);
     let marked = [(family::VARIABLE.into(), mark.value().into())];
     let spawned = spawn(line, directory, inherited.chain(gpus).chain(env).chain(marked));
     let (shell, streams) = spawned.with_context(|| format!("cannot start sh in {}", directory.display()))?;
-    let guarded = guard::Guarded::new(shell.id(), &mark);
+    let family = Family::new(shell.id() as i32, mark);
+    let guarded = guard::Guarded::new(shell.id(), &family);
     let mut last = Last::default();
-    let status = watch(
-        ctx,
-        Running { family: Family::new(shell.id() as i32, mark), shell, guarded, asked: None, killed: None },
-        streams,
-        &mut last,
-    )?;
+    let status = watch(ctx, Running { family, shell, guarded, asked: None, killed: None }, streams, &mut last)?;
     if status.success() {
         return Ok(());
     }
@@ -254,5 +250,43 @@ impl Stream {
                 self.left = self.left.map(|left| left - n);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, thread};
+
+    use super::*;
+
+    /// Looks may be far apart where many end: the time to give up may be over before anybody was killed.
+    #[test]
+    fn nobody_is_given_up_who_was_not_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mark, file) = (Mark::of(dir.path()), dir.path().join("id"));
+        let line = format!(
+            "setsid sh -c 'trap \"\" TERM; echo $$ > {0}.new; mv {0}.new {0}; while :; do sleep 1; done' & while ! test -e {0}; do sleep 0.02; done",
+            file.display()
+        );
+        let env = std::env::vars_os().chain([(family::VARIABLE.into(), mark.value().into())]);
+        let (shell, _streams) = spawn(&line, Path::new("/"), env).unwrap();
+        let family = Family::new(shell.id() as i32, mark);
+        let guarded = guard::Guarded::new(shell.id(), &family);
+        let long_ago = Instant::now().checked_sub(GRACE * 10).unwrap();
+        let mut running = Running { family, shell, guarded, asked: Some(long_ago), killed: None };
+        while !running.shell.has_ended().unwrap() {
+            thread::sleep(Duration::from_millis(10));
+        }
+        let id: i32 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
+        let mut looks = 0;
+        while !matches!(running.look(true).unwrap(), Next::Over) {
+            looks += 1;
+            thread::sleep(Duration::from_millis(10));
+        }
+        // SAFETY: a system call that only asks.
+        let there = unsafe { libc::kill(id, 0) } == 0;
+        let state = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+        assert!(looks > 0 && (!there || state.contains(") Z ")), "{looks} looks, and {state}");
+        running.end().unwrap();
     }
 }

@@ -148,6 +148,33 @@ fn an_interrupt_ends_also_who_left_the_group() {
 }
 
 #[test]
+fn what_an_earlier_run_left_is_not_of_the_family() {
+    let stand = Stand::new();
+    let started = Instant::now();
+    stand.run(&command(json!({"run": "setsid sh -c 'echo $$ > {out}/daemon; exec sleep 20' & while ! test -s {out}/daemon; do sleep 0.02; done; env | grep FLOW_COMMAND > {out}/mark"}))).unwrap();
+    let (daemon, mark) = (stand.out("daemon"), stand.out("mark"));
+    stand.again();
+    let cancel = stand.cancel.clone();
+    let place = stand.place("out/mark");
+    let canceller = thread::spawn(move || {
+        while fs::read_to_string(&place).unwrap_or_default().is_empty() {
+            thread::sleep(Duration::from_millis(5));
+        }
+        cancel.set();
+    });
+    // Not in the tick of the clock in which the other began.
+    thread::sleep(Duration::from_millis(30));
+    stand.run(&command(json!({"run": "env | grep FLOW_COMMAND > {out}/mark; sleep 100"}))).unwrap_err();
+    canceller.join().unwrap();
+    assert_eq!(stand.out("mark"), mark);
+    let id: i32 = String::from_utf8(daemon).unwrap().trim().parse().unwrap();
+    let state = fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+    assert!(state.contains(") S ") || started.elapsed() > Duration::from_secs(20), "{state}");
+    // SAFETY: a system call.
+    unsafe { libc::kill(id, libc::SIGKILL) };
+}
+
+#[test]
 fn an_interrupt_ends_the_whole_group() {
     let stand = Stand::new();
     let cancel = stand.cancel.clone();
