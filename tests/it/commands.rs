@@ -227,3 +227,50 @@ fn a_reader_that_goes_away_is_no_error() {
     let output = Output::of(shell.args(["-c", &script]).output().unwrap());
     assert_eq!(output.stderr, "0\n", "{output}");
 }
+
+#[test]
+fn combinations_that_are_off_are_listed() {
+    let sandbox = Sandbox::with(
+        "[stage.a]\nkind = \"command\"\nmatrix = { n = [1, 2, 3] }\nwhen = \"${matrix.n} != 2\"\nrun = \"echo ${matrix.n} > {out}/a\"\n\
+         [stage.b]\nkind = \"command\"\nrun = \"echo > {out}/b\"\n",
+    );
+    let why = "when = \"${matrix.n} != 2\" is false";
+    let plan = sandbox.run(&["plan", "p.toml"]);
+    let line = plan.stdout.lines().find(|line| line.contains("a[n=2]")).unwrap_or_default();
+    assert!(line.contains("off") && line.contains(why), "{plan}");
+    assert!(plan.stderr.contains("1 off"), "{plan}");
+    let states: Vec<_> = json_lines(&sandbox.ok(&["plan", "p.toml", "--json"]))
+        .iter()
+        .map(|line| format!("{} {}", line["node"].as_str().unwrap(), line["state"].as_str().unwrap()))
+        .collect();
+    assert_eq!(states, ["a[n=1] run", "a[n=3] run", "a[n=2] off", "b run"]);
+    assert!(!sandbox.ok(&["plan", "p.toml", "b"]).contains("a[n=2]"));
+    let said = sandbox.ok(&["why", "p.toml", "a"]);
+    assert!(said.contains("a[n=2]\n  off: ") && said.contains(why), "{said}");
+    let lines = json_lines(&sandbox.ok(&["why", "p.toml", "a", "--json"]));
+    assert!(lines.len() == 3 && lines[2]["state"] == "off", "{lines:?}");
+    let said = sandbox.run(&["why", "p.toml", "a[n=2]"]);
+    assert!(said.code == Some(2) && said.stderr.contains("`a[n=2]` is off") && said.stderr.contains(why), "{said}");
+}
+
+#[test]
+fn a_command_that_keeps_its_environment_gives_the_same_bytes_each_time() {
+    let sandbox = Sandbox::with("[stage.a]\nkind = \"command\"\nrun = \"env > {out}/x\"\n");
+    let digest = |args: &[&str]| {
+        let events = sandbox.json(args);
+        assert_eq!(events.ran(), ["a"]);
+        events.digests()["a"].to_owned()
+    };
+    assert_eq!(digest(&[]), digest(&["--force", "a"]));
+}
+
+#[test]
+fn an_object_that_is_gone_is_said_once() {
+    let sandbox = Sandbox::with("[stage.a]\nkind = \"command\"\nrun = \"echo 1 > {out}/x\"\n");
+    sandbox.ok(&["run", "p.toml"]);
+    for shard in fs::read_dir(sandbox.cache().join("objects")).unwrap() {
+        fs::remove_dir_all(shard.unwrap().path()).unwrap();
+    }
+    let run = sandbox.run(&["run", "p.toml"]);
+    assert!(run.code == Some(0) && run.stderr.matches("is gone").count() == 1, "{run}");
+}

@@ -252,3 +252,75 @@ fn a_time_without_end() {
         all_refuse(&sandbox, &["--> p.toml:6:11", "a number of seconds above 0"]);
     }
 }
+
+#[test]
+fn shards_that_export_files_of_one_name() {
+    let sandbox = Sandbox::new();
+    for dir in ["a", "b"] {
+        sandbox.write(&format!("{dir}/x.jsonl.gz"), dir);
+    }
+    let text = |export: &str| {
+        format!(
+            "[stage.raw]\nkind = \"fetch\"\nurls = [\"{{a,b}}/x.jsonl.gz\"]\nexport = \"raw\"\n\
+             [stage.text]\nkind = \"gunzip\"\ninput = \"raw\"\nexport = \"{export}\"\n"
+        )
+    };
+    sandbox.pipeline(&text("text"));
+    let said = all_refuse(
+        &sandbox,
+        &["`raw[0]` and `raw[1]` would both export `x.jsonl.gz` to `raw`", "`raw[1]` makes it of `b/x.jsonl.gz`"],
+    );
+    assert!(said.contains("`text[0]` and `text[1]` would both export `x.jsonl` to `text`"), "{said}");
+    assert!(said.contains("`text[0]` makes it of the result of `raw[0]`"), "{said}");
+    assert!(said.contains("--> p.toml:6:10") && said.contains("--> p.toml:10:10"), "{said}");
+    assert!(!sandbox.path("raw").exists() && !sandbox.path("text").exists());
+}
+
+#[test]
+fn a_first_export_onto_a_file_of_the_users() {
+    let sandbox = Sandbox::with(
+        "[stage.raw]\nkind = \"fetch\"\nurls = [\"in/x.txt.gz\"]\nexport = \"raw\"\n\
+         [stage.text]\nkind = \"gunzip\"\ninput = \"raw\"\nexport = \"text\"\n",
+    );
+    sandbox.write("in/x.txt.gz", "");
+    let gzip = std::process::Command::new("sh")
+        .args(["-c", "printf hello | gzip > in/x.txt.gz"])
+        .current_dir(sandbox.path(""))
+        .status();
+    assert!(gzip.unwrap().success());
+    sandbox.write("text/x.txt", "mine");
+    sandbox.write("raw/x.txt.gz", "mine");
+    let said =
+        all_refuse(&sandbox, &["raw/x.txt.gz is not as flow put it there", "text/x.txt is not as flow put it there"]);
+    assert!(said.contains("--> p.toml:6:10") && said.contains("--> p.toml:10:10"), "{said}");
+    assert_eq!((sandbox.read("text/x.txt"), sandbox.read("raw/x.txt.gz")), ("mine".into(), "mine".into()));
+    sandbox.ok(&["run", "p.toml", "--force", "raw", "--force", "text"]);
+    assert_eq!(sandbox.read("text/x.txt"), "hello");
+    // What flow has put there is its own.
+    sandbox.ok(&["cache", "gc", "--max-size", "0", "--keep-runs", "0s"]);
+    sandbox.ok(&["run", "p.toml"]);
+}
+
+#[test]
+fn everything_that_is_wrong_is_said_at_once_and_so_is_what_may_surprise() {
+    let sandbox = Sandbox::with(
+        "[stage.nowhere]\nkind = \"command\"\nrun = \"echo 1 > {out}/x\"\nexport = \"/proc/nope\"\n\
+         [stage.lost]\nkind = \"command\"\nrun = \"ls round > {out}/x\"\nfiles = [\"round\"]\n\
+         [stage.made]\nkind = \"command\"\nrun = \"echo 1 > made\"\nouts = [\"made\"]\n\
+         [stage.big]\nkind = \"command\"\nrun = \"true\"\nresources = { gpus = 4000 }\n",
+    );
+    sandbox.write("made", "mine");
+    fs::create_dir(sandbox.path("round")).unwrap();
+    std::os::unix::fs::symlink("../round", sandbox.path("round/again")).unwrap();
+    let check = sandbox.run(&["check", "p.toml"]);
+    assert_eq!(check.code, Some(2), "{check}");
+    for part in [
+        "`/proc/nope` cannot be exported to",
+        "round/again leads",
+        "made is not as flow put it there",
+        "takes 4000 GPUs",
+    ] {
+        assert!(check.stderr.contains(part), "{part}\n{check}");
+    }
+    assert_eq!(check.stderr.matches("/proc/nope").count(), 2, "the line and the error, once\n{check}");
+}

@@ -484,14 +484,14 @@ fn what_was_done_with_an_input_that_failed_when_it_was_made_again_does_not_count
     // `mid` fails the second time, `right` runs meanwhile, and `other` is there from before.
     sandbox.pipeline(&format!(
         "[params]\nn = 1\nk = 1\n\
-         [stage.dice]\nkind = \"command\"\ntemp = true\nrun = \"head -c 8 /dev/urandom > {{out}}/x\"\n\
-         [stage.left]\nkind = \"command\"\nin = {{ x = \"dice\" }}\nrun = \"cat {{in.x}}/x > {{out}}/x; : ${{n}}\"\n\
+         [stage.dice]\nkind = \"command\"\ntemp = true\nrun = \"(echo dice; head -c 8 /dev/urandom) > {{out}}/x\"\n\
+         [stage.left]\nkind = \"command\"\nin = {{ x = \"dice\" }}\nrun = \"tail -c 8 {{in.x}}/x > {{out}}/x; : ${{n}}\"\n\
          [stage.mid]\nkind = \"command\"\nin = {{ x = \"dice\" }}\n\
-         run = \"if test -e {flag}; then touch {failed}; exit 1; fi; cat {{in.x}}/x > {{out}}/x\"\n\
+         run = \"if test -e {flag}; then touch {failed}; exit 1; fi; tail -c 8 {{in.x}}/x > {{out}}/x\"\n\
          [stage.right]\nkind = \"command\"\nin = {{ x = \"mid\" }}\nexport = \"right\"\n\
-         run = \"while test -e {flag} && ! test -e {failed}; do sleep 0.05; done; sleep 0.3; cat {{in.x}}/x > {{out}}/x; : ${{k}}\"\n\
-         [stage.end]\nkind = \"command\"\nin = {{ x = \"right\" }}\nrun = \"cat {{in.x}}/x > {{out}}/x\"\n\
-         [stage.other]\nkind = \"command\"\nin = {{ x = \"mid\" }}\nexport = \"other\"\nrun = \"cat {{in.x}}/x > {{out}}/x\"\n"
+         run = \"while test -e {flag} && ! test -e {failed}; do sleep 0.05; done; sleep 0.3; tail -c 8 {{in.x}}/x > {{out}}/x; : ${{k}}\"\n\
+         [stage.end]\nkind = \"command\"\nin = {{ x = \"right\" }}\nrun = \"tail -c 8 {{in.x}}/x > {{out}}/x\"\n\
+         [stage.other]\nkind = \"command\"\nin = {{ x = \"mid\" }}\nexport = \"other\"\nrun = \"tail -c 8 {{in.x}}/x > {{out}}/x\"\n"
     ));
     sandbox.write("flow.toml", "cpus = 4\njobs = 4\n");
     sandbox.ok(&["run", "p.toml"]);

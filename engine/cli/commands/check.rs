@@ -2,7 +2,7 @@
 
 use flow_cache::Cache;
 use flow_core::Diagnostic;
-use flow_engine::{Obstacles, Project, RunError, Settings, check_profiles, obstacles_of_all, project_dir};
+use flow_engine::{Checked, Obstacles, Project, RunError, Settings, check_profiles, obstacles_of_all, project_dir};
 use serde_json::json;
 
 use super::{Done, load};
@@ -32,14 +32,14 @@ pub fn check(args: &args::Check) -> Done {
             None
         }
     };
-    let met =
-        |project: &Project| settings.as_ref().map_or_else(|| Ok(Obstacles::default()), |found| meets(project, found));
+    let met = |project: &Project, checked: &Checked| {
+        settings.as_ref().map_or_else(|| Ok(Obstacles::default()), |found| meets(project, found, checked))
+    };
     if let Some(project) = &project {
-        match project.check() {
-            Ok(checked) => said.warnings.extend(checked.warnings),
-            Err(errors) => said.errors.extend(errors),
-        }
-        let met = met(project)?;
+        let (mut checked, errors) = project.look();
+        said.errors.extend(errors);
+        said.warnings.append(&mut checked.warnings);
+        let met = met(project, &checked)?;
         said.errors.extend(met.errors);
         said.warnings.extend(met.warnings);
     }
@@ -53,12 +53,18 @@ pub fn check(args: &args::Check) -> Done {
         print(&said.errors, "error")?;
         print(&said.warnings, "warning")?;
     }
-    if !said.errors.is_empty() {
-        // In JSON they were said.
-        return Err(Failure::Pipeline(if args.json { Vec::new() } else { said.errors }));
+    if args.json {
+        // They were said.
+        return if said.errors.is_empty() { Ok(()) } else { Err(Failure::Pipeline(Vec::new())) };
     }
-    if let Some(project) = project.filter(|_| !args.json) {
-        draw_all(&said.warnings, Severity::Warning);
+    draw_all(&said.warnings, Severity::Warning);
+    if !said.errors.is_empty() {
+        if !said.warnings.is_empty() {
+            eprintln!();
+        }
+        return Err(Failure::Pipeline(said.errors));
+    }
+    if let Some(project) = project {
         let (graph, profiles) = (project.graph(), project.profiles().len());
         let with = match profiles {
             0 => String::new(),
@@ -79,8 +85,8 @@ struct Said {
 }
 
 /// What a run here would meet.
-fn meets(project: &Project, settings: &Settings) -> Result<Obstacles, Failure> {
-    match obstacles_of_all(project, settings, || Cache::open(&settings.cache_dir)) {
+fn meets(project: &Project, settings: &Settings, checked: &Checked) -> Result<Obstacles, Failure> {
+    match obstacles_of_all(project, settings, checked, || Cache::open(&settings.cache_dir)) {
         Err(RunError::Pipeline(errors)) => Ok(Obstacles { errors, warnings: Vec::new() }),
         found => Ok(found?),
     }

@@ -1,7 +1,7 @@
 //! `flow plan`
 
-use flow_core::{Facts, Key};
-use flow_engine::{Checked, Graph, Need, Obstacles, Planned, Project, Verdict};
+use flow_core::{Diagnostic, Facts, Key};
+use flow_engine::{Checked, Graph, Need, Planned, Project, Verdict};
 use serde::Serialize;
 
 use super::{
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     args,
-    failure::{Failure, draw_all},
+    failure::draw_all,
     out,
     ui::{
         diagnostic::Severity,
@@ -24,43 +24,57 @@ pub fn plan(args: &args::Plan) -> Done {
     let options = args.selection.options();
     let plan = flow_engine::plan(&project, &cache, &options)?;
     draw_warnings(&cache);
-    let obstacles = flow_engine::obstacles(&project, &cache, &settings, &options, &plan)?;
-    let facts = check(&project, &plan.nodes, obstacles)?;
-    let graph = project.graph();
-    // Nodes stand in the order of running, the shards of a stage together.
-    let wanted: Vec<&Planned> =
-        plan.nodes.iter().filter(|planned| !matches!(planned.verdict, Verdict::Unselected)).collect();
-    if args.json {
-        let lines: String = wanted.iter().map(|planned| Line::of(graph, planned).json() + "\n").collect();
-        return Ok(out::write(&lines)?);
-    }
-    let mut noted = vec![false; graph.stages.len()];
-    let rows = wanted
-        .iter()
-        .map(|planned| {
-            let stage = graph.nodes[planned.node].stage;
-            let notes = if std::mem::replace(&mut noted[stage], true) { Vec::new() } else { notes(&facts, planned) };
-            Row { below: notes, ..row(graph, planned) }
-        })
-        .collect();
-    out::write(&table(rows))?;
-    eprintln!("{}", summary(&plan.nodes));
-    Ok(())
-}
-
-/// What the stages say before a run, where something would run: as `flow run` asks them. And what is in its way.
-fn check(project: &Project, nodes: &[Planned], obstacles: Obstacles) -> Result<Vec<Facts>, Failure> {
-    let works = nodes.iter().any(|planned| matches!(planned.verdict, Verdict::Run { .. } | Verdict::After { .. }));
-    let (checked, mut errors) = match if works { project.check() } else { Ok(Checked::default()) } {
-        Ok(checked) => (checked, Vec::new()),
-        Err(errors) => (Checked::default(), errors),
-    };
-    errors.extend(obstacles.errors);
+    let (checked, errors) = check(&project, &plan.nodes);
+    let obstacles = flow_engine::obstacles(&project, &cache, &settings, &options, &plan, &checked)?;
+    let errors = [errors, obstacles.errors].concat();
     if !errors.is_empty() {
         return Err(errors.into());
     }
     draw_all(&[checked.warnings, obstacles.warnings].concat(), Severity::Warning);
-    Ok(checked.facts)
+    let facts = checked.facts;
+    let graph = project.graph();
+    // Nodes stand in the order of running, the shards of a stage together.
+    let wanted: Vec<&Planned> =
+        plan.nodes.iter().filter(|planned| !matches!(planned.verdict, Verdict::Unselected)).collect();
+    // Behind those of their stage that are on stand the combinations that are off.
+    let last = |nth: usize| {
+        let stage = graph.nodes[wanted[nth].node].stage;
+        wanted
+            .get(nth + 1)
+            .is_none_or(|next| graph.nodes[next.node].stage != stage)
+            .then(|| &graph.stages[stage].off_some)
+    };
+    let off = |nth: usize| last(nth).into_iter().flatten();
+    if args.json {
+        let lines = wanted.iter().enumerate().flat_map(|(nth, planned)| {
+            let off = off(nth).map(|(node, why)| Line { why: Some(why), ..Line::new(node, state(&Verdict::Off)) });
+            std::iter::once(Line::of(graph, planned)).chain(off)
+        });
+        return Ok(out::write(&lines.map(|line| line.json() + "\n").collect::<String>())?);
+    }
+    let mut noted = vec![false; graph.stages.len()];
+    let rows = wanted
+        .iter()
+        .enumerate()
+        .flat_map(|(nth, planned)| {
+            let stage = graph.nodes[planned.node].stage;
+            let notes = if std::mem::replace(&mut noted[stage], true) { Vec::new() } else { notes(&facts, planned) };
+            let off = off(nth).map(|(node, why)| {
+                let state = state(&Verdict::Off).to_owned();
+                Row { state, node: node.clone(), note: why.clone(), ..Row::default() }
+            });
+            std::iter::once(Row { below: notes, ..row(graph, planned) }).chain(off)
+        })
+        .collect();
+    out::write(&table(rows))?;
+    eprintln!("{}", summary(&plan.nodes, (0..wanted.len()).flat_map(off).count()));
+    Ok(())
+}
+
+/// What the stages say before a run, where something would run: as `flow run` asks them.
+fn check(project: &Project, nodes: &[Planned]) -> (Checked, Vec<Diagnostic>) {
+    let works = nodes.iter().any(|planned| matches!(planned.verdict, Verdict::Run { .. } | Verdict::After { .. }));
+    if works { project.look() } else { Default::default() }
 }
 
 /// The lines for people that a stage provides about its node, as the fact `plan_notes`: arithmetic, memory.
@@ -134,7 +148,8 @@ fn names(graph: &Graph, nodes: &[usize]) -> String {
     format!("{}{more}", stages.join(", "))
 }
 
-fn summary(nodes: &[Planned]) -> String {
+/// `off`: how many combinations are off where others are not.
+fn summary(nodes: &[Planned], off: usize) -> String {
     let number = |word: &str| nodes.iter().filter(|planned| state(&planned.verdict) == word).count();
     let mut parts = vec![tally(&[
         (number("run"), "to run"),
@@ -142,7 +157,7 @@ fn summary(nodes: &[Planned]) -> String {
         (number("later"), "after them (cached if these give what they gave)"),
         (number("cached"), "cached"),
         (number("team"), "in the team's cache"),
-        (number("off"), "off"),
+        (number("off") + off, "off"),
     ])];
     let (mut time, mut known, mut size, mut unknown, mut saved) = (0.0, 0, 0, 0, 0.0);
     let (mut fetch, mut perhaps) = (0, 0);
@@ -238,10 +253,10 @@ struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    fn of(graph: &'a Graph, planned: &'a Planned) -> Self {
-        let mut line = Self {
-            node: &graph.nodes[planned.node].name,
-            state: state(&planned.verdict),
+    fn new(node: &'a str, state: &'static str) -> Self {
+        Self {
+            node,
+            state,
             key: None,
             why: None,
             expected: None,
@@ -257,9 +272,15 @@ impl<'a> Line<'a> {
             fetch: None,
             need: None,
             after: Vec::new(),
-        };
+        }
+    }
+
+    fn of(graph: &'a Graph, planned: &'a Planned) -> Self {
+        let node = &graph.nodes[planned.node];
+        let mut line = Self::new(&node.name, state(&planned.verdict));
         match &planned.verdict {
-            Verdict::Off | Verdict::Unselected => {}
+            Verdict::Off => line.why = graph.stages[node.stage].off.as_deref(),
+            Verdict::Unselected => {}
             Verdict::Cached { key, bytes, cost, .. } => {
                 (line.key, line.bytes, line.cost) = (Some(key), Some(*bytes), Some(*cost));
             }

@@ -28,12 +28,15 @@ pub fn why(args: &args::Why) -> Done {
     let (project, _, cache) = load_and_open(&args.pipeline)?;
     let whys = flow_engine::why(&project, &cache, &args.stage, args.run.as_deref())?;
     draw_warnings(&cache);
+    let graph = project.graph();
+    let some = graph.stage(&args.stage).map_or(&[][..], |stage| &graph.stages[stage].off_some);
     if args.json {
-        let lines: String = whys.iter().map(json_line).collect();
+        let off = some.iter().map(|(node, why)| format!("{}\n", json!({ "node": node, "state": "off", "why": why })));
+        let lines: String = whys.iter().map(json_line).chain(off).collect();
         return Ok(out::write(&lines)?);
     }
     // Of many shards, those that are as they were say nothing.
-    let (many, graph) = (whys.len() > 1, project.graph());
+    let many = whys.len() > 1;
     let (quiet, told): (Vec<&Why>, Vec<&Why>) = whys.iter().partition(|why| many && is_quiet(why));
     let mut texts = Vec::new();
     if let (Some(first), Some(last)) = (quiet.first(), quiet.last()) {
@@ -45,6 +48,7 @@ pub fn why(args: &args::Why) -> Done {
     if told.len() > NODES {
         texts.push(format!("and {} more: name one, as {}\n", told.len() - NODES, told[NODES].node));
     }
+    texts.extend(some.iter().map(|(node, why)| format!("{node}\n  off: {why}\n")));
     Ok(out::write(&texts.join("\n"))?)
 }
 

@@ -155,6 +155,8 @@ pub struct Known {
     pub path: Option<PathBuf>,
     /// What the stage that makes it said of it.
     pub facts: Facts,
+    /// Names of files that it has for sure; it may have others.
+    pub files: Vec<String>,
 }
 
 /// What a stage sees when it is checked.
@@ -169,6 +171,8 @@ pub struct Check<'a> {
     /// A run begins when nothing is wrong, and this node may run in it: what a plan only warns of is an error then.
     /// Who waits for something looks whether the run was interrupted.
     pub about_to_run: Option<&'a Cancel>,
+    /// Names of files that the result will have for sure: what lies in their way is said before the run. It may have others.
+    pub files: Vec<String>,
     /// A file or directory that exists now and has the same content as the result will have.
     pub result_path: Option<PathBuf>,
     /// What cannot work.

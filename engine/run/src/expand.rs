@@ -25,13 +25,13 @@ pub fn expand(
         ranges: vec![0..0; drafts.len()],
         starts: vec![Vec::new(); drafts.len()],
         off: vec![None; drafts.len()],
-        off_labels: HashMap::new(),
+        off_some: HashMap::new(),
         errors,
     };
     for &stage in order {
         expander.stage(stage);
     }
-    let Expander { mut nodes, ranges, off, .. } = expander;
+    let Expander { mut nodes, ranges, off, mut off_some, .. } = expander;
     for id in 0..nodes.len() {
         for at in 0..nodes[id].dependencies.len() {
             let from = nodes[id].dependencies[at];
@@ -41,13 +41,19 @@ pub fn expand(
     let stages = drafts
         .into_iter()
         .zip(ranges.into_iter().zip(off))
-        .map(|(draft, (nodes, off))| StageInfo {
-            name: draft.name,
-            kind: draft.kind,
-            variants: draft.variants,
-            nodes,
-            off,
-            span: draft.span,
+        .enumerate()
+        .map(|(id, (draft, (nodes, off)))| {
+            let some = off_some.remove(&id).unwrap_or_default();
+            let named = |(label, why)| (format!("{}[{label}]", draft.name), why);
+            StageInfo {
+                off_some: some.into_iter().map(named).collect(),
+                name: draft.name,
+                kind: draft.kind,
+                variants: draft.variants,
+                nodes,
+                off,
+                span: draft.span,
+            }
         })
         .collect();
     Graph { stages, nodes, by_name }
@@ -62,8 +68,8 @@ struct Expander<'a> {
     starts: Vec<Vec<Option<NodeId>>>,
     /// Why a stage is off.
     off: Vec<Option<String>>,
-    /// The combinations of a stage that are off, where others are not.
-    off_labels: HashMap<StageId, Vec<String>>,
+    /// The combinations of a stage that are off where others are not, and why.
+    off_some: HashMap<StageId, Vec<(String, String)>>,
     errors: &'a mut Vec<Diagnostic>,
 }
 
@@ -81,10 +87,14 @@ impl Expander<'_> {
             return;
         }
         for (action, off) in draft.actions.iter().zip(&off) {
-            if off.is_some() {
+            if let Some(why) = off {
                 self.starts[stage].push(None);
-                let label = draft.variants[action.variant].label.clone();
-                self.off_labels.entry(stage).or_default().push(label);
+                let label = &draft.variants[action.variant].label;
+                let some = self.off_some.entry(stage).or_default();
+                // One that is several actions is off once.
+                if some.last().is_none_or(|(last, _)| last != label) {
+                    some.push((label.clone(), why.clone()));
+                }
                 continue;
             }
             self.starts[stage].push(Some(self.nodes.len()));
@@ -201,9 +211,9 @@ impl Expander<'_> {
         self.off[stage].is_some()
             || match target {
                 Target::Some(_, inside) => {
-                    let labels = self.off_labels.get(&stage);
+                    let some = self.off_some.get(&stage);
                     among(&self.nodes, self.ranges[stage].clone(), inside).is_empty()
-                        && labels.is_some_and(|labels| labels.iter().any(|label| crate::graph::chooses(inside, label)))
+                        && some.is_some_and(|some| some.iter().any(|(label, _)| crate::graph::chooses(inside, label)))
                 }
                 Target::Out(_, nth, _) => self.starts[stage].get(*nth).is_some_and(Option::is_none),
                 _ => false,

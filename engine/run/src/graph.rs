@@ -40,6 +40,8 @@ pub struct StageInfo {
     pub nodes: Range<NodeId>,
     /// Why it is not part of this run, if it is not.
     pub off: Option<String>,
+    /// The combinations of its matrix that are not where others are, by the names that their nodes would have, and why.
+    pub off_some: Vec<(String, String)>,
     /// Where its name stands.
     pub span: Option<Span>,
 }
@@ -181,6 +183,9 @@ impl Graph {
             let nodes = among(&self.nodes, stage.nodes.clone(), inside);
             if !nodes.is_empty() {
                 return Ok(nodes);
+            }
+            if let Some((off, why)) = stage.off_some.iter().find(|(off, _)| off == name) {
+                return Err(Diagnostic::new(format!("`{off}` is off")).cause(why.clone()));
             }
             let error = Diagnostic::new(format!("there is no `{name}`"));
             return Err(error.hint(listed(&stage.name, &self.nodes[stage.nodes.clone()])));

@@ -11,6 +11,7 @@
 mod aside;
 mod assign;
 mod cause;
+mod clash;
 mod common;
 mod decide;
 mod exec;

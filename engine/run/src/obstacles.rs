@@ -19,7 +19,7 @@ use crate::{
     lockfile::LockFile,
     place::Placer,
     plan::{Plan, Verdict, plan},
-    project::Project,
+    project::{Checked, Project},
     select::{RunOptions, Selection},
     settings::Settings,
     summary::RunError,
@@ -35,7 +35,7 @@ pub struct Obstacles {
     pub warnings: Vec<Diagnostic>,
 }
 
-/// What stands in the way of a run that does what the plan says.
+/// What stands in the way of a run that does what the plan says. `checked`: what the stages said.
 ///
 /// # Errors
 /// A name is not in the graph; something cannot be read.
@@ -45,6 +45,7 @@ pub fn obstacles(
     settings: &Settings,
     options: &RunOptions,
     plan: &Plan,
+    checked: &Checked,
 ) -> Result<Obstacles, RunError> {
     let graph = project.graph();
     let selection = Selection::new(graph, options).map_err(RunError::Pipeline)?;
@@ -82,7 +83,7 @@ pub fn obstacles(
         }
     }
     found.warnings.extend(lacking(graph, settings, runs.into_iter()));
-    let before = InTheWay::of(&placer, &selection, open.into_iter(), false)?;
+    let before = InTheWay::of(&placer, &selection, open.into_iter(), checked, false)?;
     found.errors.extend(before.errors);
     found.warnings.extend(before.warnings);
     found.errors.dedup();
@@ -90,41 +91,55 @@ pub fn obstacles(
 }
 
 /// What stands in the way of a run of everything: also inputs and a lock file that it could not read. Only where something
-/// is in the place of a result that flow did not put there, it is looked at what would run.
+/// is in the place of a result that flow did not put there, it is looked at what would run. `checked`: what the stages said.
 ///
 /// # Errors
 /// Something cannot be read.
 pub fn obstacles_of_all(
     project: &Project,
     settings: &Settings,
+    checked: &Checked,
     cache: impl FnOnce() -> anyhow::Result<Cache>,
 ) -> Result<Obstacles, RunError> {
     let graph = project.graph();
     let on = || (0..graph.nodes.len()).filter(|&id| graph.stage_of(id).off.is_none());
-    let warnings = lacking(graph, settings, on());
-    let mut errors = LockFile::read(project.dir()).err().unwrap_or_default();
-    errors.extend(unreadable_inputs(project));
-    errors.extend(on().filter_map(|id| no_place(project, id)));
-    if !errors.is_empty() || !on().any(|id| is_taken(project, id)) {
-        return Ok(Obstacles { errors, warnings });
+    let mut found = Obstacles { errors: Vec::new(), warnings: lacking(graph, settings, on()) };
+    let unlocked = LockFile::read(project.dir()).map_err(|errors| found.errors.extend(errors)).is_ok();
+    let (unreadable, wrong): (HashSet<&Source>, Vec<Diagnostic>) = unreadable_inputs(project).into_iter().unzip();
+    found.errors.extend(wrong);
+    found.errors.extend(on().filter_map(|id| no_place(project, id)));
+    // Of what cannot be decided it cannot be said what it would do.
+    let mut undecided = vec![!unlocked; graph.nodes.len()];
+    for (id, node) in graph.nodes.iter().enumerate() {
+        let mut sources = node.inputs.iter().flat_map(|port| &port.sources);
+        let known = !sources.any(|source| unreadable.contains(source));
+        undecided[id] |= !known || node.dependencies.iter().any(|&from| undecided[from]);
+    }
+    let taken: Vec<NodeId> = on().filter(|&id| !undecided[id] && is_taken(project, id)).collect();
+    if taken.is_empty() {
+        return Ok(found);
     }
     let cache = cache().map_err(RunError::Cache)?;
     let nobody = |_: Event| {};
     let placer = Placer::new(project, &cache, &nobody);
     let mut suspects = Vec::new();
-    for id in on().filter(|&id| is_taken(project, id)) {
+    for id in taken {
         if placer.strangers(id) > 0 || !placer.would_refuse(id, false).map_err(RunError::Cache)?.is_empty() {
             suspects.push(graph.nodes[id].name.clone());
         }
     }
     if suspects.is_empty() {
-        return Ok(Obstacles { errors: Vec::new(), warnings });
+        return Ok(found);
     }
     let options = RunOptions { targets: suspects, ..RunOptions::default() };
     let plan = plan(project, &cache, &options)?;
-    let found = obstacles(project, &cache, settings, &options, &plan)?;
-    let more = found.warnings.into_iter().filter(|warning| !warnings.contains(warning)).collect();
-    Ok(Obstacles { errors: found.errors, warnings: [warnings, more].concat() })
+    let more = obstacles(project, &cache, settings, &options, &plan, checked)?;
+    let new = |said: &[Diagnostic], more: Vec<Diagnostic>| -> Vec<Diagnostic> {
+        more.into_iter().filter(|one| !said.contains(one)).collect()
+    };
+    found.errors.extend(new(&found.errors, more.errors));
+    found.warnings.extend(new(&found.warnings, more.warnings));
+    Ok(found)
 }
 
 /// Whether something is in a place of the node's result.
@@ -138,7 +153,7 @@ fn is_taken(project: &Project, id: NodeId) -> bool {
 }
 
 /// Inputs that cannot be read, as far as can be seen without reading them.
-fn unreadable_inputs(project: &Project) -> Vec<Diagnostic> {
+fn unreadable_inputs(project: &Project) -> Vec<(&Source, Diagnostic)> {
     let graph = project.graph();
     let mut seen = HashSet::new();
     let mut sources: Vec<(&Source, NodeId, &str)> = Vec::new();
@@ -148,10 +163,10 @@ fn unreadable_inputs(project: &Project) -> Vec<Diagnostic> {
             sources.extend(new.map(|source| (source, id, port.name.as_str())));
         }
     }
-    let look = |(source, id, port): (&Source, NodeId, &str)| {
+    let look = |(source, id, port)| {
         let look = |path: &PathBuf| Cache::look_at(path).with_context(|| cannot_read(path));
         let wrong = paths_of(project, source).iter().try_for_each(look).err()?;
-        Some(unreadable(graph, id, port, &wrong))
+        Some((source, unreadable(graph, id, port, &wrong)))
     };
     sources.into_par_iter().with_min_len(256).filter_map(look).collect()
 }
@@ -223,7 +238,7 @@ pub(crate) struct InTheWay {
 }
 
 impl InTheWay {
-    /// Of these nodes. `repair`: what a run that was killed left is put right.
+    /// Of these nodes. `checked`: what the stages said. `repair`: what a run that was killed left is put right.
     ///
     /// # Errors
     /// Something cannot be read.
@@ -231,6 +246,7 @@ impl InTheWay {
         placer: &Placer<'_>,
         selection: &Selection,
         nodes: impl Iterator<Item = NodeId>,
+        checked: &Checked,
         repair: bool,
     ) -> Result<Self, RunError> {
         let graph = placer.project.graph();
@@ -248,7 +264,14 @@ impl InTheWay {
             if selection.may_overwrite[id] {
                 continue;
             }
-            let refused = placer.would_refuse(id, repair).map_err(RunError::Cache)?;
+            let files = checked.files.get(id).map_or(&[][..], Vec::as_slice);
+            let refused = placer.would_refuse(id, repair).and_then(|mut refused| {
+                refused.extend(placer.would_refuse_files(id, files)?);
+                refused.sort();
+                refused.dedup();
+                Ok(refused)
+            });
+            let refused = refused.map_err(RunError::Cache)?;
             if refused.is_empty() {
                 warnings.extend(said_of_strangers(placer, graph, id));
             }

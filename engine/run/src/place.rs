@@ -381,6 +381,18 @@ impl<'a> Placer<'a> {
         Ok(refused)
     }
 
+    /// What of the user's is where a node would export files of these names to. Nothing is touched.
+    ///
+    /// # Errors
+    /// Something cannot be read.
+    pub fn would_refuse_files(&self, id: NodeId, names: &[String]) -> Result<Vec<PathBuf>> {
+        let mut refused = Vec::new();
+        let Some(spot) = self.export_spot(id, Vec::new()).filter(|_| !names.is_empty()) else { return Ok(refused) };
+        let note = self.ledger.peek(&spot.page);
+        names.iter().try_for_each(|name| self.in_the_way(&spot, name, &note, &mut refused))?;
+        Ok(refused)
+    }
+
     /// What of the user's is in the way of what a result lacks. Nothing is touched.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ pub fn check_profiles<E>(
     kinds: &'static [Kind],
     options: &LoadOptions,
     said: &[Diagnostic],
-    mut obstacles: impl FnMut(&Project) -> Result<Obstacles, E>,
+    mut obstacles: impl FnMut(&Project, &Checked) -> Result<Obstacles, E>,
 ) -> Result<(Vec<Diagnostic>, Vec<Diagnostic>), E> {
     let (mut errors, mut warnings) = (Found::default(), Found::default());
     for profile in outline(pipeline).profiles {
@@ -33,11 +33,10 @@ pub fn check_profiles<E>(
                 continue;
             }
         };
-        match project.check() {
-            Ok(Checked { warnings: found, .. }) => warnings.add(found, &profile, said),
-            Err(found) => errors.add(found, &profile, said),
-        }
-        let met = obstacles(&project)?;
+        let (mut checked, wrong) = project.look();
+        errors.add(wrong, &profile, said);
+        warnings.add(std::mem::take(&mut checked.warnings), &profile, said);
+        let met = obstacles(&project, &checked)?;
         errors.add(met.errors, &profile, said);
         warnings.add(met.warnings, &profile, said);
     }

@@ -9,6 +9,7 @@ use std::{
 use flow_core::{Cancel, Check, Diagnostic, Facts, Kind, Known};
 
 use crate::{
+    clash::clashes,
     graph::{Graph, Source},
     link::{Ground, Linked, link, place, sort_and_dedup},
     load::{self, LoadOptions, StageTable},
@@ -36,6 +37,10 @@ pub struct Checked {
     pub warnings: Vec<Diagnostic>,
     /// By node: what is known of its result.
     pub facts: Vec<Facts>,
+    /// By node: names of files that its result has for sure.
+    pub files: Vec<Vec<String>>,
+    /// By node: where its result lies now, if it does.
+    paths: Vec<Option<PathBuf>>,
 }
 
 /// The project's folder: the one that the pipeline file lies in. Relative paths are relative to it.
@@ -183,23 +188,27 @@ impl Project {
     /// # Errors
     /// All that cannot work, in the order of the file.
     pub fn check(&self) -> Result<Checked, Vec<Diagnostic>> {
-        self.check_only(&|_| true, None)
+        let (checked, errors) = self.look();
+        if errors.is_empty() { Ok(checked) } else { Err(errors) }
     }
 
-    /// As [`Project::check`], but only these nodes may complain; facts flow through all. `about_to_run`: and they run
+    /// As [`Project::check`], with what is known also where something cannot work.
+    #[must_use]
+    pub fn look(&self) -> (Checked, Vec<Diagnostic>) {
+        self.look_only(&|_| true, None)
+    }
+
+    /// As [`Project::look`], but only these nodes may complain; facts flow through all. `about_to_run`: and they run
     /// when none does.
-    ///
-    /// # Errors
-    /// As there.
-    pub(crate) fn check_only(
+    pub(crate) fn look_only(
         &self,
         wanted: &dyn Fn(usize) -> bool,
         about_to_run: Option<&Cancel>,
-    ) -> Result<Checked, Vec<Diagnostic>> {
+    ) -> (Checked, Vec<Diagnostic>) {
         let (mut done, mut errors) = self.ask(&|_| true, wanted, about_to_run);
         sort_and_dedup(&mut errors, &self.file);
         sort_and_dedup(&mut done.warnings, &self.file);
-        if errors.is_empty() { Ok(done) } else { Err(errors) }
+        (done, errors)
     }
 
     /// Asks the nodes that may be `asked`; those that are `wanted` may complain.
@@ -209,43 +218,27 @@ impl Project {
         wanted: &dyn Fn(usize) -> bool,
         about_to_run: Option<&Cancel>,
     ) -> (Checked, Vec<Diagnostic>) {
-        let mut done = Checked::default();
-        let mut paths: Vec<Option<PathBuf>> = Vec::with_capacity(self.graph.nodes.len());
+        let count = self.graph.nodes.len();
+        let mut done = Checked {
+            warnings: Vec::new(),
+            facts: vec![Facts::new(); count],
+            files: vec![Vec::new(); count],
+            paths: vec![None; count],
+        };
         let mut errors = Vec::new();
         // What nodes of a stage with a matrix say is gathered by stage: (stage, node, error).
         let mut of_matrix: Vec<(usize, usize, Diagnostic)> = Vec::new();
         for (id, node) in self.graph.nodes.iter().enumerate() {
             let stage = self.graph.stage_of(id);
             if stage.off.is_some() || !asked(id) {
-                done.facts.push(Facts::new());
-                paths.push(None);
                 continue;
             }
-            let known = |source: &Source| self.known(source, &done.facts, &paths);
-            let inputs: BTreeMap<String, Vec<Known>> =
-                node.inputs.iter().map(|port| (port.name.clone(), port.sources.iter().map(known).collect())).collect();
-            let mut check = Check {
-                project: &self.dir,
-                inputs: &inputs,
-                facts: Facts::new(),
-                about_to_run: about_to_run.filter(|_| wanted(id)),
-                result_path: None,
-                errors: Vec::new(),
-                warnings: Vec::new(),
-            };
-            node.action.check(&mut check);
-            let placed = |error: Diagnostic| place(error, &self.graph.variant(id).value, stage.span.as_ref());
-            if wanted(id) {
-                let wrong = check.errors.into_iter().map(placed);
-                if stage.variants.len() > 1 {
-                    of_matrix.extend(wrong.map(|error| (node.stage, id, error)));
-                } else {
-                    errors.extend(wrong);
-                }
-                done.warnings.extend(check.warnings.into_iter().map(placed));
+            let wrong = self.ask_one(id, &mut done, wanted(id), about_to_run);
+            if stage.variants.len() > 1 {
+                of_matrix.extend(wrong.into_iter().map(|error| (node.stage, id, error)));
+            } else {
+                errors.extend(wrong);
             }
-            done.facts.push(check.facts);
-            paths.push(check.result_path);
         }
         for said in of_matrix.chunk_by(|one, other| one.0 == other.0) {
             let total = self.graph.stages[said[0].0].nodes.len();
@@ -253,19 +246,56 @@ impl Project {
                 |(_, node, error): &(usize, usize, Diagnostic)| (self.graph.nodes[*node].name.as_str(), error.clone());
             errors.extend(matrix::gather(said.iter().map(named).collect(), total));
         }
+        errors.extend(clashes(&self.graph, &done.files, wanted));
         (done, errors)
     }
 
-    fn known(&self, source: &Source, facts: &[Facts], paths: &[Option<PathBuf>]) -> Known {
+    /// Asks one node, with what is known of those before it. `wanted`: it may complain; what cannot work is returned.
+    pub(crate) fn ask_one(
+        &self,
+        id: usize,
+        done: &mut Checked,
+        wanted: bool,
+        about_to_run: Option<&Cancel>,
+    ) -> Vec<Diagnostic> {
+        let (node, stage) = (&self.graph.nodes[id], self.graph.stage_of(id));
+        let known = |source: &Source| self.known(source, done);
+        let inputs: BTreeMap<String, Vec<Known>> =
+            node.inputs.iter().map(|port| (port.name.clone(), port.sources.iter().map(known).collect())).collect();
+        let mut check = Check {
+            project: &self.dir,
+            inputs: &inputs,
+            facts: Facts::new(),
+            files: Vec::new(),
+            about_to_run: about_to_run.filter(|_| wanted),
+            result_path: None,
+            errors: Vec::new(),
+            warnings: Vec::new(),
+        };
+        node.action.check(&mut check);
+        (done.facts[id], done.files[id], done.paths[id]) = (check.facts, check.files, check.result_path);
+        if !wanted {
+            return Vec::new();
+        }
+        let placed = |error: Diagnostic| place(error, &self.graph.variant(id).value, stage.span.as_ref());
+        done.warnings.extend(check.warnings.into_iter().map(placed));
+        check.errors.into_iter().map(placed).collect()
+    }
+
+    fn known(&self, source: &Source, done: &Checked) -> Known {
+        let last = |path: &Path| path.file_name().map(|name| name.to_string_lossy().into_owned());
         match source {
             Source::Node(node) => Known {
                 name: self.graph.nodes[*node].name.clone(),
-                path: paths[*node].clone(),
-                facts: facts[*node].clone(),
+                path: done.paths[*node].clone(),
+                facts: done.facts[*node].clone(),
+                files: done.files[*node].clone(),
             },
             Source::Out { file, .. } => Known { name: file.clone(), ..Known::default() },
             Source::Path(path) => {
-                Known { name: path.display().to_string(), path: Some(self.dir.join(path)), facts: Facts::new() }
+                let full = self.dir.join(path);
+                let files = last(path).filter(|_| full.is_file()).into_iter().collect();
+                Known { name: path.display().to_string(), path: Some(full), facts: Facts::new(), files }
             }
             Source::Prefix { prefix, .. } => Known { name: prefix.display().to_string(), ..Known::default() },
         }

@@ -7,11 +7,12 @@ mod again;
 mod check;
 mod clock;
 mod ended;
+mod fingerprint;
 mod team;
 mod temp;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     path::Path,
     sync::{
         Arc,
@@ -25,6 +26,7 @@ use anyhow::{Result, anyhow, bail};
 use flow_cache::{Cache, Outcome, Remote};
 use flow_core::{Cancel, Diagnostic, Digest, Event, How, Key, Level, Remarks, Sink};
 
+pub(crate) use fingerprint::Fingerprint;
 use team::{Team, Word};
 use temp::Temps;
 
@@ -34,7 +36,7 @@ use crate::{
     graph::NodeId,
     need::may_not_run,
     place::{Placer, Put, refusal},
-    project::Project,
+    project::{Checked, Project},
     record::{Head, Recorder, stage_heads},
     remote_settings::RemoteSettings,
     sched::{Pools, Request, Sched, State},
@@ -120,6 +122,8 @@ pub fn run(
         receiver,
         cancel,
         checked: false,
+        asked: HashSet::new(),
+        known: Checked::default(),
         refused: Vec::new(),
         began: Instant::now(),
         ends: BTreeMap::new(),
@@ -139,22 +143,6 @@ pub fn run(
 /// By what name the cache knows the memo of a pipeline.
 pub(crate) fn memo_name(file: &Path, profile: Option<&str>) -> String {
     format!("{}\n{}", file.display(), profile.unwrap_or_default())
-}
-
-/// What tells whether two complete runs had the same nodes with the same keys.
-#[derive(Default)]
-pub(crate) struct Fingerprint(blake3::Hasher);
-
-impl Fingerprint {
-    /// Adds a node, in order; `None` if its stage is off.
-    pub fn add(&mut self, node: &str, key: Option<&Key>) {
-        self.0.update(node.as_bytes()).update(&key.map_or([0; 32], |key| key.0));
-    }
-
-    /// Of all.
-    pub fn finish(&self) -> Digest {
-        Digest(*self.0.finalize().as_bytes())
-    }
 }
 
 /// What a thread says of its node.
@@ -212,6 +200,10 @@ struct Runner<'a> {
     cancel: &'a Cancel,
     /// The stages were asked what cannot work.
     checked: bool,
+    /// The nodes that were, and need not be again.
+    asked: HashSet<NodeId>,
+    /// What they said.
+    known: Checked,
     /// Files of the user's that are in the way, found before anything runs.
     refused: Vec<Diagnostic>,
     began: Instant,
@@ -367,9 +359,10 @@ impl<'a> Runner<'a> {
                 }
             }
         }
-        // What was here or to be had when all was checked, and is not.
-        if let Some(lacks) = self.lacking(id).pop().filter(|_| self.checked) {
-            return Some(Err(lacks.into()));
+        if self.checked
+            && let Err(wrong) = self.ask_again(id)
+        {
+            return Some(Err(wrong));
         }
         self.makers.insert(key, id);
         self.works.insert(id, Planned { task: Todo::Execute(Arc::new(work)), tries: 0 });

@@ -195,6 +195,25 @@ fn an_input_that_changes_under_a_stage_spoils_no_key() {
 }
 
 #[test]
+fn what_is_decided_again_and_must_run_is_asked_what_cannot_work() {
+    let pipeline = |n: u32, max: u32| {
+        format!(
+            "[stage.dice]\nkind='cat'\ntext='a'\ntemp=true\nunkeyed='{n}'\n\
+             [stage.left]\nkind='cat'\ninput=['dice']\ntext='{n}'\n\
+             [stage.mid]\nkind='cat'\ninput=['dice']\nmax={max}\n"
+        )
+    };
+    let lab = Lab::new(&pipeline(1, 10));
+    lab.run();
+    // `mid` is there, whatever it says of its numbers now, until `dice` gives other bytes.
+    lab.write("pipe.toml", &pipeline(2, 0));
+    let (summary, ran) = lab.run_with(&RunOptions { keep_going: true, ..RunOptions::default() });
+    assert_eq!((ran, summary.failed), (vec!["dice".to_owned(), "left".to_owned()], 1));
+    let failures = lab.failures();
+    assert!(failures[0].0 == "mid" && failures[0].1[0].contains("1 bytes are more than 0"), "{failures:?}");
+}
+
+#[test]
 fn a_profile_and_set_reach_the_stages() {
     let lab = Lab::new("[params]\nt = 'x'\n[stage.a]\nkind='cat'\ntext='${t}'\n[profile.mini]\nparams.t = 'mini'\n");
     let load = |profile: Option<&str>, set: &[&str]| {

@@ -105,6 +105,7 @@ impl Stage for Eval {
     }
 
     fn check(&self, check: &mut Check<'_>) {
+        check.files.push("results.json".to_owned());
         for (i, task) in self.tasks.iter().enumerate().filter(|(_, task)| !TASKS.contains(&task.as_str())) {
             let wrong = Diagnostic::new(format!("there is no task `{task}`"));
             let hint = match did_you_mean(task, TASKS.iter().copied()) {

@@ -32,6 +32,8 @@ impl Stage for Gunzip {
     }
 
     fn check(&self, check: &mut Check<'_>) {
+        let names = check.input("input").iter().flat_map(|known| &known.files);
+        check.files = names.map(|name| strip_ending(name).to_owned()).collect();
         let paths: Vec<_> = check.input("input").iter().filter_map(|known| known.path.clone()).collect();
         for path in paths.iter().filter(|path| path.is_file()) {
             if let Err(error) = compressed(path) {

@@ -43,6 +43,7 @@ impl Stage for HfToMegatron {
     }
 
     fn check(&self, check: &mut Check<'_>) {
+        check.files.push(torch_dist::LATEST.to_owned());
         let known = check.input("input").to_vec();
         for error in known.iter().filter_map(models::wrong_model_dir) {
             check.error("input", error);

@@ -35,6 +35,7 @@ impl Stage for Merge {
     }
 
     fn check(&self, check: &mut Check<'_>) {
+        check.files = ["bin", "idx"].map(|ending| format!("{}.{ending}", self.name)).into();
         if !is_safe_name(&self.name) || self.name.contains('/') {
             let error = Diagnostic::new(format!("`{}` is not a file name", self.name));
             check.error("name", error.hint("a name without `/`, such as \"train_text_document\""));

@@ -113,6 +113,7 @@ impl Stand {
             project: &project,
             inputs: &inputs,
             facts: Facts::new(),
+            files: Vec::new(),
             about_to_run: None,
             result_path: None,
             errors: Vec::new(),

@@ -39,6 +39,7 @@ impl Runner<'_> {
     fn reconsider(&mut self, id: NodeId) {
         self.undo_absent(id);
         self.outdated.insert(id);
+        self.asked.remove(&id);
         // What runs ends as it began.
         if !matches!(self.sched.state(id), State::Running | State::Resting) {
             self.drop_work(id);

@@ -1,6 +1,6 @@
 //! What a run can know before it begins: what the stages say, what the machine lacks, what is in the way.
 
-use flow_core::Diagnostic;
+use anyhow::{Result, anyhow};
 
 use super::{Runner, Todo};
 use crate::{
@@ -18,10 +18,8 @@ impl Runner<'_> {
             |id: &NodeId| matches!(self.works.get(id), Some(planned) if matches!(planned.task, Todo::Place(_)));
         let open = |id: NodeId| self.selection.may_run[id] && self.sched.state(id) != State::Done && !placed(&id);
         let runs = |id: NodeId| open(id) && !self.team.fetches(id);
-        let (mut warnings, mut errors) = match self.env.project.check_only(&runs, Some(self.cancel)) {
-            Ok(checked) => (checked.warnings, Vec::new()),
-            Err(errors) => (Vec::new(), errors),
-        };
+        let (mut checked, mut errors) = self.env.project.look_only(&runs, Some(self.cancel));
+        let mut warnings = std::mem::take(&mut checked.warnings);
         let nodes = || (0..self.env.project.graph().nodes.len()).filter(|&id| open(id));
         errors.extend(lacking(self.env.project.graph(), self.settings, nodes().filter(|&id| runs(id))));
         errors.extend(std::mem::take(&mut self.refused));
@@ -33,21 +31,36 @@ impl Runner<'_> {
                 }
             }
         }
-        let in_the_way = InTheWay::of(self.env.placer, self.selection, nodes(), true)?;
+        let in_the_way = InTheWay::of(self.env.placer, self.selection, nodes(), &checked, true)?;
         errors.extend(in_the_way.errors);
         warnings.extend(in_the_way.warnings);
         errors.dedup();
         if !errors.is_empty() {
             return Err(RunError::Pipeline(errors));
         }
+        self.asked.extend(nodes());
+        self.known = checked;
         // From here on the run takes place, and has a record.
         self.recorder.begin();
         warnings.iter().for_each(|warning| self.warn(warning.to_string()));
         Ok(())
     }
 
-    /// What a node takes that this machine has not.
-    pub(super) fn lacking(&self, id: NodeId) -> Vec<Diagnostic> {
-        lacking(self.env.project.graph(), self.settings, std::iter::once(id))
+    /// Asks a node that must run after all: when all were asked its result was here or to be had, or its inputs were others.
+    ///
+    /// # Errors
+    /// What keeps it from running.
+    pub(super) fn ask_again(&mut self, id: NodeId) -> Result<()> {
+        let mut errors = lacking(self.env.project.graph(), self.settings, std::iter::once(id));
+        if self.asked.insert(id) {
+            errors.extend(self.env.project.ask_one(id, &mut self.known, true, Some(self.cancel)));
+            let warnings = std::mem::take(&mut self.known.warnings);
+            warnings.iter().for_each(|warning| self.warn(warning.to_string()));
+        }
+        match errors.len() {
+            0 => Ok(()),
+            1 => Err(errors.remove(0).into()),
+            _ => Err(anyhow!(errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))),
+        }
     }
 }

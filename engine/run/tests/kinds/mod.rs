@@ -50,6 +50,9 @@ pub struct Cat {
     spoil: Option<String>,
     #[serde(default, skip_serializing)]
     max: Option<u64>,
+    /// More text, of which no key knows: other bytes under the same key.
+    #[serde(default, skip_serializing)]
+    unkeyed: String,
 }
 
 impl Cat {
@@ -66,7 +69,7 @@ impl Cat {
         {
             return Err(anyhow::anyhow!("{file} is there").context("cannot concatenate"));
         }
-        let mut bytes = self.text.clone().into_bytes();
+        let mut bytes = format!("{}{}", self.text, self.unkeyed).into_bytes();
         for inputs in ctx.inputs.values() {
             for input in inputs {
                 for (_, path) in input.files() {

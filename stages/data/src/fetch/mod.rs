@@ -125,6 +125,10 @@ impl Stage for Fetch {
     }
 
     fn check(&self, check: &mut Check<'_>) {
+        check.files = match self.source() {
+            Ok(Source::Web(url)) => source::file_name(&url).into_iter().collect(),
+            _ => check.input("urls").iter().flat_map(|known| known.files.clone()).collect(),
+        };
         let Some(path) = check.input("urls").iter().find_map(|known| known.path.clone()) else { return };
         let filter = self.filter();
         if filter.takes_all() {

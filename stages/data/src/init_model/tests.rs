@@ -76,6 +76,7 @@ fn what_cannot_be_is_said_before_the_run() {
         name: "t".into(),
         path: None,
         facts: [("tokenizer_vocab".to_owned(), json!(count))].into(),
+        ..Known::default()
     };
     let params = json!({"config": small(), "tokenizer": "t"});
     let (errors, facts) = check::<InitModel>(params.clone(), &[("tokenizer", tokens(600))]);

@@ -82,6 +82,7 @@ pub(crate) fn check<S: Stage>(params: Json, inputs: &[(&str, Known)]) -> (Vec<St
         project: Path::new("/"),
         inputs: &inputs,
         facts: Facts::new(),
+        files: Vec::new(),
         about_to_run: None,
         result_path: None,
         errors: Vec::new(),
@@ -467,7 +468,7 @@ fn a_tied_model_has_one_embedding_and_its_copy_is_left_out() {
 fn wrong_directories_are_spotted_before_the_run() {
     let known = |path: PathBuf| {
         let facts = crate::facts::of_path(&path).unwrap();
-        Known { name: "x".into(), path: Some(path), facts }
+        Known { name: "x".into(), path: Some(path), facts, ..Known::default() }
     };
     let (errors, facts) = check::<HfToMegatron>(json!({"input": "x"}), &[("input", known(golden("hf")))]);
     assert_eq!((errors, facts["vocab_size"].as_u64()), (vec![], Some(512)));
@@ -488,7 +489,8 @@ fn wrong_directories_are_spotted_before_the_run() {
     let (errors, _) = both(golden("hf"), golden("megatron_core0.16"));
     assert!(errors.iter().any(|error| error.starts_with("input: ")), "{errors:?}");
     assert!(errors.iter().any(|error| error.starts_with("source: ")), "{errors:?}");
-    let other = Known { name: "x".into(), path: None, facts: Facts::from([("vocab_size".into(), json!(8192))]) };
+    let facts = Facts::from([("vocab_size".into(), json!(8192))]);
+    let other = Known { name: "x".into(), facts, ..Known::default() };
     let params = json!({"input": "x", "source": "y"});
     let (errors, _) = check::<MegatronToHf>(params, &[("input", other), ("source", known(golden("hf")))]);
     assert!(errors[0].contains("512 tokens") && errors[0].contains("8192"), "{errors:?}");

@@ -154,6 +154,12 @@ impl Stage for Tokenize {
             facts.retain(|name, _| name == "tokenizer_vocab" || name == "max_token_id");
             check.facts.extend(facts);
         }
+        let names = check.input("input").iter().flat_map(|known| &known.files);
+        let named = names.filter(|name| is_jsonl(name, usize::MAX)).flat_map(|name| {
+            let of = move |key| ["bin", "idx"].map(|ending| format!("{}_{key}_document.{ending}", stem(name)));
+            self.keys().iter().flat_map(of)
+        });
+        check.files = named.chain(["stats.json".to_owned()]).collect();
         let shards: Vec<_> = check.input("input").iter().filter_map(|known| known.path.clone()).collect();
         for path in shards.iter().filter(|path| path.is_file()) {
             if let Err(error) = self.look_at_shard(path) {

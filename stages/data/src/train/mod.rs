@@ -59,6 +59,7 @@ impl Stage for Train {
     }
 
     fn check(&self, check: &mut Check<'_>) {
+        check.files.push("metrics.jsonl".to_owned());
         self.check_sources(check);
         let model = check.input("model").first().map(known_model).transpose();
         let model = model.map(Option::flatten).unwrap_or_else(|error| {
