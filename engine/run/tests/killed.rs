@@ -31,6 +31,7 @@ fn child() {
         gpu_names: Vec::new(),
         memory: 1 << 30,
         sources: Vec::new(),
+        network: flow_core::Network::default(),
     };
     flow_engine::run(&project, &cache, &settings, &RunOptions::default(), &|_| {}, &Cancel::default()).unwrap();
 }
