@@ -1,8 +1,41 @@
 //! When the faster encoder may stand in for the reference: byte-level BPE in the shapes that it implements as a whole,
 //! and only if it gives the reference's ids for a set of hard texts. Each run compares both on its own text besides.
 
+use anyhow::Result;
 use serde_json::Value as Json;
 use tokenizers::Tokenizer as HfTokenizer;
+
+use super::byte_level::ByteLevel;
+
+/// An encoder that gives the reference's ids sooner.
+pub enum Fast {
+    /// Ours.
+    Ours(Box<ByteLevel>),
+    /// For normalizers and expressions that ours does not know.
+    Fastokens(Box<fastokens::Tokenizer>),
+}
+
+impl Fast {
+    /// The ids of a text, with those that the post-processor adds if `special`.
+    ///
+    /// # Errors
+    /// The tokenizer cannot encode it.
+    pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        match self {
+            Self::Ours(tokenizer) => Ok(tokenizer.encode(text, special)),
+            Self::Fastokens(tokenizer) => Ok(tokenizer.encode_with_special_tokens(text, special)?),
+        }
+    }
+
+    /// Whether it gives the reference's ids for the hard texts.
+    fn is_sound(&self, reference: &HfTokenizer) -> bool {
+        let same = |text: &str, special| {
+            let expected = reference.encode_fast(text, special).ok()?;
+            Some(self.encode(text, special).ok()? == expected.get_ids())
+        };
+        PROBES.iter().all(|text| same(text, true) == Some(true) && same(text, false) == Some(true))
+    }
+}
 
 /// Texts in which tokenizers differ if they differ: spaces of all kinds and in runs, line ends, contractions, digits,
 /// cases, combining marks, scripts with and without spaces, wide and rare planes, controls, long runs.
@@ -39,23 +72,22 @@ const PROBES: [&str; 30] = [
     "İstanbul ǅ ſ ß ẞ Σς",
 ];
 
-/// The faster encoder for the tokenizer in `text` (a tokenizer.json), which `reference` was loaded from; none if it
-/// cannot be trusted with it.
-pub fn load(text: &[u8], reference: &HfTokenizer) -> Option<fastokens::Tokenizer> {
+/// The faster encoder for the tokenizer in `text` (a tokenizer.json), which `reference` was loaded from; none if there is none
+/// that can be trusted with it.
+pub fn load(text: &[u8], reference: &HfTokenizer) -> Option<Fast> {
     let mut json: Json = serde_json::from_slice(text).ok()?;
     if !is_supported(&json) {
         return None;
     }
+    let ours = ByteLevel::new(&json, reference).map(|ours| Fast::Ours(Box::new(ours)));
+    if let Some(ours) = ours.filter(|ours| ours.is_sound(reference)) {
+        return Some(ours);
+    }
     let fields = json.as_object_mut()?;
     fields.remove("truncation");
     fields.remove("padding");
-    let fast = fastokens::Tokenizer::from_json(json).ok()?;
-    let same = |text: &str, special: bool| {
-        let expected = reference.encode_fast(text, special).ok()?;
-        Some(fast.encode_with_special_tokens(text, special).ok()? == expected.get_ids())
-    };
-    let all_same = PROBES.iter().all(|text| same(text, true) == Some(true) && same(text, false) == Some(true));
-    all_same.then_some(fast)
+    let theirs = fastokens::Tokenizer::from_json(json).ok()?;
+    Some(Fast::Fastokens(Box::new(theirs))).filter(|theirs| theirs.is_sound(reference))
 }
 
 fn is_supported(json: &Json) -> bool {

@@ -1,8 +1,11 @@
 //! `tokenize`: JSON lines → the token ids that Megatron trains on, byte-identical with its `preprocess_data.py`.
 
+mod bpe;
+mod byte_level;
 pub(crate) mod encode;
 mod fast;
 mod pipeline;
+mod split;
 mod tokenizer;
 
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Instant};

@@ -237,7 +237,7 @@ fn the_fast_encoder_agrees_on_the_whole_corpus() {
 }
 
 /// Text that is odd in the ways that tokenizers care about.
-fn odd_text() -> impl Strategy<Value = String> {
+pub fn odd_text() -> impl Strategy<Value = String> {
     let special = prop::sample::select(vec![
         "<|begin_of_text|>",
         "<|end_of_text|>",

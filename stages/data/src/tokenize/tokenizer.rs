@@ -16,13 +16,13 @@ use tokenizers::{
     processors::template::{SpecialToken, Template, TemplateProcessing},
 };
 
-use super::fast;
+use super::fast::{self, Fast};
 use crate::facts::{named, read_json};
 
 /// A loaded tokenizer. Encodes from many threads at once.
 pub struct Tokenizer {
     hf: HfTokenizer,
-    fast: Option<fastokens::Tokenizer>,
+    fast: Option<Fast>,
     config: Config,
 }
 
@@ -249,7 +249,7 @@ impl Tokenizer {
     /// The tokenizer cannot encode it.
     pub fn encode_fast(&self, text: &str, special: bool) -> Result<Vec<u32>> {
         match &self.fast {
-            Some(fast) => Ok(fast.encode_with_special_tokens(text, special)?),
+            Some(fast) => fast.encode(text, special),
             None => self.encode_reference(text, special),
         }
     }
@@ -277,7 +277,7 @@ impl Tokenizer {
     pub fn agrees(&self, text: &str, special: bool) -> Result<bool> {
         let Some(fast) = &self.fast else { return Ok(true) };
         let reference = self.encode_reference(text, special)?;
-        Ok(fast.encode_with_special_tokens(text, special).is_ok_and(|ids| ids == reference))
+        Ok(fast.encode(text, special).is_ok_and(|ids| ids == reference))
     }
 }
 
