@@ -247,10 +247,11 @@ mod tests {
 
     #[test]
     fn every_character_is_cut_as_by_the_reference() {
-        for regex in REGEXES {
+        // What class a character has is the same for all.
+        for (regex, last) in REGEXES.into_iter().zip(['\u{3100}', char::MAX, '\u{3100}']) {
             let reference = reference(regex);
             let mut text = String::new();
-            for char in '\0'..=char::MAX {
+            for char in '\0'..=last {
                 text.extend(['x', char, '\'', char, '1', char, ' ', char, '\n']);
                 if text.len() > 1 << 16 {
                     assert_same(regex, &reference, &text);
