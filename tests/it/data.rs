@@ -75,6 +75,72 @@ fn a_shard_that_is_no_jsonl_is_the_inputs_fault() {
     );
 }
 
+#[test]
+fn a_part_of_a_result_is_an_input_of_its_own() {
+    let text = r#"
+        [stage.raw]
+        kind = "fetch"
+        urls = ["example/train_{0..1}.jsonl.gz"]
+        [stage.parts]
+        kind = "split"
+        input = "raw"
+        validation = 0.1
+        key = "meta.id"
+        [stage.tokens]
+        kind = "tokenize"
+        input = "parts:train"
+        tokenizer = "example/tokenizer"
+        [stage.one]
+        kind = "tokenize"
+        input = "parts[1]:validation"
+        tokenizer = "example/tokenizer"
+        [stage.list]
+        kind = "command"
+        run = "ls {in.all} > {out}/list"
+        in = { all = "parts:validation" }
+        "#;
+    let sandbox = with_example(text);
+    let nodes = ["list", "one", "parts[0]", "parts[1]", "raw[0]", "raw[1]", "tokens[0]", "tokens[1]"];
+    assert_eq!(sandbox.json(&[]).ran(), nodes);
+    assert_eq!(sandbox.json(&[]).ran(), [""; 0]);
+    let stats = |stage: &str| -> serde_json::Value {
+        let path = sandbox.ok(&["path", "p.toml", stage]);
+        let stats = std::fs::read(Path::new(path.trim()).join("stats.json")).unwrap();
+        serde_json::from_slice(&stats).unwrap()
+    };
+    let (split, tokens) = (stats("parts[1]"), stats("one"));
+    assert_eq!(tokens["files"]["train_1"]["lines"], split["parts"]["validation"]["documents"]);
+    let list = sandbox.ok(&["path", "p.toml", "list"]);
+    let list = std::fs::read_to_string(Path::new(list.trim()).join("list")).unwrap();
+    assert!(
+        list.contains("train_0.jsonl.zst") && list.contains("train_1.jsonl.zst") && !list.contains("stats"),
+        "{list}"
+    );
+    sandbox.write("p.toml", &text.replace("in = { all = \"parts:validation\" }", "in = { all = \"parts:validaton\" }"));
+    let output = sandbox.run(&["check", "p.toml"]);
+    assert_eq!(output.code, Some(2), "{output}");
+    assert!(
+        output.stderr.contains("p.toml:21:") && output.stderr.contains("did you mean `parts:validation`?"),
+        "{output}"
+    );
+    sandbox.write("p.toml", &text.replace("\"parts:train\"", "\"raw:train\""));
+    assert!(sandbox.run(&["check", "p.toml"]).stderr.contains("`raw` has no part `train`"));
+    // An error in the stage is said once, and nothing of its parts.
+    sandbox.write("p.toml", &text.replace("validation = 0.1", "validation = 1.5"));
+    let output = sandbox.run(&["check", "p.toml"]);
+    assert!(output.stderr.contains("1.5 is no part") && !output.stderr.contains("has no part"), "{output}");
+}
+
+#[test]
+fn the_example_of_curation_gives_tokens_of_what_is_kept() {
+    let sandbox = Sandbox::new();
+    copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples"), &sandbox.path("examples"));
+    let output = sandbox.run(&["run", "examples/curate/pipeline.toml"]);
+    assert_eq!(output.code, Some(0), "{output}");
+    let path = sandbox.ok(&["path", "examples/curate/pipeline.toml", "tokens"]);
+    assert!(Path::new(path.trim()).join("mixed_text_document.bin").is_file());
+}
+
 /// A server of one file, of which it tells what was asked: the body sent, or `unchanged`.
 fn serve(content: &Arc<Mutex<String>>) -> (String, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -81,6 +81,24 @@ c4 = { bad_words = "words.txt" }
 normalize = "nfkc"
 output = "gz"
 
+[stage.once]
+kind = "dedup"
+input = "clean"
+exact = "normalized"
+near = { similarity = 0.8, shingle = "char" }
+memory = "2GiB"
+
+[stage.parts]
+kind = "split"
+input = "once"
+parts = { validation = 0.01, test = "${n}" }
+
+[stage.corpus]
+kind = "mix"
+sources = [{ input = "parts:train", weight = 2 }, { input = "more.jsonl", weight = "${n}" }]
+bytes = "10GB"
+max_epochs = false
+
 [stage.base]
 kind = "init-model"
 config = { vocab_size = 256, hidden_size = 8 }
@@ -180,6 +198,10 @@ fn what_is_wrong_is_refused() {
         ("min_stop_words = false", "min_stop_word = 1"),
         ("gopher_repetition = true", "gopher_repetition = 1"),
         ("min_chars = \"${n}\"", "min_chars = -1"),
+        ("exact = \"normalized\"", "exact = \"nearly\""),
+        ("similarity = 0.8", "similar = 0.8"),
+        ("validation = 0.01", "validation = true"),
+        ("weight = 2 }", "wieght = 2 }"),
         ("cpus = 2", "cpu = 2"),
         ("cache = false", "cache = \"no\""),
         ("urls = [\"data/{0..2}.jsonl.gz\"]", "urls = []\nurl = \"a\""),

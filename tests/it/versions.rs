@@ -37,6 +37,19 @@ gopher_quality = true
 gopher_repetition = true
 c4 = true
 language = { keep = ["ja"] }
+[stage.once]
+kind = "dedup"
+input = ["clean", "raw"]
+near = { similarity = 0.8 }
+[stage.parts]
+kind = "split"
+input = "once"
+validation = 0.1
+key = "meta.id"
+[stage.mixed]
+kind = "mix"
+sources = [{ input = "parts:train", weight = 3 }, { input = "parts:validation" }]
+bytes = "300kB"
 [stage.tokens]
 kind = "tokenize"
 input = "text"

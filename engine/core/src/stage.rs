@@ -56,6 +56,11 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + fmt::Debug + Send +
         &[]
     }
 
+    /// The directories of the result that another stage may take apart from the rest, as `NAME:PART`.
+    fn parts(&self) -> &[String] {
+        &[]
+    }
+
     /// What this node takes from outside that has no digest until it was seen once: pinned in `flow.lock`.
     /// A path of this machine is a [`Port`], not a pin.
     fn pin(&self) -> Option<Pin> {
@@ -350,6 +355,8 @@ pub trait DynStage: fmt::Debug + Send + Sync {
     fn ports(&self) -> Vec<Port>;
     /// [`Stage::outs`]
     fn outs(&self) -> &[String];
+    /// [`Stage::parts`]
+    fn parts(&self) -> &[String];
     /// [`Stage::pin`]
     fn pin(&self) -> Option<Pin>;
     /// [`Stage::check`]
@@ -371,6 +378,9 @@ impl<S: Stage> DynStage for S {
     }
     fn outs(&self) -> &[String] {
         Stage::outs(self)
+    }
+    fn parts(&self) -> &[String] {
+        Stage::parts(self)
     }
     fn pin(&self) -> Option<Pin> {
         Stage::pin(self)

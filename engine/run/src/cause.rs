@@ -53,7 +53,9 @@ impl<'a> Tracer<'a> {
             let ports = self.graph.nodes[id].inputs.iter().filter(|inputs| inputs.name == *port);
             let source = ports.flat_map(|inputs| &inputs.sources).nth(*index);
             change.cause = match source {
-                Some(Source::Node(from) | Source::Out { node: from, .. }) => Some(self.node(*from)?),
+                Some(Source::Node(from) | Source::Part { node: from, .. } | Source::Out { node: from, .. }) => {
+                    Some(self.node(*from)?)
+                }
                 Some(source) => Some(Cause { of: source.to_string(), is_path: true, changes: Vec::new(), note: None }),
                 None => None,
             };

@@ -311,7 +311,7 @@ impl<'a> Decider<'a> {
                 let (tree, digest) = match source {
                     Source::Node(from) => self.of(*from).map(|known| (&known.tree, known.digest))?,
                     Source::Path(_) | Source::Prefix { .. } => self.path(source).map(|path| (&path.0, path.1))?,
-                    Source::Out { node, file } => {
+                    Source::Out { node, file } | Source::Part { node, part: file } => {
                         digests.push(self.out(*node, file)?.only(port.only).digest());
                         continue;
                     }
@@ -362,6 +362,11 @@ impl<'a> Decider<'a> {
                     Source::Node(from) => {
                         let tree = Arc::clone(&self.of(*from)?.tree);
                         Input { name: graph.nodes[*from].name.clone(), path: self.cache.view(&tree)?, tree }
+                    }
+                    Source::Part { node, part } => {
+                        let tree = Arc::new(self.out(*node, part)?);
+                        let name = format!("{}:{part}", graph.nodes[*node].name);
+                        Input { name, path: self.cache.view(&tree)?, tree }
                     }
                     Source::Out { node, file } => {
                         let tree = Arc::new(self.out(*node, file)?);
@@ -434,7 +439,7 @@ pub(crate) fn paths_of(project: &Project, source: &Source) -> Vec<PathBuf> {
             };
             endings.iter().map(ended).collect()
         }
-        Source::Node(_) | Source::Out { .. } => Vec::new(),
+        Source::Node(_) | Source::Part { .. } | Source::Out { .. } => Vec::new(),
     }
 }
 

@@ -215,6 +215,7 @@ impl Expander<'_> {
                     among(&self.nodes, self.ranges[stage].clone(), inside).is_empty()
                         && some.is_some_and(|some| some.iter().any(|(label, _)| crate::graph::chooses(inside, label)))
                 }
+                Target::Part(of, _) => self.is_off(stage, of),
                 Target::Out(_, nth, _) => self.starts[stage].get(*nth).is_some_and(Option::is_none),
                 _ => false,
             }
@@ -248,8 +249,15 @@ impl Expander<'_> {
     fn sources(&mut self, taken: &Taken, of: &Draft, variant: usize) -> Vec<Source> {
         let mut sources = Vec::new();
         for target in &taken.targets {
+            let (target, part) = match target {
+                Target::Part(whole, part) => (&**whole, Some(part)),
+                whole => (whole, None),
+            };
             if let Some(nodes) = self.some(target, of, variant, &taken.port.name) {
-                sources.extend(nodes.into_iter().map(Source::Node));
+                sources.extend(nodes.into_iter().map(|node| match part {
+                    Some(part) => Source::Part { node, part: part.clone() },
+                    None => Source::Node(node),
+                }));
                 continue;
             }
             match target {
@@ -262,7 +270,7 @@ impl Expander<'_> {
                 Target::Prefix(prefix, endings) => {
                     sources.push(Source::Prefix { prefix: prefix.clone(), endings });
                 }
-                Target::Stage(_) | Target::Some(..) => {}
+                Target::Stage(_) | Target::Some(..) | Target::Part(..) => {}
             }
         }
         sources

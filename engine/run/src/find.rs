@@ -22,6 +22,8 @@ pub enum Target {
     Stage(StageId),
     /// Some nodes of a stage: what stands in the brackets.
     Some(StageId, String),
+    /// Of each node of that, the part of this name: [`flow_core::Stage::parts`].
+    Part(Box<Target>, String),
     /// What a stage puts into the project's folder, by the stage and the number of the action.
     Out(StageId, usize, String),
     /// A file or directory, relative to the project's folder.
@@ -35,6 +37,7 @@ impl Target {
     pub fn stage(&self) -> Option<StageId> {
         match self {
             Self::Stage(stage) | Self::Some(stage, _) | Self::Out(stage, ..) => Some(*stage),
+            Self::Part(of, _) => of.stage(),
             Self::Path(_) | Self::Prefix(..) => None,
         }
     }
@@ -47,6 +50,8 @@ type Outs = HashMap<String, (StageId, usize, String)>;
 #[derive(Debug, Default)]
 pub struct Places {
     outs: Outs,
+    /// The parts of stages that have some; nothing known of one that could not be read.
+    parts: HashMap<StageId, Option<Vec<String>>>,
     /// The directory of an export with links followed, what the pipeline calls it, and whose it is.
     exports: Vec<(PathBuf, String, String)>,
 }
@@ -70,7 +75,13 @@ pub fn at_home<'a>(text: &'a str, home: Option<&Path>) -> Result<Cow<'a, str>, D
 pub fn collect_places(drafts: &[Draft], ground: &Ground<'_>, errors: &mut Vec<Diagnostic>) -> Places {
     let mut outs = Outs::new();
     let mut named = Vec::new();
+    let mut parts = HashMap::new();
     for (stage, draft) in drafts.iter().enumerate() {
+        if draft.actions.iter().any(|action| !action.sound) {
+            parts.insert(stage, None);
+        } else if let Some(action) = draft.actions.iter().find(|action| !action.stage.parts().is_empty()) {
+            parts.insert(stage, Some(action.stage.parts().to_vec()));
+        }
         for (nth, action) in draft.actions.iter().enumerate() {
             let variant = &draft.variants[action.variant];
             if !variant.common.when {
@@ -102,7 +113,7 @@ pub fn collect_places(drafts: &[Draft], ground: &Ground<'_>, errors: &mut Vec<Di
     let checked = outside::check(&named, ground, errors);
     let exports = checked.into_iter().filter(|(_, one)| one.export);
     let exports = exports.map(|(place, one)| (place, one.text.to_owned(), one.stage.clone())).collect();
-    Places { outs, exports }
+    Places { outs, parts, exports }
 }
 
 /// `./a//b/../c` → `a/c`.
@@ -188,6 +199,30 @@ impl Finder<'_> {
         })
     }
 
+    /// A part of a stage, or of some of its nodes: `split:train`, `split[0]:train`. Nothing if it is no such name.
+    fn find_part(&self, text: &str) -> Option<Result<Target, Diagnostic>> {
+        let (of, part) = text.rsplit_once(':')?;
+        let target = match (self.by_name.get(of), bracket(of)) {
+            (Some(&stage), _) => Target::Stage(stage),
+            (None, Some((stage, inside))) => Target::Some(*self.by_name.get(stage)?, inside.to_owned()),
+            (None, None) => return None,
+        };
+        let parts = match self.places.parts.get(&target.stage()?) {
+            Some(None) => return Some(Ok(target)),
+            Some(Some(parts)) => parts.as_slice(),
+            None => &[],
+        };
+        if parts.iter().any(|known| known == part) {
+            return Some(Ok(Target::Part(Box::new(target), part.to_owned())));
+        }
+        let error = Diagnostic::new(format!("`{of}` has no part `{part}`"));
+        Some(Err(match did_you_mean(part, parts.iter().map(String::as_str)) {
+            Some(near) => error.hint(format!("did you mean `{of}:{near}`?")),
+            None if parts.is_empty() => error.hint(format!("its result is taken whole: \"{of}\"")),
+            None => error.hint(format!("its parts: {}", parts.join(", "))),
+        }))
+    }
+
     fn find_one(&self, text: &str, endings: &'static [&'static str], suggest: bool) -> Result<Target, Diagnostic> {
         if let Some(&stage) = self.by_name.get(text) {
             return Ok(Target::Stage(stage));
@@ -196,6 +231,9 @@ impl Finder<'_> {
             && let Some(&stage) = self.by_name.get(stage)
         {
             return Ok(Target::Some(stage, some.to_owned()));
+        }
+        if let Some(found) = self.find_part(text) {
+            return found;
         }
         if text.is_empty() {
             return Err(Diagnostic::new("a reference is empty").hint("name a stage, or a path"));

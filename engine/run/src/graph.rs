@@ -104,6 +104,13 @@ pub struct PortInputs {
 pub enum Source {
     /// All that a node produces.
     Node(NodeId),
+    /// A directory of what a node produces.
+    Part {
+        /// The node.
+        node: NodeId,
+        /// Its name in the node's tree.
+        part: String,
+    },
     /// A file or directory that a node puts into the project's folder.
     Out {
         /// The node.
@@ -127,7 +134,7 @@ impl Source {
     #[must_use]
     pub fn node(&self) -> Option<NodeId> {
         match self {
-            Self::Node(node) | Self::Out { node, .. } => Some(*node),
+            Self::Node(node) | Self::Part { node, .. } | Self::Out { node, .. } => Some(*node),
             Self::Path(_) | Self::Prefix { .. } => None,
         }
     }
@@ -274,6 +281,7 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Node(node) => write!(f, "#{node}"),
+            Self::Part { node, part } => write!(f, "#{node}:{part}"),
             Self::Out { file, .. } => f.write_str(file),
             Self::Path(path) => write!(f, "{}", path.display()),
             Self::Prefix { prefix, .. } => write!(f, "{}", prefix.display()),

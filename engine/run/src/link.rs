@@ -277,6 +277,9 @@ impl DynStage for Unread {
     fn outs(&self) -> &[String] {
         &[]
     }
+    fn parts(&self) -> &[String] {
+        &[]
+    }
     fn pin(&self) -> Option<Pin> {
         None
     }

@@ -291,6 +291,9 @@ impl Project {
                 facts: done.facts[*node].clone(),
                 files: done.files[*node].clone(),
             },
+            Source::Part { node, part } => {
+                Known { name: format!("{}:{part}", self.graph.nodes[*node].name), ..Known::default() }
+            }
             Source::Out { file, .. } => Known { name: file.clone(), ..Known::default() },
             Source::Path(path) => {
                 let full = self.dir.join(path);

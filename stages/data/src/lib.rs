@@ -16,6 +16,7 @@ mod init_model;
 mod megatron_to_hf;
 mod merge;
 mod models;
+mod size;
 #[cfg(test)]
 mod testing;
 pub mod tokenize;
@@ -30,6 +31,7 @@ use flow_core::{Diagnostic, Kind};
 /// The registry: every stage kind of this crate, one line each, sorted by name.
 pub const KINDS: &[Kind] = &[
     Kind::of::<command::Command>(),
+    Kind::of::<curate::dedup::Dedup>(),
     Kind::of::<eval::Eval>(),
     Kind::of::<fetch::Fetch>(),
     Kind::of::<curate::filter::Filter>(),
@@ -38,6 +40,8 @@ pub const KINDS: &[Kind] = &[
     Kind::of::<init_model::InitModel>(),
     Kind::of::<megatron_to_hf::MegatronToHf>(),
     Kind::of::<merge::Merge>(),
+    Kind::of::<curate::mix::Mix>(),
+    Kind::of::<curate::split::Split>(),
     Kind::of::<tokenize::Tokenize>(),
     Kind::of::<train::Train>(),
 ];

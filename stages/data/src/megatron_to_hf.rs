@@ -1,6 +1,6 @@
 //! `megatron-to-hf`: a Megatron-Core checkpoint as a Hugging Face model.
 
-use std::{borrow::Cow, collections::BTreeMap, fmt, fs, fs::File, os::unix::fs::FileExt};
+use std::{collections::BTreeMap, fs, fs::File, os::unix::fs::FileExt};
 
 use anyhow::{Context, Result};
 use flow_core::{Check, Ctx, Diagnostic, Level, Port, Ref, Stage};
@@ -9,13 +9,14 @@ use flow_formats::{
     safetensors::{self, Index, Plan},
     torch_dist::{self, Reader},
 };
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
 use crate::{
     facts,
     models::{self, Copying, Layout, Model, ModelDir, Tile},
+    size::Size,
 };
 
 /// `kind = "megatron-to-hf"`: the newest iteration of a checkpoint, however it is cut, as
@@ -32,11 +33,16 @@ pub struct MegatronToHf {
     #[serde(skip_serializing)]
     source: Ref,
     /// Bytes of tensors in one file: `"5GB"`, `"512MiB"`, or a number.
-    #[serde(default)]
+    #[serde(default = "shard_size")]
     max_shard_size: Size,
     /// Every tensor is rounded to this type; without it each keeps the source's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     dtype: Option<Dtype>,
+}
+
+/// transformers' own.
+fn shard_size() -> Size {
+    Size(5_000_000_000)
 }
 
 /// A type that weights may be exported in.
@@ -56,74 +62,6 @@ impl Dtype {
             Self::Bf16 => DType::Bf16,
         }
     }
-}
-
-/// A number of bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Size(u64);
-
-impl Default for Size {
-    fn default() -> Self {
-        Self(5_000_000_000) // transformers' own
-    }
-}
-
-impl Serialize for Size {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u64(self.0)
-    }
-}
-
-impl JsonSchema for Size {
-    fn schema_name() -> Cow<'static, str> {
-        "Size".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": ["integer", "string"], "minimum": 1 })
-    }
-}
-
-impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Visitor;
-        impl de::Visitor<'_> for Visitor {
-            type Value = Size;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a number of bytes, or one with a unit such as \"5GB\" or \"512MiB\"")
-            }
-            fn visit_i64<E: de::Error>(self, bytes: i64) -> Result<Size, E> {
-                match u64::try_from(bytes) {
-                    Ok(bytes) => self.visit_u64(bytes),
-                    Err(_) => Err(E::invalid_value(de::Unexpected::Signed(bytes), &self)),
-                }
-            }
-            fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<Size, E> {
-                match bytes {
-                    0 => Err(E::invalid_value(de::Unexpected::Unsigned(0), &self)),
-                    bytes => Ok(Size(bytes)),
-                }
-            }
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Size, E> {
-                parse_size(text).map(Size).ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
-            }
-        }
-        deserializer.deserialize_any(Visitor)
-    }
-}
-
-fn parse_size(text: &str) -> Option<u64> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic() || c == ' ');
-    let unit = match text[digits.len()..].trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "kb" => 1_000,
-        "mb" => 1_000_000,
-        "gb" => 1_000_000_000,
-        "kib" => 1 << 10,
-        "mib" => 1 << 20,
-        "gib" => 1 << 30,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(unit).filter(|&bytes| bytes > 0)
 }
 
 impl Stage for MegatronToHf {

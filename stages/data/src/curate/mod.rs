@@ -3,9 +3,12 @@
 //! All of them stream, in memory that does not grow with the corpus, and what they write does not depend on the number of
 //! threads. A document that is kept keeps its line as it was, byte for byte, unless its text is changed on purpose.
 
+pub mod dedup;
 pub mod filter;
 mod limits;
+pub mod mix;
 mod sample;
+pub mod split;
 mod stream;
 mod text;
 mod write;
@@ -38,6 +41,10 @@ const TOLD: u64 = 5;
 
 fn default_key() -> String {
     "text".to_owned()
+}
+
+fn default_samples() -> usize {
+    5
 }
 
 /// The documents of an input: the name that their file has without endings, and where it lies; in order.

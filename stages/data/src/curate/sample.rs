@@ -26,18 +26,19 @@ pub struct Shown {
 pub struct Sample(Vec<Shown>);
 
 impl Sample {
-    /// Takes a document if it is one of the `most` with the smallest digests.
-    pub fn take(&mut self, most: usize, line: u64, bytes: &[u8], text: &str, why: impl FnOnce() -> String) {
+    /// Takes a line if it is one of the `most` with the smallest digests; what is said of it is why it is here, and its text.
+    pub fn take(&mut self, most: usize, line: u64, bytes: &[u8], say: impl FnOnce() -> (String, String)) {
         let mut digest = [0; 16];
         blake3::Hasher::new().update(bytes).finalize_xof().fill(&mut digest);
         if most == 0 || self.0.len() == most && self.0.last().is_some_and(|last| last.digest < digest) {
             return;
         }
+        let (why, text) = say();
         let text = match text.char_indices().nth(SHOWN) {
             Some((end, _)) => format!("{}…", &text[..end]),
-            None => text.to_owned(),
+            None => text,
         };
-        self.add(most, Shown { digest, file: String::new(), line, why: why(), text });
+        self.add(most, Shown { digest, file: String::new(), line, why, text });
     }
 
     fn add(&mut self, most: usize, shown: Shown) {

@@ -23,93 +23,94 @@ const BLOCK: usize = 1 << 20;
 /// How often is looked whether to stop while nothing gets done.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// How far a stage is, over all of its files.
-pub struct Progress {
+/// Reads a stage's files, one after the other, and says how far it is.
+pub struct Reader<'a> {
+    ctx: &'a Ctx<'a>,
+    threads: usize,
     before: u64,
     total: u64,
 }
 
-impl Progress {
-    /// Of so many bytes, as they lie on the disk.
-    pub fn new(total: u64) -> Self {
-        Self { before: 0, total }
+impl<'a> Reader<'a> {
+    /// Of files that have so many bytes together, as they lie on the disk; with threads as the user wants them.
+    pub fn new(ctx: &'a Ctx<'a>, workers: Option<usize>, total: u64) -> Self {
+        Self { ctx, threads: workers.unwrap_or(ctx.threads).max(1), before: 0, total }
     }
-}
 
-/// Calls `work` with blocks of whole lines of the file, on several threads, and `take` with what it gave, in the order of
-/// the file. Returns how many bytes of lines there were.
-///
-/// # Errors
-/// The file cannot be read; `work` or `take` fails; [`Cancelled`].
-pub fn blocks<T: Send>(
-    ctx: &Ctx<'_>,
-    threads: usize,
-    path: &Path,
-    progress: &mut Progress,
-    work: impl Fn(&[u8]) -> Result<T> + Sync,
-    mut take: impl FnMut(T) -> Result<()>,
-) -> Result<u64> {
-    let decoder = Decoder::open(path)?;
-    let (size, position) = (decoder.size(), decoder.position());
-    let (jobs, take_jobs) = mpsc::channel::<(u64, Vec<u8>)>();
-    let (done, take_done) = mpsc::channel::<(u64, Vec<u8>, Result<T>)>();
-    let (buffers, take_buffers) = mpsc::channel::<Vec<u8>>();
-    for _ in 0..2 * threads + 2 {
-        let _ = buffers.send(Vec::new());
-    }
-    let take_jobs = Mutex::new(take_jobs);
-    let bytes = thread::scope(|scope| {
-        let source = Interruptible { source: decoder, cancel: ctx.cancel };
-        let reader = scope.spawn(move || read(source, &take_buffers, &jobs));
-        for _ in 0..threads {
-            let (take_jobs, done, work) = (&take_jobs, done.clone(), &work);
-            scope.spawn(move || {
-                loop {
-                    let job = take_jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    let Ok((number, lines)) = job else { return };
-                    // A block that never came back would leave the taker waiting for ever.
-                    let made = catch_unwind(AssertUnwindSafe(|| work(&lines)));
-                    let made = made.unwrap_or_else(|_| Err(anyhow!("a thread panicked")));
-                    if done.send((number, lines, made)).is_err() {
-                        return;
+    /// Calls `work` with blocks of whole lines of the file, on several threads, and `take` with what it gave, in the order of
+    /// the file. Returns how many bytes of lines there were.
+    ///
+    /// # Errors
+    /// The file cannot be read; `work` or `take` fails; [`Cancelled`].
+    pub fn blocks<T: Send>(
+        &mut self,
+        path: &Path,
+        work: impl Fn(&[u8]) -> Result<T> + Sync,
+        mut take: impl FnMut(T) -> Result<()>,
+    ) -> Result<u64> {
+        let (ctx, threads) = (self.ctx, self.threads);
+        let decoder = Decoder::open(path)?;
+        let (size, position) = (decoder.size(), decoder.position());
+        let (jobs, take_jobs) = mpsc::channel::<(u64, Vec<u8>)>();
+        let (done, take_done) = mpsc::channel::<(u64, Vec<u8>, Result<T>)>();
+        let (buffers, take_buffers) = mpsc::channel::<Vec<u8>>();
+        for _ in 0..2 * threads + 2 {
+            let _ = buffers.send(Vec::new());
+        }
+        let take_jobs = Mutex::new(take_jobs);
+        let bytes = thread::scope(|scope| {
+            let source = Interruptible { source: decoder, cancel: ctx.cancel };
+            let reader = scope.spawn(move || read(source, &take_buffers, &jobs));
+            for _ in 0..threads {
+                let (take_jobs, done, work) = (&take_jobs, done.clone(), &work);
+                scope.spawn(move || {
+                    loop {
+                        let job = take_jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                        let Ok((number, lines)) = job else { return };
+                        // A block that never came back would leave the taker waiting for ever.
+                        let made = catch_unwind(AssertUnwindSafe(|| work(&lines)));
+                        let made = made.unwrap_or_else(|_| Err(anyhow!("a thread panicked")));
+                        if done.send((number, lines, made)).is_err() {
+                            return;
+                        }
                     }
-                }
-            });
-        }
-        drop(done);
-
-        let (mut bytes, mut next) = (0, 0);
-        let mut waiting: BTreeMap<u64, (Vec<u8>, Result<T>)> = BTreeMap::new();
-        // An early return drops the channels' ends here, upon which reader and workers stop.
-        let (buffers, take_done) = (buffers, take_done);
-        loop {
-            let (number, lines, made) = match take_done.recv_timeout(LOOK) {
-                Ok(done) => done,
-                Err(mpsc::RecvTimeoutError::Timeout) => {
-                    ctx.go_on()?;
-                    continue;
-                }
-                Err(mpsc::RecvTimeoutError::Disconnected) => break,
-            };
-            waiting.insert(number, (lines, made));
-            while let Some((lines, made)) = waiting.remove(&next) {
-                ctx.go_on()?;
-                take(made.with_context(|| format!("cannot work on {}", path.display()))?)?;
-                bytes += lines.len() as u64;
-                next += 1;
-                ctx.progress(progress.before + position.get(), Some(progress.total), Unit::Bytes);
-                // The room that a long line took is not kept for a short one.
-                let _ = buffers.send(if lines.capacity() > 4 * BLOCK { Vec::new() } else { lines });
+                });
             }
-        }
-        ctx.go_on()?;
-        match reader.join() {
-            Ok(read) => read.map(|()| bytes).with_context(|| format!("cannot read {}", path.display())),
-            Err(panic) => resume_unwind(panic),
-        }
-    })?;
-    progress.before += size;
-    Ok(bytes)
+            drop(done);
+
+            let (mut bytes, mut next) = (0, 0);
+            let mut waiting: BTreeMap<u64, (Vec<u8>, Result<T>)> = BTreeMap::new();
+            // An early return drops the channels' ends here, upon which reader and workers stop.
+            let (buffers, take_done) = (buffers, take_done);
+            loop {
+                let (number, lines, made) = match take_done.recv_timeout(LOOK) {
+                    Ok(done) => done,
+                    Err(mpsc::RecvTimeoutError::Timeout) => {
+                        ctx.go_on()?;
+                        continue;
+                    }
+                    Err(mpsc::RecvTimeoutError::Disconnected) => break,
+                };
+                waiting.insert(number, (lines, made));
+                while let Some((lines, made)) = waiting.remove(&next) {
+                    ctx.go_on()?;
+                    take(made.with_context(|| format!("cannot work on {}", path.display()))?)?;
+                    bytes += lines.len() as u64;
+                    next += 1;
+                    ctx.progress(self.before + position.get(), Some(self.total), Unit::Bytes);
+                    // The room that a long line took is not kept for a short one.
+                    let _ = buffers.send(if lines.capacity() > 4 * BLOCK { Vec::new() } else { lines });
+                }
+            }
+            ctx.go_on()?;
+            match reader.join() {
+                Ok(read) => read.map(|()| bytes).with_context(|| format!("cannot read {}", path.display())),
+                Err(panic) => resume_unwind(panic),
+            }
+        })?;
+        self.before += size;
+        Ok(bytes)
+    }
 }
 
 /// Reads until the run is interrupted, also in the middle of a line.

@@ -5,4 +5,4 @@ mod blocks;
 mod json;
 
 pub use blocks::{Blocks, Lines};
-pub use json::{BLANK, BYTE_ORDER_MARK, BadLine, HALF_SURROGATE, INVALID_UTF8, Text, replace_text, texts};
+pub use json::{BLANK, BYTE_ORDER_MARK, BadLine, HALF_SURROGATE, INVALID_UTF8, Text, raw_value, replace_text, texts};

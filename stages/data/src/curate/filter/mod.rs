@@ -17,11 +17,11 @@ use serde::{Deserialize, Serialize};
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick, is_nfkc_quick};
 
 use super::{
-    BadLines, check_shards,
+    BadLines, check_shards, default_samples,
     limits::{Family, Limit},
     sample::Sample,
     shards,
-    stream::{self, Progress},
+    stream::Reader,
     text, texts, throughput,
     write::{Output, Writer},
     write_stats,
@@ -83,10 +83,6 @@ pub struct Filter {
     /// Threads that work; as many as the stage may use if left out.
     #[serde(default, skip_serializing)]
     workers: Option<usize>,
-}
-
-fn default_samples() -> usize {
-    5
 }
 
 /// A normal form of Unicode.
@@ -203,8 +199,7 @@ impl Stage for Filter {
         let started = Instant::now();
         let input = ctx.one("input")?;
         let sieve = Sieve::new(self, &self.read_bad_words(ctx)?)?;
-        let threads = self.workers.unwrap_or(ctx.threads).max(1);
-        let mut progress = Progress::new(input.tree.size());
+        let mut reader = Reader::new(ctx, self.workers, input.tree.size());
         let mut rules: Vec<RuleStats> =
             sieve.rules().into_iter().map(|rule| RuleStats { rule, dropped: 0, sample: Sample::default() }).collect();
         let mut files = BTreeMap::new();
@@ -213,7 +208,7 @@ impl Stage for Filter {
             let mut writer = Writer::create(ctx.out, &stem, self.output)?;
             let (mut file, mut lines) = (FileStats::default(), 0);
             let sift = |block: &[u8]| sieve.sift(block);
-            file.bytes = stream::blocks(ctx, threads, &path, &mut progress, sift, |sifted| {
+            file.bytes = reader.blocks(&path, sift, |sifted| {
                 for (number, bad) in &sifted.bad {
                     file.bad.take(ctx, self.on_bad_line, &path, lines + number, bad)?;
                 }
@@ -399,7 +394,7 @@ impl<'a> Sieve<'a> {
                 Err(drop) => {
                     let (dropped, sample) = sifted.dropped.entry(drop.rule).or_default();
                     *dropped += 1;
-                    sample.take(self.of.samples, number, line, &text, || drop.why);
+                    sample.take(self.of.samples, number, line, || (drop.why, text));
                 }
             }
         }

@@ -91,7 +91,20 @@ pub fn texts<'a>(line: &'a [u8], keys: &[impl AsRef<str>], found: &mut [Text<'a>
 #[must_use]
 pub fn replace_text(line: &[u8], key: &str, text: &str) -> Option<String> {
     let line = std::str::from_utf8(line).ok()?;
-    let mut scanner = Scanner { text: line, at: 0 };
+    let (place, text) = (place(line, key)?, serde_json::to_string(text).ok()?);
+    Some([&line[..place.start], &text, &line[place.end..]].concat())
+}
+
+/// What stands under a key in the object that is `line`, as it is written there; with several keys, each inside of what
+/// stands under the one before.
+#[must_use]
+pub fn raw_value<'a>(line: &'a [u8], path: &[&str]) -> Option<&'a str> {
+    path.iter().try_fold(std::str::from_utf8(line).ok()?, |object, key| Some(&object[place(object, key)?]))
+}
+
+/// Where in an object the value of a key stands. Of equal keys the last counts.
+fn place(object: &str, key: &str) -> Option<std::ops::Range<usize>> {
+    let mut scanner = Scanner { text: object, at: 0 };
     scanner.space();
     scanner.expect(b'{', "").ok()?;
     let mut place = None;
@@ -103,8 +116,7 @@ pub fn replace_text(line: &[u8], key: &str, text: &str) -> Option<String> {
         }
         Ok(())
     });
-    let (place, text) = (place.filter(|_| members.is_ok())?, serde_json::to_string(text).ok()?);
-    Some([&line[..place.start], &text, &line[place.end..]].concat())
+    place.filter(|_| members.is_ok())
 }
 
 struct Scanner<'a> {

@@ -138,3 +138,12 @@ fn a_text_is_replaced_and_nothing_else() {
     assert_eq!(replace(r#"{"text":1,"text":["a"]}"#).unwrap(), "{\"text\":1,\"text\":\"a \\\"b\\\"\\n日本\"}");
     assert_eq!((replace("{}"), replace("[]"), replace(r#"{"text":"#)), (None, None, None));
 }
+
+#[test]
+fn a_value_is_found_by_its_path() {
+    let line = br#"{"meta": {"id": 1.50, "a": {"id": "x\u0041"}}, "id": null, "text": "t"}"#;
+    let found = |path: &[&str]| raw_value(line, path);
+    assert_eq!((found(&["meta", "id"]), found(&["id"]), found(&["text"])), (Some("1.50"), Some("null"), Some("\"t\"")));
+    assert_eq!(found(&["meta", "a", "id"]), Some("\"x\\u0041\""));
+    assert_eq!((found(&["meta", "b"]), found(&["text", "id"]), found(&["no"])), (None, None, None));
+}
