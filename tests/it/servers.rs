@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{ErrorKind, Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Condvar, Mutex, OnceLock},
@@ -54,6 +55,27 @@ fn s3s() -> PathBuf {
     built.clone()
 }
 
+/// nginx, if this machine has it or Debian's package of it can be had: it is only unpacked into the target directory.
+fn nginx() -> Option<PathBuf> {
+    static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let find = || {
+        let here = Command::new("nginx").arg("-v").stderr(Stdio::null()).status().is_ok();
+        let root = directory().join("nginx");
+        let program = root.join("usr/sbin/nginx");
+        if here {
+            return Some(PathBuf::from("nginx"));
+        }
+        if !program.exists() {
+            fs::create_dir_all(&root).unwrap();
+            let unpack = "apt-get -q download nginx && dpkg -x nginx_*.deb . && rm nginx_*.deb";
+            let quiet = |command: &mut Command| command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+            quiet(Command::new("sh").args(["-c", unpack]).current_dir(&root)).ok();
+        }
+        program.exists().then_some(program)
+    };
+    FOUND.get_or_init(find).clone()
+}
+
 /// A server that runs; killed when dropped.
 pub struct Server {
     child: Child,
@@ -92,6 +114,28 @@ impl Server {
                 .map(str::to_owned)
                 .to_vec()
         })
+    }
+
+    /// nginx over a directory, with more in its `location`; nothing if there is none to be had.
+    pub fn nginx(root: &Path, location: &str) -> Option<Self> {
+        let program = nginx()?;
+        let place = |name: &str| root.join(name).display().to_string();
+        fs::create_dir_all(root.join("www")).unwrap();
+        // Its own user is to write there, if root starts it.
+        for dir in ["", "www"] {
+            fs::set_permissions(root.join(dir), fs::Permissions::from_mode(0o777)).unwrap();
+        }
+        let temps = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
+        let temps: String = temps.iter().map(|name| format!("{name}_temp_path {};\n", place(name))).collect();
+        let (pid, log, www, file) = (place("pid"), place("error.log"), place("www"), place("nginx.conf"));
+        Some(Self::start(&program, &|port| {
+            let config = format!(
+                "daemon off;\npid {pid};\nevents {{}}\nhttp {{\naccess_log off;\n{temps}\
+                 server {{\nlisten 127.0.0.1:{port};\nroot {www};\nlocation / {{\n{location}\n}}\n}}\n}}\n"
+            );
+            fs::write(&file, config).unwrap();
+            ["-e", &log, "-c", &file].map(str::to_owned).to_vec()
+        }))
     }
 
     /// S3 in memory, with a bucket `team`; whoever asks is answered.

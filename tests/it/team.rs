@@ -213,6 +213,32 @@ fn a_web_server() {
     assert!(root.path().join("results").is_dir());
 }
 
+#[test]
+fn nginx_as_its_administrators_set_it_up() {
+    // With directories that are asked for, and with such as are made by the way.
+    for (nth, location) in ["dav_methods PUT MKCOL;", "dav_methods PUT;\ncreate_full_put_path on;"].iter().enumerate() {
+        let root = tempfile::tempdir().unwrap();
+        let Some(server) = Server::nginx(root.path(), &format!("client_max_body_size 0;\n{location}")) else {
+            eprintln!("not tried: there is no nginx, nor a package of it");
+            return;
+        };
+        colleagues(&format!("http://127.0.0.1:{}/cache/", server.port), "");
+        assert!(root.path().join("www/cache/results").is_dir(), "{nth}");
+    }
+    // What is not allowed is said with the word of nginx that allows it.
+    for (location, word) in [
+        ("client_max_body_size 0;\ndav_methods PUT;", "create_full_put_path"),
+        ("dav_methods PUT MKCOL;", "client_max_body_size"),
+        ("client_max_body_size 0;", "must allow PUT"),
+    ] {
+        let root = tempfile::tempdir().unwrap();
+        let Some(server) = Server::nginx(root.path(), location) else { return };
+        let alice = person(&format!("http://127.0.0.1:{}/cache/", server.port), "read-write", "");
+        let run = alice.run(&["run", "p.toml"]);
+        assert!(run.code == Some(0) && run.stderr.contains(word), "{run}");
+    }
+}
+
 /// Whoever asks may do everything.
 pub const POLICY: &str = r#"{"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Principal": "*", "Action": "s3:*",
     "Resource": "arn:aws:s3:::team/*"}]}"#;

@@ -148,11 +148,24 @@ fn refused(response: &Response) -> Failure {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             ": check FLOW_REMOTE_TOKEN, or FLOW_REMOTE_USER and FLOW_REMOTE_PASSWORD"
         }
-        StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => ": the server must allow PUT",
         status if status.is_redirection() => ": name the address that it redirects to",
         _ => "",
     };
     Failure::remote(format!("{url} answers {status}{advice}"))
+}
+
+/// Of a PUT.
+fn not_put(response: &Response) -> Failure {
+    let advice = match response.status() {
+        StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED => "the server must allow PUT",
+        StatusCode::PAYLOAD_TOO_LARGE => "the server takes no file of that size (nginx: `client_max_body_size 0`)",
+        // Where a directory is missing; of nginx it is the second.
+        StatusCode::CONFLICT | StatusCode::INTERNAL_SERVER_ERROR => {
+            "its log says why; it must allow MKCOL, or make directories by itself (nginx: `create_full_put_path on`)"
+        }
+        _ => return refused(response),
+    };
+    Failure::remote(format!("{} answers {}: {advice}", response.url(), response.status()))
 }
 
 /// A file's bytes.
@@ -218,7 +231,7 @@ impl Store for Web {
         self.make_room(name).await?;
         let url = self.url(name)?;
         let response = self.send(|| self.client.put(url.clone()).body(bytes.clone())).await?;
-        if response.status().is_success() { Ok(()) } else { Err(refused(&response)) }
+        if response.status().is_success() { Ok(()) } else { Err(not_put(&response)) }
     }
 
     async fn put_file(&self, name: &str, upload: &Upload<'_>) -> Result<(), Failure> {
@@ -237,7 +250,7 @@ impl Store for Web {
         };
         let response = while_it_goes(self.send(request), &sent, upload.size, STALL).await??;
         if !response.status().is_success() {
-            return Err(refused(&response));
+            return Err(not_put(&response));
         }
         // Servers that do not write to a file on the side leave half of one when they are killed: it is looked at.
         match self.size(name).await? {
