@@ -94,7 +94,8 @@ fn pipelines_in(folder: &Path) -> Vec<String> {
 pub fn parse(path: &Path, text: String, errors: &mut Vec<Diagnostic>) -> Result<Value, Vec<Diagnostic>> {
     let source = Arc::new(Source { path: path.to_owned(), text });
     let (document, wrong) = DeTable::parse_recoverable(&source.text);
-    let places = wrong.iter().map(|error| (error.span().unwrap_or(0..0), false)).collect();
+    let place = |error: &toml::de::Error| (error.span().unwrap_or(0..0), is_second_key(error, &source.text));
+    let places = wrong.iter().map(place).collect();
     let mut reader = Reader { source: &source, wrong: places, errors };
     let span = Span::new(&source, document.span());
     let table = reader.table(document.into_inner());
@@ -136,6 +137,13 @@ fn set_span(value: &mut Value, span: Option<&Span>) {
         }),
         _ => {}
     }
+}
+
+/// A key stands there twice: one of both is read, and all else is as it is written. Of a table there may be more that is not.
+fn is_second_key(error: &toml::de::Error, text: &str) -> bool {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = before.rsplit('\n').next().unwrap_or_default();
+    error.message().starts_with("duplicate key") && !line.trim_start().starts_with('[')
 }
 
 /// What is no TOML, with what to type instead.
@@ -214,7 +222,7 @@ fn syntax_hint(message: &str, line: &str) -> Option<String> {
 /// What the parser made of a text → [`Value`]s.
 struct Reader<'a> {
     source: &'a Arc<Source>,
-    /// Where the parser complains, and whether that turned out to be inside of a single value.
+    /// Where the parser complains, and whether that turned out to be about a single value.
     wrong: Vec<(Range<usize>, bool)>,
     errors: &'a mut Vec<Diagnostic>,
 }
@@ -325,6 +333,9 @@ mod tests {
         let errors = parse(Path::new("p.toml"), "a = 1\na = 2".into()).unwrap_err();
         assert!(errors[0].message.contains("duplicate"), "{errors:?}");
         assert_eq!(errors[0].span.as_ref().unwrap().line_column().0, 2);
+        let errors = parse(Path::new("p.toml"), "a = 1\na = 2\nd = 99999999999999999999".into()).unwrap_err();
+        let said: Vec<_> = errors.iter().map(|error| error.message.split(' ').next().unwrap()).collect();
+        assert_eq!(said, ["the", "duplicate"], "a key that stands there twice hides nothing else");
     }
 
     #[test]
