@@ -24,6 +24,8 @@ use crate::{
 };
 
 const LEVEL: i32 = 3;
+/// An archive has no more bytes behind its last entry: tar's end, in whole blocks.
+const END: u64 = 64 << 10;
 /// What an archive begins with: the magic number of zstd.
 pub const ARCHIVE: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 
@@ -166,6 +168,14 @@ impl Cache {
                 None => bail!("`{}` is nothing that flow puts into an archive", shown()),
                 Some(Name::Object(digest)) => {
                     let path = dir.join(digest.to_string());
+                    // What it has is written without knowing yet what for: a few bytes may stand for any number of them.
+                    let (size, room) = (entry.size(), room(dir)?);
+                    ensure!(
+                        size <= room,
+                        "`{}` has {size} bytes, and {} room for {room}",
+                        shown(),
+                        self.root().display()
+                    );
                     let size = copy_object(&mut entry, &path, digest).map_err(|error| match error.kind() {
                         // Who reads a cut-off archive is told so; all else is this machine's.
                         io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidData | io::ErrorKind::Other => {
@@ -203,7 +213,8 @@ impl Cache {
             }
         }
         // The checksum comes last.
-        io::copy(&mut decoder, &mut io::sink()).context(damaged)?;
+        let rest = io::copy(&mut (&mut decoder).take(END + 1), &mut io::sink()).context(damaged)?;
+        ensure!(rest <= END, "it goes on behind its end");
         ensure!(archived.results + archived.refused > 0, "it holds no result: {damaged}");
         Ok(())
     }
@@ -215,6 +226,12 @@ fn append(tar: &mut tar::Builder<impl Write>, name: &str, size: u64, content: im
     header.set_mode(0o644);
     header.set_entry_type(tar::EntryType::Regular);
     tar.append_data(&mut header, name, content)
+}
+
+/// The bytes that may still be written to a directory.
+fn room(dir: &Path) -> Result<u64> {
+    let found = rustix::fs::statvfs(dir).with_context(|| format!("cannot ask for the room in {}", dir.display()))?;
+    Ok(found.f_bavail.saturating_mul(found.f_frsize))
 }
 
 /// The length of the object; `None` when it is another.

@@ -365,3 +365,46 @@ fn what_was_freed_travels_by_its_record() {
     assert_eq!(push(&alice, made.key), Pushed::Known);
     assert!(ask(&frank, made.key).unwrap().has_objects());
 }
+
+/// A few bytes that stand for many: nothing is written of them beyond what they may be.
+#[test]
+fn a_bomb_stops_at_its_size() {
+    const MUCH: u64 = 64 << 20;
+    let team = Team::new();
+    let alice = team.person("alice", Trust::default());
+    let made = make(&alice, &parts(1), &[("a", &[b'a'; 200_000])]);
+    push(&alice, made.key);
+    let bomb = zstd::encode_all(std::io::Read::take(std::io::repeat(b'a'), MUCH), 19).unwrap();
+    assert!(bomb.len() < 20_000);
+    let packed = team.files("objects").remove(0);
+    assert_eq!(packed.extension().unwrap(), "zst");
+    replace(&packed, &bomb);
+    let bob = team.person("bob", Trust::default());
+    let error = format!("{:#}", pull(&bob, &ask(&bob, made.key).unwrap()).unwrap_err());
+    assert!(error.contains("more bytes than it should have"), "{error}");
+    // As it is, under its plain name.
+    fs::remove_file(&packed).unwrap();
+    fs::write(packed.with_extension(""), vec![b'a'; 300_000]).unwrap();
+    let error = format!("{:#}", pull(&bob, &ask(&bob, made.key).unwrap()).unwrap_err());
+    assert!(error.contains("more bytes than it should have"), "{error}");
+
+    let file = team.dir.path().join("archive");
+    alice.export(&[made.key], &file, &Trust::default()).unwrap();
+    let good = zstd::decode_all(fs::File::open(&file).unwrap()).unwrap();
+    // An object of more bytes than any disk has, before the good ones; and more bytes without end behind them.
+    let mut header = tar::Header::new_gnu();
+    let hex = "ab".repeat(32);
+    header.set_path(format!("objects/ab/{hex}")).unwrap();
+    header.set_size(1 << 60);
+    header.set_cksum();
+    let big = [header.as_bytes().as_slice(), &vec![0; MUCH as usize]].concat();
+    let long = [good.as_slice(), &vec![0; MUCH as usize]].concat();
+    for (name, bytes, why, there) in [("carol", big, "room for", 0), ("dave", long, "it goes on behind its end", 1)] {
+        let person = team.person(name, Trust::default());
+        let sent = zstd::encode_all(bytes.as_slice(), 3).unwrap();
+        let error = format!("{:#}", person.import(sent.as_slice(), &Trust::default()).unwrap_err());
+        assert!(error.contains(why), "{error}");
+        assert_eq!(person.results().count(), there);
+        assert_eq!(fs::read_dir(person.root().join("tmp")).unwrap().count(), 0);
+    }
+}
