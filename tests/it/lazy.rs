@@ -290,6 +290,16 @@ fn the_doctor_looks_at_the_team() {
     bob.write("flow.toml", &format!("{settings}sign_key = \"nowhere\"\n"));
     let bad = line(3);
     assert!(bad.starts_with("BAD") && bad.contains("cannot read the signing key"), "{bad}");
+    // Before anything is made that could not be given; who takes and makes nothing needs no key.
+    let made = ["--set", "params.end=2"];
+    for (command, code) in [("check", 2), ("plan", 2), ("run", 3)] {
+        let said = bob.run(&[&[command, "p.toml"], &made[..]].concat());
+        assert!(said.code == Some(code) && said.stderr.contains("cannot be signed for the team"), "{said}");
+        assert!(said.stderr.contains("cannot read the signing key"), "{said}");
+    }
+    assert!(!has(&bob).contains("raw text end 2 "), "{:?}", has(&bob));
+    let read = bob.flow(&[&["run", "p.toml"], &made[..]].concat()).env("FLOW_REMOTE_MODE", "read").output().unwrap();
+    assert!(read.status.success(), "{read:?}");
     let push = {
         bob.ok(&["run", "p.toml"]);
         bob.run(&["cache", "push", "p.toml"])

@@ -120,6 +120,9 @@ fn a_key_to_sign_with_that_cannot_be_used() {
     let (dir, url) = shared();
     let key = dir.path().join("key");
     let alice = person(&url, "read-write", &format!("sign_key = \"{}\"\n", key.display()));
+    // Who gives nothing needs no key.
+    let made = alice.flow(&["run", "p.toml"]).env("FLOW_REMOTE_MODE", "read").output().unwrap();
+    assert!(made.status.success(), "{made:?}");
     for (spoil, said) in [
         (None, "No such file"),
         (Some(("nonsense", 0o600)), "is no signing key of flow"),
@@ -130,7 +133,8 @@ fn a_key_to_sign_with_that_cannot_be_used() {
             fs::set_permissions(&key, fs::Permissions::from_mode(mode)).unwrap();
         }
         let run = alice.run(&["run", "p.toml", "--force", "last"]);
-        assert!(run.code == Some(0) && !run.stderr.contains("nonsense"), "{run}");
+        assert!(run.code == Some(3) && !run.stderr.contains("nonsense"), "{run}");
+        assert!(run.stderr.contains("cannot be signed for the team") && !run.stderr.contains("started"), "{run}");
         assert_eq!(run.stderr.matches(said).count(), 1, "said once and not for each result: {run}");
         for args in [&["cache", "push", "p.toml"][..], &["cache", "export", "archive", "p.toml"]] {
             let refused = alice.run(args);

@@ -82,6 +82,16 @@ pub struct Trust {
     pub sign_key: Option<PathBuf>,
 }
 
+impl Trust {
+    /// The key that what goes out is signed with, if one is named.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn signs_as(&self) -> Result<Option<PublicKey>> {
+        Ok(self.sign_key.as_deref().map(sign::Signer::read).transpose()?.map(|signer| signer.public()))
+    }
+}
+
 /// A result that the team has.
 #[derive(Debug)]
 pub struct TeamResult {
@@ -248,14 +258,6 @@ impl Remote {
         let asked = async { within(ANSWER, store.get(&record_name(&Key([0; 32])), 0)).await };
         runtime.block_on(asked).map_err(|failure| failure.error)?;
         Ok(began.elapsed())
-    }
-
-    /// The key that what goes out is signed with.
-    ///
-    /// # Errors
-    /// It is named and cannot be read.
-    pub fn signs_as(&self) -> Result<Option<PublicKey>> {
-        Ok(self.signer().map_err(|failure| failure.error)?.map(sign::Signer::public))
     }
 
     /// Every key that the team has a result of.

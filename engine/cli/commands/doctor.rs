@@ -125,7 +125,7 @@ fn team(cache_dir: &Path, config: &RemoteConfig) -> Result<String> {
     let cache = Cache::open(cache_dir)?;
     cache.connect(config.clone());
     let Some(remote) = cache.remote() else { bail!("it cannot be connected") };
-    let signed = match remote.signs_as()? {
+    let signed = match config.trust.signs_as()? {
         Some(key) => format!("signs as {key}"),
         None => "signs nothing".into(),
     };

@@ -82,6 +82,9 @@ pub fn obstacles(
             Verdict::Cached { .. } => {}
         }
     }
+    if !runs.is_empty() {
+        found.errors.extend(settings.remote.as_ref().and_then(|remote| remote.can_sign().err()));
+    }
     found.warnings.extend(lacking(graph, settings, runs.into_iter()));
     let before = InTheWay::of(&placer, &selection, open.into_iter(), checked, false)?;
     found.errors.extend(before.errors);
@@ -107,6 +110,7 @@ pub fn obstacles_of_all(
     let unlocked = LockFile::read(project.dir()).map_err(|errors| found.errors.extend(errors)).is_ok();
     let (unreadable, wrong): (HashSet<&Source>, Vec<Diagnostic>) = unreadable_inputs(project).into_iter().unzip();
     found.errors.extend(wrong);
+    found.errors.extend(settings.remote.as_ref().and_then(|remote| remote.can_sign().err()));
     found.errors.extend(on().filter_map(|id| no_place(project, id)));
     // Of what cannot be decided it cannot be said what it would do.
     let mut undecided = vec![!unlocked; graph.nodes.len()];

@@ -19,6 +19,20 @@ pub struct RemoteSettings {
 }
 
 impl RemoteSettings {
+    /// What keeps results from being given as they are asked to be: signed.
+    ///
+    /// # Errors
+    /// They are to be given, and the key to sign them with cannot be read.
+    pub(crate) fn can_sign(&self) -> Result<(), Diagnostic> {
+        let why = match self.config.trust.signs_as() {
+            Err(why) if self.config.write => why,
+            _ => return Ok(()),
+        };
+        let error = Diagnostic::new("what is made cannot be signed for the team, as `sign_key` asks");
+        let error = why.chain().fold(error, |error, cause| error.cause(cause.to_string()));
+        Err(error.hint("`flow cache keygen` makes a key; with FLOW_REMOTE_MODE=read nothing is given to the team"))
+    }
+
     /// The stages whose results are pushed.
     pub(crate) fn pushes(&self) -> GlobSet {
         let mut set = GlobSetBuilder::new();

@@ -38,6 +38,9 @@ impl Runner<'_> {
         if !errors.is_empty() {
             return Err(RunError::Pipeline(errors));
         }
+        if let Some(remote) = self.settings.remote.as_ref().filter(|_| nodes().any(runs)) {
+            remote.can_sign().map_err(|error| RunError::Cache(error.into()))?;
+        }
         self.asked.extend(nodes());
         self.known = checked;
         // From here on the run takes place, and has a record.
