@@ -99,6 +99,15 @@ sources = [{ input = "parts:train", weight = 2 }, { input = "more.jsonl", weight
 bytes = "10GB"
 max_epochs = false
 
+[stage.unpacked]
+kind = "decompress"
+input = "data/a.bz2"
+
+[stage.articles]
+kind = "wiki-extract"
+input = "data/wiki.xml.bz2"
+namespaces = [0, 12]
+
 [stage.base]
 kind = "init-model"
 config = { vocab_size = 256, hidden_size = 8 }

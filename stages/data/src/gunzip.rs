@@ -1,4 +1,4 @@
-//! `gunzip`: files without their compression.
+//! `gunzip`, also called `decompress`: files without their compression.
 
 use std::{
     fs::File,

@@ -22,6 +22,7 @@ mod testing;
 pub mod tokenize;
 mod train;
 pub mod weights;
+mod wiki_extract;
 mod worker;
 
 pub use worker::{About, PROTOCOL, about, worker};
@@ -31,6 +32,8 @@ use flow_core::{Diagnostic, Kind};
 /// The registry: every stage kind of this crate, one line each, sorted by name.
 pub const KINDS: &[Kind] = &[
     Kind::of::<command::Command>(),
+    // The same by the other name that it is looked for under.
+    Kind { name: "decompress", ..Kind::of::<gunzip::Gunzip>() },
     Kind::of::<curate::dedup::Dedup>(),
     Kind::of::<eval::Eval>(),
     Kind::of::<fetch::Fetch>(),
@@ -44,6 +47,7 @@ pub const KINDS: &[Kind] = &[
     Kind::of::<curate::split::Split>(),
     Kind::of::<tokenize::Tokenize>(),
     Kind::of::<train::Train>(),
+    Kind::of::<wiki_extract::WikiExtract>(),
 ];
 
 /// An error met while checking, as what a person is told: the outermost as the message, the rest as causes.
