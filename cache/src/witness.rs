@@ -44,6 +44,8 @@ const FRESH: u8 = 4;
 #[derive(Clone, Debug, PartialEq)]
 struct Sight {
     path: PathBuf,
+    /// Where the last part of the path begins.
+    name: usize,
     follow: bool,
     /// `None`: nothing was there.
     stat: Option<Stat>,
@@ -136,7 +138,7 @@ impl Cache {
         let young = |meta: &Meta| meta.kind == FileType::Directory && !settled(&meta.stat, now());
         witness.spoiled |= meta.is_some_and(young);
         let stat = meta.map(|meta| meta.stat);
-        witness.sights.push(Sight { path: path.to_owned(), follow, stat, digest: fresh });
+        witness.see(Sight::new(path, follow, stat, fresh));
     }
 
     /// Notes a record, which is never written to in place: its stat is good at once. `ages`: its use is to be noted again
@@ -147,7 +149,7 @@ impl Cache {
         if ages {
             witness.used = Some(witness.used.map_or(stat.mtime, |used| used.min(stat.mtime)));
         }
-        witness.sights.push(Sight { path: path.to_owned(), follow: false, stat: Some(*stat), digest: None });
+        witness.see(Sight::new(path, false, Some(*stat), None));
     }
 
     fn spoil_unless(&self, good: bool) {
@@ -158,12 +160,16 @@ impl Cache {
 }
 
 impl Witness {
+    fn see(&mut self, sight: Option<Sight>) {
+        self.spoiled |= sight.is_none();
+        self.sights.extend(sight);
+    }
+
     /// The file's bytes; `None` when one path was seen in two states.
     fn save(mut self, guard: &Digest, conclusion: &[u8]) -> Option<Vec<u8>> {
-        let key = |sight: &Sight| (sight.path.parent().map(Path::to_owned), sight.path.clone(), sight.follow);
-        self.sights.sort_by_cached_key(key);
+        self.sights.par_sort_by(|one, next| one.order().cmp(&next.order()));
         self.sights.dedup_by(|next, one| {
-            let same = next.path == one.path && next.follow == one.follow && next.stat == one.stat;
+            let same = next.order() == one.order() && next.stat == one.stat;
             // Who only asked whether it is there did not read it.
             let agree = next.digest.is_none() || one.digest.is_none() || next.digest == one.digest;
             if same && agree {
@@ -171,7 +177,7 @@ impl Witness {
             }
             same && agree
         });
-        if self.sights.windows(2).any(|pair| pair[0].path == pair[1].path && pair[0].follow == pair[1].follow) {
+        if self.sights.windows(2).any(|pair| pair[0].order() == pair[1].order()) {
             return None;
         }
         let mut out = Vec::with_capacity(256 + conclusion.len() + 128 * self.sights.len());
@@ -182,15 +188,15 @@ impl Witness {
         out.extend_from_slice(&self.used.unwrap_or(i64::MAX).to_le_bytes());
         put_len(&mut out, conclusion.len());
         out.extend_from_slice(conclusion);
-        for sights in self.sights.chunk_by(|a, b| a.path.parent() == b.path.parent()) {
-            let dir = sights[0].path.parent()?.as_os_str().as_encoded_bytes();
+        for sights in self.sights.chunk_by(|a, b| a.dir() == b.dir()) {
+            let dir = sights[0].dir();
             for block in sights.chunks(BLOCK) {
                 put_len(&mut out, dir.len());
                 out.extend_from_slice(dir);
                 let at = out.len();
                 put_len(&mut out, 0);
                 for sight in block {
-                    sight.save(&mut out)?;
+                    sight.save(&mut out);
                 }
                 let len = (out.len() - at - 4) as u32;
                 out[at..at + 4].copy_from_slice(&len.to_le_bytes());
@@ -202,11 +208,30 @@ impl Witness {
 }
 
 impl Sight {
-    fn save(&self, out: &mut Vec<u8>) -> Option<()> {
+    /// Of a path that ends in a name; of one that does not (`/`, `..`) no witness can be taken.
+    fn new(path: &Path, follow: bool, stat: Option<Stat>, digest: Option<Digest>) -> Option<Self> {
+        let name = path.file_name()?.len();
+        let plain = path.as_os_str().as_encoded_bytes().ends_with(path.file_name()?.as_encoded_bytes());
+        let path = if plain { path.to_owned() } else { path.components().collect() };
+        Some(Self { name: path.as_os_str().len() - name, path, follow, stat, digest })
+    }
+
+    /// The directory that the path is in, to its last `/`.
+    fn dir(&self) -> &[u8] {
+        &self.path.as_os_str().as_encoded_bytes()[..self.name]
+    }
+
+    /// Sights of one directory stand together, and those of one path follow each other.
+    fn order(&self) -> (&[u8], &[u8], bool) {
+        let (dir, name) = self.path.as_os_str().as_encoded_bytes().split_at(self.name);
+        (dir, name, self.follow)
+    }
+
+    fn save(&self, out: &mut Vec<u8>) {
         let flag = |set: bool, flag: u8| if set { flag } else { 0 };
         let fresh = flag(self.digest.is_some(), FRESH | DIGEST);
         out.push(flag(self.follow, FOLLOWED) | flag(self.stat.is_none(), ABSENT) | fresh);
-        let name = self.path.file_name()?.as_encoded_bytes();
+        let (_, name, _) = self.order();
         put_len(out, name.len());
         out.extend_from_slice(name);
         if let Some(Stat { size, mtime, ctime, ino }) = self.stat {
@@ -215,7 +240,6 @@ impl Sight {
         if let Some(digest) = &self.digest {
             out.extend_from_slice(&digest.0);
         }
-        Some(())
     }
 }
 

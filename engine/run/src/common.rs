@@ -96,7 +96,7 @@ pub struct Parts {
 /// of the common keys has a value that does not fit.
 pub fn split(name: &str, stage: Value, errors: &mut Vec<Diagnostic>) -> Option<Parts> {
     let span = stage.span;
-    let table = match stage.kind {
+    let mut table = match stage.kind {
         ValueKind::Table(table) => table,
         ValueKind::Wrong => return None,
         _ => {
@@ -105,10 +105,7 @@ pub fn split(name: &str, stage: Value, errors: &mut Vec<Diagnostic>) -> Option<P
             return None;
         }
     };
-    let (common, own): (Vec<_>, Vec<_>) =
-        table.entries.into_iter().partition(|entry| COMMON_KEYS.contains(&entry.0.as_str()));
-    let mut common = Table { entries: common };
-    let kind = match common.remove("kind") {
+    let kind = match table.remove("kind") {
         Some(Value { kind: ValueKind::String(kind), span }) => Some((kind, span)),
         Some(Value { kind: ValueKind::Wrong, .. }) => None,
         Some(other) => {
@@ -124,6 +121,9 @@ pub fn split(name: &str, stage: Value, errors: &mut Vec<Diagnostic>) -> Option<P
             None
         }
     };
+    // Mostly there are none, and of many stages nothing may be left over.
+    let common = table.entries.extract_if(.., |entry| COMMON_KEYS.contains(&entry.0.as_str())).collect();
+    let common = Table { entries: common };
     let is_plain = common.entries.is_empty();
     let said = Value { kind: ValueKind::Table(common), span: span.clone() };
     let common = if is_plain {
@@ -133,7 +133,7 @@ pub fn split(name: &str, stage: Value, errors: &mut Vec<Diagnostic>) -> Option<P
         errors.extend(read.errors);
         read.value.unwrap_or_default()
     };
-    Some(Parts { kind, common, said, own: Value { kind: ValueKind::Table(Table { entries: own }), span } })
+    Some(Parts { kind, common, said, own: Value { kind: ValueKind::Table(table), span } })
 }
 
 fn yes() -> bool {

@@ -224,6 +224,15 @@ impl Graph {
         edges
     }
 
+    /// By node: how many come one after the other before it.
+    pub(crate) fn depths(&self) -> Vec<u32> {
+        let mut depths = Vec::with_capacity(self.nodes.len());
+        for node in &self.nodes {
+            depths.push(node.dependencies.iter().map(|&from| depths[from] + 1).max().unwrap_or(0));
+        }
+        depths
+    }
+
     /// These nodes and all that they need (`up`), or all that needs them.
     #[must_use]
     pub fn closure(&self, of: impl IntoIterator<Item = NodeId>, up: bool) -> Vec<bool> {

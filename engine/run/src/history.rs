@@ -208,6 +208,14 @@ impl History {
     }
 }
 
+/// The node that a line of events is about, if it is plain to see there.
+fn plain_node(line: &[u8]) -> Option<&str> {
+    const NODE: &[u8] = b"\"node\":\"";
+    let begin = line.windows(NODE.len()).position(|part| part == NODE)? + NODE.len();
+    let end = begin + line[begin..].iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
+    if line[end] == b'"' { str::from_utf8(&line[begin..end]).ok() } else { None }
+}
+
 /// `last` → 0, `last-2` → 2.
 fn steps_back(id: &str) -> Option<usize> {
     let rest = id.strip_prefix("last")?;
@@ -255,10 +263,18 @@ impl RunInfo {
     /// # Errors
     /// The record cannot be read.
     pub fn nodes(&self) -> Result<BTreeMap<String, NodeRecord>> {
+        self.nodes_of(&|_| true)
+    }
+
+    /// As [`RunInfo::nodes`], of nodes that are asked for; a few of many are found sooner than all.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn nodes_of(&self, is_asked: &(dyn Fn(&str) -> bool + Sync)) -> Result<BTreeMap<String, NodeRecord>> {
         if let Some(other) = &self.head.same_nodes_as {
             let dir = self.dir.with_file_name(other);
             let same = Self { id: other.clone(), dir, head: RunHead::default(), alive: false };
-            let mut nodes = same.nodes()?;
+            let mut nodes = same.nodes_of(is_asked)?;
             for node in nodes.values_mut() {
                 node.how = node.how.map(|how| if how == How::Off { how } else { How::Cached });
                 node.seconds = 0.0;
@@ -268,10 +284,14 @@ impl RunInfo {
         let mut nodes = BTreeMap::new();
         let text = self.read_events()?;
         let lines: Vec<&[u8]> = text.split(|&byte| byte == b'\n').collect();
-        let told: Vec<Option<Told>> =
-            lines.into_par_iter().with_min_len(512).map(|line| serde_json::from_slice(line).ok()).collect();
-        for told in told.into_iter().flatten() {
-            let (Some(node), seconds) = (told.node, told.seconds.unwrap_or_default()) else { continue };
+        let told = |line| {
+            let told = || serde_json::from_slice::<Told>(line).ok();
+            if plain_node(line).is_none_or(is_asked) { told() } else { None }
+        };
+        let told: Vec<Told> = lines.into_par_iter().with_min_len(512).filter_map(told).collect();
+        for told in told {
+            let Some(node) = told.node.filter(|node| is_asked(node)) else { continue };
+            let seconds = told.seconds.unwrap_or_default();
             match (&*told.event, told.key, told.how, told.digest) {
                 ("started", Some(key), ..) => {
                     nodes.insert(

@@ -8,6 +8,7 @@
 //!
 //! No stage kind is named here (the registry is handed in), and nothing is drawn.
 
+mod above;
 mod aside;
 mod assign;
 mod cause;
@@ -32,6 +33,7 @@ mod obstacles;
 mod order;
 mod outside;
 mod params;
+mod pieces;
 mod place;
 mod plan;
 mod profiles;

@@ -16,12 +16,14 @@ use crate::{
     find::{Finder, Target, at_home, collect_places},
     graph::{Graph, StageId, Variant},
     load::StageTable,
-    matrix,
+    looks, matrix,
     order::{Edges, order},
 };
 
 /// After so many errors nobody reads suggestions, and comparing names is the slow part.
 const SUGGEST_UP_TO: usize = 50;
+/// The references of so many stages are looked up by one thread.
+const TOGETHER: usize = 256;
 
 /// A stage that was read, before it has nodes.
 #[derive(Debug)]
@@ -101,53 +103,29 @@ pub fn link(stages: Vec<StageTable>, kinds: &'static [Kind], ground: &Ground<'_>
 
     let finder = Finder { by_name: &by_name, names: &names, places: &places, ground };
     let mut edges = Edges::new();
-    for (to, draft) in drafts.iter_mut().enumerate() {
-        let mut said = Vec::new();
-        for (at, action) in draft.actions.iter_mut().enumerate() {
-            let variant = &draft.variants[action.variant];
-            for taken in &mut action.ports {
-                for (nth, reference) in taken.port.refs.iter().enumerate() {
-                    if reference.text().is_empty() && reference.span().is_none() && !action.sound {
-                        continue; // It is made up.
-                    }
-                    // A kind that reads its references in its own way may have lost the place.
-                    let nearest = || variant.value.nearest(&format!("{}.{nth}", taken.port.name)).span.clone();
-                    let place = reference.span().cloned().or_else(nearest);
-                    let suggest = errors.len() + said.len() < SUGGEST_UP_TO;
-                    let mut wrong = Vec::new();
-                    let mut targets = finder.find(reference.text(), taken.port.endings, suggest, &mut wrong);
-                    targets.retain(|target| {
-                        let own = matches!(target, Target::Out(stage, nth, _) if (*stage, *nth) == (to, at));
-                        if own {
-                            let text = format!("`{}` is both a file that it reads and an output", reference.text());
-                            wrong.push(Diagnostic::new(text).hint("read one file and make another"));
-                        }
-                        !own
-                    });
-                    said.extend(wrong.into_iter().map(|error| (action.variant, error.at(place.clone()))));
-                    for from in targets.iter().filter_map(Target::stage) {
-                        edges.entry((from, to)).or_insert_with(|| place.clone());
-                    }
-                    taken.targets.extend(targets);
+    let find = |(nth, drafts): (usize, &mut [Draft])| {
+        looks::collect(|| {
+            let (mut edges, mut wrong) = (Vec::new(), Vec::new());
+            for (to, draft) in (nth * TOGETHER..).zip(drafts) {
+                if !find_refs(&finder, to, draft, &|_| false, &mut edges).is_empty() {
+                    wrong.push(to);
                 }
             }
+            (edges, wrong)
+        })
+    };
+    let found: Vec<_> = drafts.par_chunks_mut(TOGETHER).enumerate().map(find).collect();
+    for ((found, wrong), looks) in found {
+        looks::add(looks);
+        for (from, to, place) in found {
+            edges.entry((from, to)).or_insert(place);
         }
-        for (nth, variant) in draft.variants.iter().enumerate() {
-            let mut needs = Vec::with_capacity(variant.common.needs.len());
-            for need in &variant.common.needs {
-                let place = || need.span().cloned();
-                match finder.need(need.text()) {
-                    Ok(target) => {
-                        let from = target.stage().expect("what is needed is a stage");
-                        edges.entry((from, to)).or_insert_with(place);
-                        needs.push(target);
-                    }
-                    Err(error) => said.push((nth, error.at(place()))),
-                }
-            }
-            draft.needs.push(needs);
+        // Once more, with suggestions to the first of all.
+        for to in wrong {
+            let suggest = |said: usize| errors.len() + said < SUGGEST_UP_TO;
+            let said = find_refs(&finder, to, &mut drafts[to], &suggest, &mut Vec::new());
+            errors.extend(of_variants(&drafts[to], said));
         }
-        errors.extend(of_variants(draft, said));
     }
     let mut sound: Vec<bool> = drafts
         .iter()
@@ -156,6 +134,63 @@ pub fn link(stages: Vec<StageTable>, kinds: &'static [Kind], ground: &Ground<'_>
     let order = order(&names, &mut edges, &mut errors, &mut sound);
     let graph = expand(drafts, &order, by_name, &sound, &mut errors);
     Linked { graph, errors, sound }
+}
+
+/// Finds what a stage refers to. `suggest`: whether to look for what was meant, after so many errors. Tells what is wrong,
+/// by variant; `edges`: from whom it takes, and where that stands.
+fn find_refs(
+    finder: &Finder<'_>,
+    to: StageId,
+    draft: &mut Draft,
+    suggest: &dyn Fn(usize) -> bool,
+    edges: &mut Vec<(StageId, StageId, Option<Span>)>,
+) -> Vec<(usize, Diagnostic)> {
+    let mut said = Vec::new();
+    for (at, action) in draft.actions.iter_mut().enumerate() {
+        let variant = &draft.variants[action.variant];
+        for taken in &mut action.ports {
+            taken.targets = Vec::with_capacity(taken.port.refs.len());
+            for (nth, reference) in taken.port.refs.iter().enumerate() {
+                if reference.text().is_empty() && reference.span().is_none() && !action.sound {
+                    continue; // It is made up.
+                }
+                // A kind that reads its references in its own way may have lost the place.
+                let nearest = || variant.value.nearest(&format!("{}.{nth}", taken.port.name)).span.clone();
+                let place = || reference.span().cloned().or_else(nearest);
+                let mut wrong = Vec::new();
+                let suggest = suggest(said.len());
+                let mut targets = finder.find(reference.text(), taken.port.endings, suggest, &mut wrong);
+                targets.retain(|target| {
+                    let own = matches!(target, Target::Out(stage, nth, _) if (*stage, *nth) == (to, at));
+                    if own {
+                        let text = format!("`{}` is both a file that it reads and an output", reference.text());
+                        wrong.push(Diagnostic::new(text).hint("read one file and make another"));
+                    }
+                    !own
+                });
+                said.extend(wrong.into_iter().map(|error| (action.variant, error.at(place()))));
+                edges.extend(targets.iter().filter_map(Target::stage).map(|from| (from, to, place())));
+                taken.targets.extend(targets);
+            }
+        }
+    }
+    draft.needs = Vec::with_capacity(draft.variants.len());
+    for (nth, variant) in draft.variants.iter().enumerate() {
+        let mut needs = Vec::with_capacity(variant.common.needs.len());
+        for need in &variant.common.needs {
+            let place = || need.span().cloned();
+            match finder.need(need.text()) {
+                Ok(target) => {
+                    let from = target.stage().expect("what is needed is a stage");
+                    edges.push((from, to, place()));
+                    needs.push(target);
+                }
+                Err(error) => said.push((nth, error.at(place()))),
+            }
+        }
+        draft.needs.push(needs);
+    }
+    said
 }
 
 /// What was said of the combinations of a stage, each once.
@@ -197,7 +232,8 @@ pub(crate) fn place(mut error: Diagnostic, value: &Value, span: Option<&Span>) -
 /// Reads a stage, once for each combination of its matrix.
 fn read_stage(stage: StageTable, kinds: &'static [Kind], home: Option<&Path>, errors: &mut Vec<Diagnostic>) -> Draft {
     let StageTable { name, span, variants } = stage;
-    let mut draft = Draft { name, span, kind: &NO_KIND, variants: Vec::new(), actions: Vec::new(), needs: Vec::new() };
+    let (all, actions, needs) = (Vec::with_capacity(variants.len()), Vec::with_capacity(1), Vec::new());
+    let mut draft = Draft { name, span, kind: &NO_KIND, variants: all, actions, needs };
     let mut said = Vec::new();
     for (nth, variant) in variants.into_iter().enumerate() {
         let mut wrong = Vec::new();

@@ -31,6 +31,11 @@ pub fn collect<T>(act: impl FnOnce() -> T) -> (T, Vec<Look>) {
     (done, LOOKS.replace(before).unwrap_or_default())
 }
 
+/// Notes what was collected on another thread.
+pub fn add(more: Vec<Look>) {
+    LOOKS.with_borrow_mut(|looks| looks.as_mut().map(|looks| looks.extend(more)));
+}
+
 /// Notes that a file was read, and had these bytes.
 pub fn read(path: &Path, bytes: &[u8]) {
     note(|| Look::Read(path.to_owned(), Digest::of(bytes)));

@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use rustix::fs::Access;
 
 use crate::{
+    above::Above,
     decide::{cannot_read, paths_of, unreadable},
     graph::{Graph, NodeId, Source},
     lockfile::LockFile,
@@ -126,9 +127,10 @@ pub fn obstacles_of_all(
     let cache = cache().map_err(RunError::Cache)?;
     let nobody = |_: Event| {};
     let placer = Placer::new(project, &cache, &nobody);
-    let mut suspects = Vec::new();
+    let (mut suspects, mut above) = (Vec::new(), Above::default());
     for id in taken {
-        if placer.strangers(id) > 0 || !placer.would_refuse(id, false).map_err(RunError::Cache)?.is_empty() {
+        if placer.strangers(id) > 0 || !placer.would_refuse(id, false, &mut above).map_err(RunError::Cache)?.is_empty()
+        {
             suspects.push(graph.nodes[id].name.clone());
         }
     }
@@ -233,7 +235,11 @@ pub(crate) fn lacking(graph: &Graph, settings: &Settings, nodes: impl Iterator<I
     errors
 }
 
+/// The places of so many nodes are looked at by one thread.
+const TOGETHER: usize = 256;
+
 /// What is where results of nodes that are going to run will be.
+#[derive(Default)]
 pub(crate) struct InTheWay {
     /// A run would overwrite these, or the cache.
     pub errors: Vec<Diagnostic>,
@@ -253,36 +259,52 @@ impl InTheWay {
         checked: &Checked,
         repair: bool,
     ) -> Result<Self, RunError> {
-        let graph = placer.project.graph();
-        let (mut errors, mut warnings) = (Vec::new(), Vec::new());
-        for id in nodes.filter(|&id| placer.has_places(id)) {
-            if let Some(path) = placer.touches_cache(id) {
-                let error = Diagnostic::new(format!("{} would cover the cache", path.display()));
-                errors.push(error.at(place(graph, id, "export")));
-                continue;
+        let nodes: Vec<NodeId> = nodes.filter(|&id| placer.has_places(id)).collect();
+        let look = |nodes: &[NodeId]| {
+            let (mut found, mut above) = (Self::default(), Above::default());
+            for &id in nodes {
+                let files = checked.files.get(id).map_or(&[][..], Vec::as_slice);
+                found.look(placer, selection, id, files, repair, &mut above)?;
             }
-            if let Some(error) = no_place(placer.project, id) {
-                errors.push(error);
-                continue;
-            }
-            if selection.may_overwrite[id] {
-                continue;
-            }
-            let files = checked.files.get(id).map_or(&[][..], Vec::as_slice);
-            let refused = placer.would_refuse(id, repair).and_then(|mut refused| {
-                refused.extend(placer.would_refuse_files(id, files)?);
-                refused.sort();
-                refused.dedup();
-                Ok(refused)
-            });
-            let refused = refused.map_err(RunError::Cache)?;
-            if refused.is_empty() {
-                warnings.extend(said_of_strangers(placer, graph, id));
-            }
-            errors.extend(placer.refusals(id, refused));
+            Ok(found)
+        };
+        let parts: Vec<Result<Self, RunError>> = nodes.par_chunks(TOGETHER).map(look).collect();
+        let mut all = Self::default();
+        for part in parts {
+            let Self { errors, warnings } = part?;
+            all.errors.extend(errors);
+            all.warnings.extend(warnings);
         }
-        warnings.dedup();
-        Ok(Self { errors, warnings })
+        all.warnings.dedup();
+        Ok(all)
+    }
+
+    fn look(
+        &mut self,
+        placer: &Placer<'_>,
+        selection: &Selection,
+        id: NodeId,
+        files: &[String],
+        repair: bool,
+        above: &mut Above,
+    ) -> Result<(), RunError> {
+        let graph = placer.project.graph();
+        if let Some(path) = placer.touches_cache(id, above) {
+            let error = Diagnostic::new(format!("{} would cover the cache", path.display()));
+            self.errors.push(error.at(place(graph, id, "export")));
+        } else if let Some(error) = no_place(placer.project, id) {
+            self.errors.push(error);
+        } else if !selection.may_overwrite[id] {
+            let mut refused = placer.would_refuse(id, repair, above).map_err(RunError::Cache)?;
+            refused.extend(placer.would_refuse_files(id, files).map_err(RunError::Cache)?);
+            refused.sort();
+            refused.dedup();
+            if refused.is_empty() {
+                self.warnings.extend(said_of_strangers(placer, graph, id));
+            }
+            self.errors.extend(placer.refusals(id, refused));
+        }
+        Ok(())
     }
 }
 

@@ -33,10 +33,9 @@ pub fn check<'n>(
     let mut reserved = ground.sources.to_vec();
     reserved.push(project.join(LOCK_FILE));
     reserved.extend(project.ancestors().map(|dir| dir.join(SETTINGS_FILE)));
-    let mut places: HashMap<PathBuf, &Named<'_>> = HashMap::new();
-    let mut checked = Vec::new();
-    // Mostly the places of one directory follow each other.
-    let mut parent = (PathBuf::new(), PathBuf::new());
+    let mut places: HashMap<PathBuf, &Named<'_>> = HashMap::with_capacity(named.len());
+    let mut checked = Vec::with_capacity(named.len());
+    let mut parent = Parent::default();
     for one in named {
         match place(one, project, &reserved, &mut parent) {
             Ok(place) => {
@@ -49,8 +48,16 @@ pub fn check<'n>(
             Err(error) => errors.push(error.at(one.span.clone())),
         }
     }
+    // Mostly the places of one directory follow each other.
+    let mut last: Option<(&Path, Option<&Named<'_>>)> = None;
     for (place, one) in &checked {
-        if let Some(other) = place.ancestors().skip(1).find_map(|above| places.get(above)) {
+        let Some(parent) = place.parent() else { continue };
+        let above = match last.filter(|(last, _)| last.as_os_str() == parent.as_os_str()) {
+            Some((_, above)) => above,
+            None => parent.ancestors().find_map(|above| places.get(above).copied()),
+        };
+        last = Some((parent, above));
+        if let Some(other) = above {
             errors.push(both(one, other, "is inside of"));
         }
     }
@@ -78,13 +85,27 @@ fn both(one: &Named<'_>, other: &Named<'_>, is: &str) -> Diagnostic {
     Diagnostic::new(message).at(one.span.clone()).hint(hint)
 }
 
-/// Where it is, with links followed. `parent`: the directory that was looked at last, and where it is.
-fn place(
-    one: &Named<'_>,
-    project: &Path,
-    reserved: &[PathBuf],
-    parent: &mut (PathBuf, PathBuf),
-) -> Result<PathBuf, Diagnostic> {
+/// A directory that outs are in. Mostly those of one directory follow each other, and what is so of one is of all.
+#[derive(Default)]
+struct Parent {
+    /// As it is named, and where it is.
+    named: PathBuf,
+    real: PathBuf,
+    /// Nothing in it can be what [`own`] refuses.
+    free: bool,
+}
+
+impl Parent {
+    fn of(named: &Path, project: &Path, reserved: &[PathBuf]) -> Self {
+        let real = real(named);
+        let inside = real.starts_with(project) && real != project && !real.starts_with(project.join(FLOW_DIR));
+        let free = inside && !reserved.iter().any(|file| file.starts_with(&real) || real.starts_with(file));
+        Self { named: named.to_owned(), real, free }
+    }
+}
+
+/// Where it is, with links followed. `parent`: the directory that was looked at last.
+fn place(one: &Named<'_>, project: &Path, reserved: &[PathBuf], parent: &mut Parent) -> Result<PathBuf, Diagnostic> {
     let text = one.text;
     let cannot = |why: String| {
         Diagnostic::new(format!("`{text}` cannot be {}", if one.export { "exported to" } else { "an output" }))
@@ -97,13 +118,16 @@ fn place(
         }
         let path = project.join(text);
         let above = path.parent().unwrap_or(Path::new(""));
-        if parent.0.as_os_str() != above.as_os_str() {
+        if parent.named.as_os_str() != above.as_os_str() {
             if let Some(why) = leads_nowhere(above) {
                 return Err(cannot(why));
             }
-            *parent = (above.to_owned(), real(above));
+            *parent = Parent::of(above, project, reserved);
         }
-        let place = parent.1.join(path.file_name().unwrap_or_default());
+        let place = parent.real.join(path.file_name().unwrap_or_default());
+        if parent.free {
+            return Ok(place);
+        }
         if !place.starts_with(project) {
             return Err(cannot(format!("a link leads out of the project's folder, to {}", place.display())).hint(hint));
         }

@@ -16,6 +16,7 @@ use flow_cache::{Cache, Place};
 use flow_core::{Cancel, Diagnostic, Digest, Entry, Event, Level, Sink, Tree};
 
 use crate::{
+    above::Above,
     aside,
     find::normal,
     graph::NodeId,
@@ -346,14 +347,16 @@ impl<'a> Placer<'a> {
     /// known: everything that is where its outs will be, and files that it exported before and that were changed.
     ///
     /// `repair`: what a flow that was killed had moved aside is put back first; else its place is left for the run to say.
+    /// `above`: what was seen of the directories that places are in.
     ///
     /// # Errors
     /// Something cannot be read.
-    pub fn would_refuse(&self, id: NodeId, repair: bool) -> Result<Vec<PathBuf>> {
+    pub fn would_refuse(&self, id: NodeId, repair: bool, above: &mut Above) -> Result<Vec<PathBuf>> {
         let mut refused = Vec::new();
         for out in self.project.graph().nodes[id].action.outs() {
             let spot = self.out_spot(out, Vec::new());
-            if let Some(ancestor) = blocking(&spot.root) {
+            let blocked = || blocking(&spot.root);
+            if let Some(ancestor) = above.directory(&spot.root).map_or_else(blocked, |_| None) {
                 refused.push(ancestor);
             } else if !self.ledger.has(&spot.page) {
                 self.not_ours(&Note::default(), "", &spot.root, &mut refused)?;
@@ -433,12 +436,12 @@ impl<'a> Placer<'a> {
     }
 
     /// A place of a node that is, holds, or lies in the cache.
-    pub fn touches_cache(&self, id: NodeId) -> Option<PathBuf> {
-        let outs = self.project.graph().nodes[id].action.outs().iter().map(|out| self.out_spot(out, Vec::new()));
-        let mut spots = outs.chain(self.export_spot(id, Vec::new()));
+    pub fn touches_cache(&self, id: NodeId, above: &mut Above) -> Option<PathBuf> {
+        let graph = self.project.graph();
+        let mut places = graph.nodes[id].action.outs().iter().chain(&graph.common(id).export);
         let cache = self.real_cache.get_or_init(|| self.cache.root().canonicalize().ok()).as_ref()?;
         let touches = |root: &PathBuf| cache.starts_with(root) || root.starts_with(cache);
-        spots.find_map(|spot| Some(spot.root.canonicalize().unwrap_or(spot.root)).filter(touches))
+        places.find_map(|place| Some(above.real(&self.project.dir().join(place))).filter(touches))
     }
 
     /// Says that files are the user's, each with its place in the pipeline.

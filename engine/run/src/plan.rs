@@ -8,6 +8,7 @@ use std::{
 
 use flow_cache::{Cache, Outcome, TeamResult};
 use flow_core::{Cancel, Diagnostic, Key};
+use rayon::prelude::*;
 
 use crate::{
     decide::{Decider, Decision, Work},
@@ -20,6 +21,9 @@ use crate::{
     summary::RunError,
     why::Explainer,
 };
+
+/// So many nodes are decided about before it is noted what is known of them.
+const TOGETHER: usize = 4096;
 
 /// What a run would do.
 #[derive(Debug)]
@@ -134,7 +138,8 @@ pub struct Download {
 /// A name is not in the graph, an input or the cache cannot be read.
 pub fn plan(project: &Project, cache: &Cache, options: &RunOptions) -> Result<Plan, RunError> {
     let selection = Selection::new(project.graph(), options).map_err(RunError::Pipeline)?;
-    let (plan, _) = plan_with(project, cache, &selection, &Explainer::new(project, cache), true)?;
+    let explainer = Explainer::new(project, cache, &selection.wanted);
+    let (plan, _) = plan_with(project, cache, &selection, &explainer, true)?;
     Ok(plan)
 }
 
@@ -193,34 +198,43 @@ impl Planner<'_, '_> {
     /// at the same time; its answers let more be decided.
     fn decide(&mut self) -> anyhow::Result<()> {
         let mut open: Vec<NodeId> = (0..self.verdicts.len()).filter(|&id| self.selection.wanted[id]).collect();
+        // What is equally deep does not depend on each other.
+        let depths = self.project.graph().depths();
+        open.sort_by_key(|&id| depths[id]);
         loop {
             let (mut later, mut ask) = (Vec::new(), Vec::new());
-            for id in open {
-                if !self.decider.is_decidable(id) {
-                    later.push(id);
-                    continue;
-                }
-                let verdict = match self.decider.decide(id)? {
-                    Decision::Off => Verdict::Off,
-                    Decision::Hit(outcome, _) => {
-                        let (key, bytes, cost) = (outcome.key, outcome.tree.size(), outcome.cost);
-                        self.decider.set(id, key, outcome.tree);
-                        Verdict::Cached { key, bytes, cost, here: true }
-                    }
-                    Decision::Absent(outcome, work) => {
-                        let (key, cost) = (outcome.key, outcome.cost);
-                        self.decider.set(id, key, Arc::clone(&outcome.tree));
-                        self.absent.insert(id, (outcome, work));
-                        Verdict::Cached { key, bytes: 0, cost, here: false }
-                    }
-                    Decision::Run(work) if self.ask && self.decider.to_ask(&work).is_some() => {
-                        ask.push(work.key);
+            let levels = open.chunk_by(|&one, &other| depths[one] == depths[other]);
+            let look = |decider: &Decider<'_>, id: NodeId| decider.is_decidable(id).then(|| decider.decide(id));
+            for some in levels.flat_map(|level| level.chunks(TOGETHER)) {
+                let decider = &self.decider;
+                let decisions: Vec<_> = some.par_iter().with_min_len(64).map(|&id| look(decider, id)).collect();
+                for (&id, decision) in some.iter().zip(decisions) {
+                    let Some(decision) = decision else {
                         later.push(id);
                         continue;
-                    }
-                    Decision::Run(work) => self.run(id, &work),
-                };
-                self.verdicts[id] = Some(verdict);
+                    };
+                    let verdict = match decision? {
+                        Decision::Off => Verdict::Off,
+                        Decision::Hit(outcome, _) => {
+                            let (key, bytes, cost) = (outcome.key, outcome.tree.size(), outcome.cost);
+                            self.decider.set(id, key, outcome.tree);
+                            Verdict::Cached { key, bytes, cost, here: true }
+                        }
+                        Decision::Absent(outcome, work) => {
+                            let (key, cost) = (outcome.key, outcome.cost);
+                            self.decider.set(id, key, Arc::clone(&outcome.tree));
+                            self.absent.insert(id, (outcome, work));
+                            Verdict::Cached { key, bytes: 0, cost, here: false }
+                        }
+                        Decision::Run(work) if self.ask && self.decider.to_ask(&work).is_some() => {
+                            ask.push(work.key);
+                            later.push(id);
+                            continue;
+                        }
+                        Decision::Run(work) => self.run(id, &work),
+                    };
+                    self.verdicts[id] = Some(verdict);
+                }
             }
             if ask.is_empty() {
                 for id in later {
@@ -395,7 +409,8 @@ pub struct Holdings {
 pub fn holdings(project: &Project, cache: &Cache, stages: &[String], ask: bool) -> Result<Holdings, RunError> {
     let options = RunOptions { targets: stages.to_vec(), ..RunOptions::default() };
     let selection = Selection::new(project.graph(), &options).map_err(RunError::Pipeline)?;
-    let (plan, decider) = plan_with(project, cache, &selection, &Explainer::new(project, cache), ask)?;
+    let explainer = Explainer::new(project, cache, &selection.wanted);
+    let (plan, decider) = plan_with(project, cache, &selection, &explainer, ask)?;
     let mut holdings = Holdings::default();
     for planned in &plan.nodes {
         match &planned.verdict {
@@ -436,7 +451,8 @@ pub fn outputs(
     let graph = project.graph();
     let options = RunOptions { targets: vec![name.to_owned()], ..RunOptions::default() };
     let selection = Selection::new(graph, &options).map_err(RunError::Pipeline)?;
-    let (plan, decider) = plan_with(project, cache, &selection, &Explainer::new(project, cache), true)?;
+    let explainer = Explainer::new(project, cache, &selection.wanted);
+    let (plan, decider) = plan_with(project, cache, &selection, &explainer, true)?;
     let mut outputs = Vec::new();
     for id in graph.select(name).map_err(|error| RunError::Pipeline(vec![error]))? {
         let node = &graph.nodes[id].name;

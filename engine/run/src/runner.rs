@@ -108,7 +108,7 @@ pub fn run(
         options,
         selection: &selection,
         recorder: &recorder,
-        explainer: Explainer::new(project, cache),
+        explainer: Explainer::new(project, cache, &selection.wanted),
         decider,
         sched,
         works: HashMap::new(),

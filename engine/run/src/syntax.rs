@@ -8,7 +8,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use crate::{looks, settings::SETTINGS_FILE};
+use crate::{looks, pieces, settings::SETTINGS_FILE};
 
 /// No file that a person or flow writes is bigger, and one without an end, such as `/dev/zero`, is none.
 const MOST: u64 = 64 << 20;
@@ -93,11 +93,14 @@ fn pipelines_in(folder: &Path) -> Vec<String> {
 /// to `errors`.
 pub fn parse(path: &Path, text: String, errors: &mut Vec<Diagnostic>) -> Result<Value, Vec<Diagnostic>> {
     let source = Arc::new(Source { path: path.to_owned(), text });
+    if let Some(whole) = pieces::parse(&source, errors) {
+        return Ok(whole);
+    }
     let (document, wrong) = DeTable::parse_recoverable(&source.text);
     let place = |error: &toml::de::Error| (error.span().unwrap_or(0..0), is_second_key(error, &source.text));
     let places = wrong.iter().map(place).collect();
-    let mut reader = Reader { source: &source, wrong: places, errors };
-    let span = Span::new(&source, document.span());
+    let mut reader = Reader { source: &source, base: 0, wrong: places, errors };
+    let span = reader.span(document.span());
     let table = reader.table(document.into_inner());
     let contained = reader.wrong.iter().all(|(_, found)| *found);
     let said = syntax_errors(&wrong, &source);
@@ -108,6 +111,13 @@ pub fn parse(path: &Path, text: String, errors: &mut Vec<Diagnostic>) -> Result<
     Ok(Value { kind: ValueKind::Table(table), span: Some(span) })
 }
 
+/// Reads a piece of a source that is TOML in itself; nothing if something is wrong with it as TOML.
+pub fn parse_piece(source: &Arc<Source>, piece: Range<usize>, errors: &mut Vec<Diagnostic>) -> Option<Table> {
+    let (document, wrong) = DeTable::parse_recoverable(&source.text[piece.clone()]);
+    let mut reader = Reader { source, base: piece.start, wrong: Vec::new(), errors };
+    wrong.is_empty().then(|| reader.table(document.into_inner()))
+}
+
 /// Reads the right side of `--set path=value` or of an environment variable, which begins at byte `at` of the source: a
 /// TOML value if it is one, else the text itself.
 pub fn parse_assigned(source: &Arc<Source>, at: usize, errors: &mut Vec<Diagnostic>) -> Value {
@@ -116,7 +126,7 @@ pub fn parse_assigned(source: &Arc<Source>, at: usize, errors: &mut Vec<Diagnost
     match DeValue::parse(text.trim()) {
         Ok(parsed) => {
             let mut wrong = Vec::new();
-            let mut parsed = Reader { source, wrong: Vec::new(), errors: &mut wrong }.value(parsed);
+            let mut parsed = Reader { source, base: 0, wrong: Vec::new(), errors: &mut wrong }.value(parsed);
             set_span(&mut parsed, whole.as_ref());
             let placed = |error| Diagnostic { span: whole.clone(), ..error };
             errors.extend(wrong.into_iter().map(placed));
@@ -222,20 +232,25 @@ fn syntax_hint(message: &str, line: &str) -> Option<String> {
 /// What the parser made of a text → [`Value`]s.
 struct Reader<'a> {
     source: &'a Arc<Source>,
+    /// Where in it the text begins that was parsed.
+    base: usize,
     /// Where the parser complains, and whether that turned out to be about a single value.
     wrong: Vec<(Range<usize>, bool)>,
     errors: &'a mut Vec<Diagnostic>,
 }
 
 impl Reader<'_> {
-    fn table(&mut self, entries: DeTable<'_>) -> Table {
-        let entries = entries
-            .into_iter()
-            .map(|(key, entry)| {
-                let span = Span::new(self.source, key.span());
-                (key.into_inner().into_owned(), Some(span), self.value(entry))
-            })
-            .collect();
+    fn span(&self, range: Range<usize>) -> Span {
+        Span::new(self.source, self.base + range.start..self.base + range.end)
+    }
+
+    fn table(&mut self, from: DeTable<'_>) -> Table {
+        // Not collected: that would keep the parser's own, much larger, memory.
+        let mut entries = Vec::with_capacity(from.len());
+        entries.extend(from.into_iter().map(|(key, entry)| {
+            let span = self.span(key.span());
+            (key.into_inner().into_owned(), Some(span), self.value(entry))
+        }));
         Table { entries }
     }
 
@@ -254,7 +269,7 @@ impl Reader<'_> {
 
     fn value(&mut self, value: Spanned<DeValue<'_>>) -> Value {
         let range = value.span();
-        let span = Some(Span::new(self.source, range.clone()));
+        let span = Some(self.span(range.clone()));
         let value = value.into_inner();
         let is_scalar = !matches!(value, DeValue::Array(_) | DeValue::Table(_));
         if is_scalar && !self.wrong.is_empty() && self.is_wrong(&range) {
@@ -276,7 +291,11 @@ impl Reader<'_> {
             },
             DeValue::Boolean(truth) => ValueKind::Bool(truth),
             DeValue::Datetime(date) => ValueKind::String(date.to_string()),
-            DeValue::Array(items) => ValueKind::Array(items.into_iter().map(|item| self.value(item)).collect()),
+            DeValue::Array(items) => {
+                let mut values = Vec::with_capacity(items.len());
+                values.extend(items.into_iter().map(|item| self.value(item)));
+                ValueKind::Array(values)
+            }
             DeValue::Table(entries) => ValueKind::Table(self.table(entries)),
         };
         Value { kind, span }

@@ -12,6 +12,7 @@ use serde_json::Value as Json;
 use crate::{
     cause::{Cause, Tracer, known_parts},
     decide::{Reason, Work},
+    graph::Node,
     history::{History, NodeRecord},
     plan::{Expected, Verdict, plan_with},
     project::Project,
@@ -128,7 +129,7 @@ pub fn why(project: &Project, cache: &Cache, name: &str, against: Option<&str>) 
     let nodes = graph.select(name).map_err(|error| RunError::Pipeline(vec![error]))?;
     let options = RunOptions { targets: vec![name.to_owned()], ..RunOptions::default() };
     let selection = Selection::new(graph, &options).map_err(RunError::Pipeline)?;
-    let explainer = Explainer::new(project, cache);
+    let explainer = Explainer::new(project, cache, &selection.wanted);
     let (plan, decider) = plan_with(project, cache, &selection, &explainer, true)?;
     let history = History::open(cache);
     let against = match against {
@@ -174,6 +175,8 @@ pub fn why(project: &Project, cache: &Cache, name: &str, against: Option<&str>) 
 pub struct Explainer<'a> {
     project: &'a Project,
     cache: &'a Cache,
+    /// Who may be asked about, by node.
+    wanted: &'a [bool],
     last: OnceCell<BTreeMap<String, (String, NodeRecord)>>,
     times: OnceCell<BTreeMap<String, Vec<f64>>>,
 }
@@ -182,8 +185,19 @@ pub struct Explainer<'a> {
 const LOOK_BACK: usize = 20;
 
 impl<'a> Explainer<'a> {
-    pub fn new(project: &'a Project, cache: &'a Cache) -> Self {
-        Self { project, cache, last: OnceCell::new(), times: OnceCell::new() }
+    /// For those of the nodes that are `wanted`.
+    pub fn new(project: &'a Project, cache: &'a Cache, wanted: &'a [bool]) -> Self {
+        Self { project, cache, wanted, last: OnceCell::new(), times: OnceCell::new() }
+    }
+
+    fn nodes(&self) -> impl Iterator<Item = &'a Node> {
+        let nodes = self.project.graph().nodes.iter().zip(self.wanted);
+        nodes.filter(|(_, wanted)| **wanted).map(|(node, _)| node)
+    }
+
+    /// The names of their stages.
+    fn stages(&self) -> HashSet<&'a str> {
+        self.nodes().map(|node| stage_of(&node.name)).collect()
     }
 
     /// The last run that had the node, and what became of it there.
@@ -196,16 +210,16 @@ impl<'a> Explainer<'a> {
         // What cannot be read explains nothing, and hinders nothing.
         let (history, file) = (History::open(self.cache), self.project.absolute_file());
         let Ok(runs) = history.of(&file) else { return last };
-        let mut seen = HashSet::new();
+        let (mut seen, stages) = (HashSet::new(), self.stages());
         for run in runs.take(LOOK_BACK) {
             // Runs that found all as another had left it have the same to say, over and over.
             if !seen.insert(run.head.same_nodes_as.clone().unwrap_or_else(|| run.id.clone())) {
                 continue;
             }
-            for (node, record) in run.nodes().unwrap_or_default() {
+            for (node, record) in run.nodes_of(&|node| stages.contains(stage_of(node))).unwrap_or_default() {
                 last.entry(node).or_insert_with(|| (run.id.clone(), record));
             }
-            if self.project.graph().nodes.iter().all(|node| last.contains_key(&node.name)) {
+            if self.nodes().all(|node| last.contains_key(&node.name)) {
                 break;
             }
         }
@@ -261,8 +275,9 @@ impl<'a> Explainer<'a> {
         let mut times: BTreeMap<String, Vec<f64>> = BTreeMap::new();
         let (history, file) = (History::open(self.cache), self.project.absolute_file());
         let Ok(runs) = history.of(&file) else { return times };
+        let stages = self.stages();
         for run in runs.filter(|run| run.head.same_nodes_as.is_none()).take(LOOK_BACK) {
-            for (node, record) in run.nodes().unwrap_or_default() {
+            for (node, record) in run.nodes_of(&|node| stages.contains(stage_of(node))).unwrap_or_default() {
                 if record.how == Some(How::Ran) {
                     times.entry(node).or_default().push(record.seconds);
                 }
