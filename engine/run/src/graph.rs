@@ -224,13 +224,18 @@ impl Graph {
         edges
     }
 
-    /// By node: how many come one after the other before it.
-    pub(crate) fn depths(&self) -> Vec<u32> {
-        let mut depths = Vec::with_capacity(self.nodes.len());
+    /// Sorts nodes into groups that come one after the other: none depends on another of its group or of a later one.
+    /// The groups are not large, so that what is found of one can be held.
+    pub(crate) fn groups<'n>(&self, nodes: &'n mut [NodeId]) -> impl Iterator<Item = &'n [NodeId]> {
+        const LARGE: usize = 4096;
+        // How many come one after the other before a node.
+        let mut depths: Vec<u32> = Vec::with_capacity(self.nodes.len());
         for node in &self.nodes {
             depths.push(node.dependencies.iter().map(|&from| depths[from] + 1).max().unwrap_or(0));
         }
-        depths
+        nodes.sort_by_key(|&id| depths[id]);
+        let alike = move |one: &NodeId, other: &NodeId| depths[*one] == depths[*other];
+        nodes.chunk_by(alike).flat_map(|group| group.chunks(LARGE))
     }
 
     /// These nodes and all that they need (`up`), or all that needs them.

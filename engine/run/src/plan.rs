@@ -22,9 +22,6 @@ use crate::{
     why::Explainer,
 };
 
-/// So many nodes are decided about before it is noted what is known of them.
-const TOGETHER: usize = 4096;
-
 /// What a run would do.
 #[derive(Debug)]
 pub struct Plan {
@@ -198,42 +195,22 @@ impl Planner<'_, '_> {
     /// at the same time; its answers let more be decided.
     fn decide(&mut self) -> anyhow::Result<()> {
         let mut open: Vec<NodeId> = (0..self.verdicts.len()).filter(|&id| self.selection.wanted[id]).collect();
-        // What is equally deep does not depend on each other.
-        let depths = self.project.graph().depths();
-        open.sort_by_key(|&id| depths[id]);
         loop {
             let (mut later, mut ask) = (Vec::new(), Vec::new());
-            let levels = open.chunk_by(|&one, &other| depths[one] == depths[other]);
-            let look = |decider: &Decider<'_>, id: NodeId| decider.is_decidable(id).then(|| decider.decide(id));
-            for some in levels.flat_map(|level| level.chunks(TOGETHER)) {
-                let decider = &self.decider;
-                let decisions: Vec<_> = some.par_iter().with_min_len(64).map(|&id| look(decider, id)).collect();
-                for (&id, decision) in some.iter().zip(decisions) {
-                    let Some(decision) = decision else {
-                        later.push(id);
-                        continue;
-                    };
-                    let verdict = match decision? {
-                        Decision::Off => Verdict::Off,
-                        Decision::Hit(outcome, _) => {
-                            let (key, bytes, cost) = (outcome.key, outcome.tree.size(), outcome.cost);
-                            self.decider.set(id, key, outcome.tree);
-                            Verdict::Cached { key, bytes, cost, here: true }
+            for group in self.project.graph().groups(&mut open) {
+                for (&id, decision) in group.iter().zip(self.look(group)) {
+                    self.verdicts[id] = match decision.transpose()? {
+                        None => {
+                            later.push(id);
+                            None
                         }
-                        Decision::Absent(outcome, work) => {
-                            let (key, cost) = (outcome.key, outcome.cost);
-                            self.decider.set(id, key, Arc::clone(&outcome.tree));
-                            self.absent.insert(id, (outcome, work));
-                            Verdict::Cached { key, bytes: 0, cost, here: false }
-                        }
-                        Decision::Run(work) if self.ask && self.decider.to_ask(&work).is_some() => {
+                        Some(Decision::Run(work)) if self.ask && self.decider.to_ask(&work).is_some() => {
                             ask.push(work.key);
                             later.push(id);
-                            continue;
+                            None
                         }
-                        Decision::Run(work) => self.run(id, &work),
+                        Some(decision) => Some(self.verdict(id, decision)),
                     };
-                    self.verdicts[id] = Some(verdict);
                 }
             }
             if ask.is_empty() {
@@ -244,6 +221,32 @@ impl Planner<'_, '_> {
             }
             self.ask(&ask);
             open = later;
+        }
+    }
+
+    /// Decides about those of these nodes about which can be decided.
+    fn look(&self, group: &[NodeId]) -> Vec<Option<anyhow::Result<Decision>>> {
+        let decider = &self.decider;
+        let look = |&id: &NodeId| decider.is_decidable(id).then(|| decider.decide(id));
+        group.par_iter().with_min_len(64).map(look).collect()
+    }
+
+    /// Notes what is known of a node.
+    fn verdict(&mut self, id: NodeId, decision: Decision) -> Verdict {
+        match decision {
+            Decision::Off => Verdict::Off,
+            Decision::Hit(outcome, _) => {
+                let (key, bytes, cost) = (outcome.key, outcome.tree.size(), outcome.cost);
+                self.decider.set(id, key, outcome.tree);
+                Verdict::Cached { key, bytes, cost, here: true }
+            }
+            Decision::Absent(outcome, work) => {
+                let (key, cost) = (outcome.key, outcome.cost);
+                self.decider.set(id, key, Arc::clone(&outcome.tree));
+                self.absent.insert(id, (outcome, work));
+                Verdict::Cached { key, bytes: 0, cost, here: false }
+            }
+            Decision::Run(work) => self.run(id, &work),
         }
     }
 

@@ -10,11 +10,13 @@
 
 use std::{path::Path, time::Instant};
 
-use flow_cache::Cache;
+use flow_cache::{Cache, Outcome};
 use flow_core::{Digest, Event, How, Key, Kind, Network, Sink};
+use rayon::prelude::*;
 
 use crate::{
     decide::{Decider, Decision},
+    graph::{Graph, NodeId},
     load::LoadOptions,
     looks,
     need::is_wanted,
@@ -105,7 +107,7 @@ pub(crate) fn attest(project: &Project, cache: &Cache, settings: &Settings) {
     cache.take_witness();
     let (conclusion, looks) = looks::collect(|| conclude(project, cache));
     if let Some(conclusion) = conclusion {
-        project.looks().iter().chain(&looks).for_each(|look| look.attest(cache));
+        project.looks().par_iter().chain(&looks).with_min_len(256).for_each(|look| look.attest(cache));
         let name = memo_name(&project.absolute_file(), project.profile());
         let guard = guard(project.file(), project.dir(), project.kinds(), project.options(), settings);
         cache.keep_witness(&name, &guard, &conclusion).ok();
@@ -115,38 +117,52 @@ pub(crate) fn attest(project: &Project, cache: &Cache, settings: &Settings) {
 
 /// The conclusion that nothing is to be done, if that is so.
 fn conclude(project: &Project, cache: &Cache) -> Option<Vec<u8>> {
-    let selection = Selection::new(project.graph(), &RunOptions::default()).ok()?;
+    let graph = project.graph();
+    let selection = Selection::new(graph, &RunOptions::default()).ok()?;
     let mut decider = Decider::new(project, cache, &selection).ok()?;
     let placer = Placer::new(project, cache, &|_| ());
+    let mut noted: Vec<Noted<'_>> = graph.nodes.iter().map(|node| Noted::off(&node.name)).collect();
+    for group in graph.groups(&mut (0..graph.nodes.len()).collect::<Vec<_>>()) {
+        let settled = |&id: &NodeId| looks::collect(|| settled(graph, &decider, &selection, &placer, id));
+        let settled: Vec<_> = group.par_iter().with_min_len(64).map(settled).collect();
+        for (&id, (settled, looks)) in group.iter().zip(settled) {
+            looks::add(looks);
+            let Some(outcome) = settled? else { continue };
+            let (key, bytes, cost) = (outcome.key, outcome.tree.size(), outcome.cost);
+            decider.set(id, key, outcome.tree);
+            let digest = *decider.result(id)?.2;
+            noted[id] = Noted { name: noted[id].name, how: How::Cached, key, digest, bytes, cost };
+        }
+    }
     let (mut fingerprint, mut nodes) = (Fingerprint::default(), Vec::new());
-    for (id, node) in project.graph().nodes.iter().enumerate() {
-        let noted = match decider.decide(id).ok()? {
-            Decision::Off => Noted::off(&node.name),
-            Decision::Hit(outcome, None) => {
-                if placer.has_places(id) && !placer.lacks(id, &outcome.tree).ok()?.is_empty() {
-                    return None;
-                }
-                let (key, bytes, cost) = (outcome.key, outcome.tree.size(), outcome.cost);
-                decider.set(id, key, outcome.tree);
-                let digest = *decider.result(id)?.2;
-                Noted { name: &node.name, how: How::Cached, key, digest, bytes, cost }
-            }
-            // The files of what lies between are missed by nobody.
-            Decision::Absent(outcome, work) if !work.is_unpinned() => {
-                if is_wanted(project.graph(), &selection, &placer, id, &outcome.tree).ok()? {
-                    return None;
-                }
-                let (key, bytes, cost) = (outcome.key, outcome.tree.size(), outcome.cost);
-                decider.set(id, key, outcome.tree);
-                let digest = *decider.result(id)?.2;
-                Noted { name: &node.name, how: How::Cached, key, digest, bytes, cost }
-            }
-            Decision::Hit(_, Some(_)) | Decision::Absent(..) | Decision::Run(_) => return None,
-        };
-        fingerprint.add(&node.name, decider.result(id).map(|(key, ..)| key));
+    for (id, noted) in noted.iter().enumerate() {
+        fingerprint.add(noted.name, decider.result(id).map(|(key, ..)| key));
         noted.save(&mut nodes);
     }
     Some(Conclusion::save(project.name(), &fingerprint.finish(), &nodes))
+}
+
+/// The result of a node of which nothing is to be done, or that it is off; nothing if there is something to do.
+fn settled(
+    graph: &Graph,
+    decider: &Decider<'_>,
+    selection: &Selection,
+    placer: &Placer<'_>,
+    id: NodeId,
+) -> Option<Option<Outcome>> {
+    match decider.decide(id).ok()? {
+        Decision::Off => Some(None),
+        Decision::Hit(outcome, None) => {
+            let in_place = !placer.has_places(id) || placer.lacks(id, &outcome.tree).ok()?.is_empty();
+            in_place.then_some(Some(outcome))
+        }
+        // The files of what lies between are missed by nobody.
+        Decision::Absent(outcome, work) if !work.is_unpinned() => {
+            let is_wanted = is_wanted(graph, selection, placer, id, &outcome.tree).ok()?;
+            (!is_wanted).then_some(Some(outcome))
+        }
+        Decision::Hit(_, Some(_)) | Decision::Absent(..) | Decision::Run(_) => None,
+    }
 }
 
 /// What a decision follows from that does not lie on the disk, or not where a witness looks.
