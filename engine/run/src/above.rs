@@ -25,10 +25,38 @@ impl Above {
 
     /// Where a place is, with links followed as far as it is there.
     pub fn real(&mut self, place: &Path) -> PathBuf {
-        let is_link = || place.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
-        match (self.directory(place), place.file_name()) {
-            (Some(directory), Some(name)) if !is_link() => directory.join(name),
-            _ => place.canonicalize().unwrap_or_else(|_| place.to_owned()),
+        let own = self.directory(place).zip(place.file_name()).map(|(directory, name)| directory.join(name));
+        let is_link = |own: &PathBuf| own.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
+        let own = own.filter(|own| !is_link(own));
+        own.unwrap_or_else(|| place.canonicalize().unwrap_or_else(|_| place.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{fs, os::unix::fs::symlink};
+
+    #[test]
+    fn links_are_followed_wherever_they_stand() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        fs::create_dir_all(root.join("cache/in")).unwrap();
+        fs::write(root.join("file"), "").unwrap();
+        symlink("cache", root.join("link")).unwrap();
+        let mut above = Above::default();
+        for (place, real) in [
+            ("link", "cache"),
+            ("link/", "cache"),
+            ("link/in", "cache/in"),
+            ("link/new", "cache/new"),
+            ("file", "file"),
+            ("new", "new"),
+            ("cache/../link", "cache"),
+        ] {
+            assert_eq!(above.real(&root.join(place)), root.join(real), "{place}");
         }
+        assert_eq!(above.directory(&root.join("file/below")), None);
+        assert_eq!(above.directory(&root.join("nowhere/below")), None);
     }
 }
