@@ -102,6 +102,10 @@ impl Ranks {
             if std::env::var_os("OMP_WAIT_POLICY").is_none() && std::env::var_os("GOMP_SPINCOUNT").is_none() {
                 command.env("OMP_WAIT_POLICY", "passive");
             }
+            // Where the order of the samples is made once, for all ranks; a user's own directory serves other trainings too.
+            if std::env::var_os("FLOW_INDEX_DIR").is_none() {
+                command.env("FLOW_INDEX_DIR", job.with_file_name("index"));
+            }
             command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
             // A group of its own: an interrupt from the terminal reaches us alone, and we tell the ranks.
             command.process_group(0);

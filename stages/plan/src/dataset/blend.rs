@@ -2,15 +2,17 @@
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{index::GptDataset, splits::normalize};
+use super::{
+    index::GptDataset,
+    numbers::{Numbers, Store},
+    splits::normalize,
+};
 
 /// Samples drawn from several sources.
 pub struct Blend {
     pub(super) members: Vec<GptDataset>,
-    /// Which member sample `i` comes from.
-    pub(super) dataset_index: Vec<u16>,
-    /// Which of that member's samples it is.
-    pub(super) dataset_sample_index: Vec<u32>,
+    /// Of each sample the member that it comes from, and which of that member's samples it is.
+    pub(super) index: Numbers,
 }
 
 impl Blend {
@@ -19,45 +21,52 @@ impl Blend {
     ///
     /// # Errors
     /// A member has fewer samples than are drawn from it.
-    pub fn build(members: Vec<GptDataset>, weights: &[f64], size: u64) -> Result<Self> {
+    pub fn build(members: Vec<GptDataset>, weights: &[f64], size: u64, store: &Store) -> Result<Self> {
         assert_eq!(members.len(), weights.len(), "a weight for each member");
         let weights = normalize(weights);
-        let (dataset_index, dataset_sample_index, drawn) = draw(&weights, size)?;
-        for (i, (member, drawn)) in members.iter().zip(drawn).enumerate() {
-            let len = member.len();
-            ensure!(drawn <= len, "source {i} of the blend has {len} samples and {drawn} would be drawn from it");
-        }
-        Ok(Self { members, dataset_index, dataset_sample_index })
+        ensure!(weights.len() < 32_767, "a blend of {} sources: at most 32766 are possible", weights.len());
+        ensure!(size < u64::from(u32::MAX), "{size} samples are more than can be numbered");
+        // What is drawn follows from the weights alone; whether there is as much, from the members.
+        let mut digest = blake3::Hasher::new();
+        weights.iter().zip(&members).for_each(|(weight, member)| {
+            digest.update(&weight.to_bits().to_le_bytes()).update(&member.len().to_le_bytes());
+        });
+        let name = format!("blend-{}-{size}", &digest.finalize().to_hex()[..32]);
+        let index = store.numbers(&name, 2 * size as usize, |numbers| {
+            let drawn = draw(&weights, numbers.as_chunks_mut().0);
+            for (i, (member, drawn)) in members.iter().zip(drawn).enumerate() {
+                let len = member.len();
+                ensure!(drawn <= len, "source {i} of the blend has {len} samples and {drawn} would be drawn from it");
+            }
+            Ok(())
+        })?;
+        Ok(Self { members, index })
     }
 
     /// How many samples there are.
     pub fn len(&self) -> u64 {
-        self.dataset_index.len() as u64
+        self.index.len() as u64 / 2
     }
 
     /// Appends the `seq_length + 1` tokens of sample `i` to `out`.
     pub fn read(&self, i: u64, out: &mut Vec<i64>) -> Result<()> {
-        let at = usize::try_from(i).ok().filter(|i| *i < self.dataset_index.len());
-        let at = at.with_context(|| format!("there is no sample {i}: there are {}", self.len()))?;
-        self.members[usize::from(self.dataset_index[at])].read(self.dataset_sample_index[at].into(), out)
+        let at = usize::try_from(i).ok().and_then(|i| self.index.as_chunks().0.get(i));
+        let [member, sample] = *at.with_context(|| format!("there is no sample {i}: there are {}", self.len()))?;
+        self.members[member as usize].read(sample.into(), out)
     }
 }
 
-/// Member of each sample, number within the member, samples drawn from each.
-fn draw(weights: &[f64], size: u64) -> Result<(Vec<u16>, Vec<u32>, Vec<u64>)> {
-    ensure!(weights.len() < 32_767, "a blend of {} sources: at most 32766 are possible", weights.len());
-    ensure!(size < u64::from(u32::MAX), "{size} samples are more than can be numbered");
+/// Fills in the member of each sample and the number within the member; gives how many are drawn from each.
+fn draw(weights: &[f64], samples: &mut [[u32; 2]]) -> Vec<u64> {
     let mut drawn = vec![0_u64; weights.len()];
-    let (mut members, mut numbers) = (Vec::with_capacity(size as usize), Vec::with_capacity(size as usize));
-    for i in 0..size {
+    for (i, sample) in samples.iter_mut().enumerate() {
         let target = (i as f64).max(1.0);
         let lag = |member: usize| weights[member] * target - drawn[member] as f64;
         let furthest = (1..weights.len()).fold(0, |best, member| if lag(member) > lag(best) { member } else { best });
-        members.push(furthest as u16);
-        numbers.push(drawn[furthest] as u32);
+        *sample = [furthest as u32, drawn[furthest] as u32];
         drawn[furthest] += 1;
     }
-    Ok((members, numbers, drawn))
+    drawn
 }
 
 /// How many samples of a member are planned, of `size` in all: the part of each member is rounded up.
@@ -77,10 +86,11 @@ mod tests {
     #[test]
     fn every_prefix_of_a_blend_keeps_to_the_weights() {
         let weights = normalize(&[3.0, 1.0, 0.5, 2.0]);
-        let (members, numbers, drawn) = draw(&weights, 1000).unwrap();
+        let mut samples = vec![[0; 2]; 1000];
+        let drawn = draw(&weights, &mut samples);
         let mut seen = [0_u64; 4];
-        for (i, (member, number)) in members.iter().zip(&numbers).enumerate() {
-            let member = usize::from(*member);
+        for (i, [member, number]) in samples.iter().enumerate() {
+            let member = *member as usize;
             assert_eq!(u64::from(*number), seen[member], "each member is read in order");
             seen[member] += 1;
             for (count, weight) in seen.iter().zip(&weights) {
@@ -88,6 +98,6 @@ mod tests {
             }
         }
         assert_eq!(drawn, seen);
-        assert_eq!(&members[..4], [0, 3, 1, 0]);
+        assert_eq!([0, 1, 2, 3].map(|i: usize| samples[i][0]), [0, 3, 1, 0]);
     }
 }

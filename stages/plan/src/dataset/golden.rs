@@ -55,9 +55,9 @@ fn one_source_is_read_in_megatrons_order() {
             let Samples::One(one) = &dataset.samples else { panic!("one source is no blend") };
             assert_eq!(one.epochs(), expected["num_epochs"].as_u64().unwrap());
             let indices = [
-                ("document_index", sha(one.document_index.iter().flat_map(|x| x.to_le_bytes()))),
-                ("sample_index", sha(one.sample_index.iter().flatten().flat_map(|x| x.to_le_bytes()))),
-                ("shuffle_index", sha(one.shuffle_index.iter().flat_map(|x| x.to_le_bytes()))),
+                ("document_index", sha(one.document_index().iter().flat_map(|x| x.to_le_bytes()))),
+                ("sample_index", sha(one.sample_index().iter().flatten().flat_map(|x| x.to_le_bytes()))),
+                ("shuffle_index", sha(one.shuffle_index().iter().flat_map(|x| x.to_le_bytes()))),
             ];
             for (index, sha) in indices {
                 assert_eq!(sha, expected[index]["sha256"].as_str().unwrap(), "{name} {field} {index}");
@@ -80,9 +80,10 @@ fn a_blend_is_drawn_in_megatrons_order() {
         let expected = &golden[field];
         same_samples(&dataset, expected);
         let Samples::Blend(blend) = &dataset.samples else { panic!("two sources are a blend") };
-        let drawn = sha(blend.dataset_index.iter().flat_map(|x| x.to_le_bytes()));
+        let index = blend.index.as_chunks::<2>().0;
+        let drawn = sha(index.iter().flat_map(|x| (x[0] as u16).to_le_bytes()));
         assert_eq!(drawn, expected["dataset_index"]["sha256"].as_str().unwrap());
-        let numbers = sha(blend.dataset_sample_index.iter().flat_map(|x| u64::from(*x).to_le_bytes()));
+        let numbers = sha(index.iter().flat_map(|x| u64::from(x[1]).to_le_bytes()));
         assert_eq!(numbers, expected["dataset_sample_index"]["sha256"].as_str().unwrap());
         let lens: Vec<u64> = blend.members.iter().map(GptDataset::len).collect();
         assert_eq!(serde_json::to_value(lens).unwrap(), expected["member_len"]);
@@ -176,4 +177,34 @@ fn data_that_cannot_be_used_is_named() {
     assert!(error(&[good, source("train_0_text_document", Some(1.0))], "1,1", 8).contains("1 of 2 sources"));
     assert!(error(&[source("train_0_text_document", Some(-1.0))], "1,1", 8).contains("above 0"));
     assert!(error(&[], "1,1", 8).contains("there is no data"));
+}
+
+#[test]
+fn what_is_kept_in_files_is_taken_by_who_comes_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let files = || {
+        let entries = std::fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap());
+        let mut files: Vec<_> =
+            entries.map(|entry| (entry.file_name(), entry.metadata().unwrap().modified().unwrap())).collect();
+        files.retain(|file| !file.0.to_string_lossy().ends_with(".lock"));
+        files.sort();
+        files
+    };
+    let order = |store: Store, seed: u32| {
+        let sources = [source("train_0_text_document", Some(0.7)), source("validation_0_text_document", Some(0.3))];
+        let mut sources = Sources::open(&sources).unwrap();
+        sources.store = store;
+        let dataset = sources.whole(Request { samples: 5000, seq_length: 64, seed }).unwrap();
+        let mut tokens = Vec::new();
+        (0..dataset.len()).for_each(|i| dataset.read(i, &mut tokens).unwrap());
+        sha(tokens.into_iter().flat_map(i64::to_le_bytes))
+    };
+    let kept = || Store::in_directory(directory.path());
+    let here = order(Store::default(), 7);
+    assert_eq!(order(kept(), 7), here);
+    let made = files();
+    assert_eq!(made.len(), 3, "two sources and the blend: {made:?}");
+    assert_eq!((order(kept(), 7), files()), (here.clone(), made.clone()));
+    assert_ne!(order(kept(), 8), here);
+    assert_eq!(files().len(), 5, "another seed is another order of each source, and the same blend");
 }

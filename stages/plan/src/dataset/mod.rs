@@ -1,12 +1,14 @@
 //! Which tokens are in which sample: the order of Megatron's `GPTDataset` and `BlendedDataset`, to the bit, so that a
 //! run here and one there see the same batches for the same seed.
 //!
-//! Memory: 4 bytes a document and epoch, 12 bytes a sample (18 in a blend); tokens and lengths are mapped, not read.
+//! Room: 4 bytes a document and epoch, 12 bytes a sample (20 in a blend), in memory or in files that are mapped
+//! ([`numbers`]); tokens and lengths are mapped, not read.
 
 mod blend;
 #[cfg(test)]
 mod golden;
 mod index;
+mod numbers;
 mod random;
 mod splits;
 
@@ -20,6 +22,7 @@ pub use splits::Splits;
 use crate::DataSource;
 use blend::{Blend, planned, ready};
 use index::GptDataset;
+use numbers::Store;
 use splits::normalize;
 
 /// The samples of one part (training or validation) of the data.
@@ -49,6 +52,8 @@ pub struct Request {
 pub struct Sources {
     tokens: Vec<(PathBuf, Arc<IndexedDataset>)>,
     weights: Option<Vec<f64>>,
+    /// Where the order of samples is kept.
+    store: Store,
 }
 
 impl Sources {
@@ -70,7 +75,7 @@ impl Sources {
             weights.iter().all(|weight| weight.is_finite() && *weight > 0.0),
             "weights {weights:?}: each must be above 0"
         );
-        Ok(Self { tokens, weights: (!weights.is_empty()).then_some(weights) })
+        Ok(Self { tokens, weights: (!weights.is_empty()).then_some(weights), store: Store::of_environment() })
     }
 
     /// The training (0), validation (1) or test (2) part of every source, as Megatron builds them from one `blend`.
@@ -97,14 +102,17 @@ impl Sources {
             splits
                 .range(part, tokens.sequences())
                 .context("the splits leave nothing for it")
-                .and_then(|range| GptDataset::build(Arc::clone(tokens), range, samples, seq_length, seed))
+                .and_then(|range| {
+                    let tokens = Arc::clone(tokens);
+                    GptDataset::build(tokens, prefix, &self.store, range, samples, seq_length, seed)
+                })
                 .with_context(|| format!("cannot make samples of {}", prefix.display()))
         };
         let weighted = |weights: &[f64]| {
             let weights = normalize(weights);
             let ready = |(i, weight): (usize, &f64)| member(i, Some(ready(samples, *weight)));
             let members = weights.iter().enumerate().map(ready).collect::<Result<_>>()?;
-            Blend::build(members, &weights, weights.iter().map(|weight| planned(samples, *weight)).sum())
+            Blend::build(members, &weights, weights.iter().map(|weight| planned(samples, *weight)).sum(), &self.store)
         };
         let mut repeated = false;
         let samples = match &self.weights {
@@ -117,7 +125,8 @@ impl Sources {
                 let weights: Vec<f64> = members.iter().map(|member| member.len() as f64).collect();
                 let there: u64 = members.iter().map(GptDataset::len).sum();
                 // The very last samples may overdraw a source by one: then too.
-                let once = (samples <= there).then(|| Blend::build(members, &weights, samples).ok()).flatten();
+                let once =
+                    (samples <= there).then(|| Blend::build(members, &weights, samples, &self.store).ok()).flatten();
                 repeated = once.is_none();
                 Samples::Blend(once.map_or_else(|| weighted(&weights), Ok)?)
             }
