@@ -108,6 +108,8 @@ def datatrove(texts, size):
 
     measure("datatrove, the same filters", size, judge)
     signer = MinhashDedupSignature("/tmp", MinhashConfig(n_grams=5, num_buckets=14, hashes_per_bucket=8))
+    hashed = signer._hash_func
+    signer._hash_func = lambda shingle: hashed(shingle.encode())  # what xxhash wants since its version 4
     signer.word_tokenizer = type("Words", (), {"word_tokenize": staticmethod(words)})
 
     def sign():
