@@ -28,13 +28,15 @@ pub use tokenizer::{Files, Tokenizer};
 /// The most bytes of a file that are encoded twice, to see that the faster encoder gives the reference's ids.
 const COMPARED: usize = 64 << 10;
 
-/// Longer texts are hardly documents, and a text that never breaks takes some sixty times its bytes of memory.
+/// Longer texts are hardly documents, and a text that never breaks takes some fifteen times its bytes of memory, and more
+/// where the reference encodes it.
 pub(crate) const MAX_DOCUMENT_BYTES: usize = 16 << 20;
 
 /// `kind = "tokenize"`: one node a shard. `NAME.jsonl`, also `.gz`, `.zst`, `.bz2` and `.xz` → `NAME_KEY_document.bin/.idx` for each
 /// key, and `stats.json`, which counts for each file its lines, those that are no documents by what is wrong with them
 /// (`blank`, `byte_order_mark`, `invalid_utf8`, `not_json`, `no_text`, `half_surrogate`, `too_long`), the lines that end with a
-/// carriage return and the documents with U+0000, both of which are taken.
+/// carriage return and the documents with U+0000, both of which are taken. For what Megatron calls partitions, give several files
+/// (`train_{0..9}.jsonl.gz`) and a `merge` behind: each file is a node, and is made again alone.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Tokenize {
@@ -184,6 +186,9 @@ impl Stage for Tokenize {
             encoder.fast = false;
             let text = "the fast encoder differs from the reference on this text: going on with the reference alone";
             ctx.log(Level::Warning, text);
+        } else if !encoder.fast {
+            let text = "no fast encoder serves this kind of tokenizer: the reference encodes, which takes several times as long";
+            ctx.log(Level::Info, text);
         }
 
         let threads = self.workers.unwrap_or(ctx.threads).max(1);
