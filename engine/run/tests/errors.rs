@@ -200,7 +200,7 @@ fn what_is_decided_again_and_must_run_is_asked_what_cannot_work() {
         format!(
             "[stage.dice]\nkind='cat'\ntext='a'\ntemp=true\nunkeyed='{n}'\n\
              [stage.left]\nkind='cat'\ninput=['dice']\ntext='{n}'\n\
-             [stage.mid]\nkind='cat'\ninput=['dice']\nmax={max}\n"
+             [stage.mid]\nkind='cat'\ninput=['dice']\ntext='m'\nmax={max}\n"
         )
     };
     let lab = Lab::new(&pipeline(1, 10));
@@ -210,7 +210,7 @@ fn what_is_decided_again_and_must_run_is_asked_what_cannot_work() {
     let (summary, ran) = lab.run_with(&RunOptions { keep_going: true, ..RunOptions::default() });
     assert_eq!((ran, summary.failed), (vec!["dice".to_owned(), "left".to_owned()], 1));
     let failures = lab.failures();
-    assert!(failures[0].0 == "mid" && failures[0].1[0].contains("1 bytes are more than 0"), "{failures:?}");
+    assert!(failures[0].0 == "mid" && failures[0].1[0].contains("2 bytes are more than 0"), "{failures:?}");
 }
 
 #[test]
