@@ -1,14 +1,16 @@
 #!/bin/sh
 # How fast a checkpoint is converted, both ways, beside `cp` of the same bytes in the same run; and the memory it takes.
 #
-#   tests/bench/checkpoints.sh [LAYERS] [DIRECTORY] [FLOW]
+#   tests/bench/checkpoints.sh [LAYERS] [DIRECTORY] [FLOW] [ROUNDS]
 #
+# Each round has `cp`, one way, `cp`, the other way, in an empty cache; of three rounds the best counts.
 # The model has the geometry of Llama 3.1 8B with LAYERS layers (32: 16 GB; 5: 4.3 GB) of random bytes, in DIRECTORY, which
-# needs three times its size and is removed in the end. Everything is in the page cache if it fits; `cp` is run before
-# and after, and each is followed by `sync` of what it wrote, since a conversion ends with its bytes on the disk.
+# needs four times its size and is removed in the end. Everything is in the page cache if it fits; each `cp` is followed
+# by `sync` of what it wrote, since a conversion ends with its bytes on the disk.
 set -eu
 layers=${1:-5}
 work=$(mktemp -d "${2:-${TMPDIR:-/tmp}}/checkpoints.XXXXXX")
+rounds=${4:-3}
 flow=$(realpath "${3:-target/release/flow}")
 trap 'chmod -R u+w "$work"; rm -rf "$work"' EXIT
 cd "$work"
@@ -53,10 +55,8 @@ copy() { cp hf/model.safetensors copy; sync copy; }
 export FLOW_CACHE_DIR="$work/cache"
 echo "bytes: $(stat -c %s hf/model.safetensors)"
 cat hf/model.safetensors > /dev/null
-echo "cp, before: $(seconds copy) ms"
-rm copy
-for stage in megatron back; do
-    python3 - "$flow" "$stage" <<'PYTHON'
+convert() {
+    python3 - "$flow" "$1" <<'PYTHON'
 import json, resource, subprocess, sys
 flow, stage = sys.argv[1:]
 run = subprocess.run([flow, "run", "convert.toml", stage, "--json"], stdout=subprocess.PIPE, text=True)
@@ -65,6 +65,13 @@ ended = [json.loads(line) for line in run.stdout.splitlines() if '"event":"finis
 peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
 print(f"{stage}: {1000 * ended[0]['seconds']:.0f} ms with hashing, {1000 * ended[0]['cost']:.0f} ms without; peak RSS {peak} MB", flush=True)
 PYTHON
-    echo "cp, after: $(seconds copy) ms"
-    rm copy
+}
+for _ in $(seq "$rounds"); do
+    for stage in megatron back; do
+        echo "cp: $(seconds copy) ms"
+        rm copy
+        convert "$stage"
+    done
+    chmod -R u+w cache
+    rm -rf cache
 done

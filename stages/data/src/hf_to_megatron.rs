@@ -1,6 +1,12 @@
 //! `hf-to-megatron`: a Hugging Face model as a Megatron-Core checkpoint.
 
-use std::{collections::BTreeMap, fs::File, os::unix::fs::FileExt, path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Context, Result, ensure};
 use flow_core::{Check, Ctx, Port, Ref, Stage};
@@ -13,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     facts,
-    models::{self, Copying, Model, ModelDir, Tile},
+    models::{self, Copying, Model, ModelDir, Tile, Work},
 };
 
 /// `kind = "hf-to-megatron"`: writes
@@ -37,6 +43,7 @@ impl Stage for HfToMegatron {
     const KIND: &'static str = "hf-to-megatron";
     const VERSION: u32 = 2;
     const ABOUT: &'static str = "Converts a Hugging Face model to a Megatron-Core checkpoint";
+    const RESUMABLE: bool = true;
 
     fn ports(&self) -> Vec<Port> {
         vec![Port::all("input", std::slice::from_ref(&self.input)).only(models::MODEL)]
@@ -56,6 +63,10 @@ impl Stage for HfToMegatron {
             }
         }
         check.facts.extend(facts);
+    }
+
+    fn left(&self, scratch: &Path) -> Option<String> {
+        Some(Work::left(scratch))
     }
 
     fn run(&self, ctx: &Ctx<'_>) -> Result<()> {
@@ -121,13 +132,20 @@ impl Tile for Move<'_> {
 
 fn convert(ctx: &Ctx<'_>, source: &ModelDir, model: &Model, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
     let layout = &model.layout;
-    let root = ctx.out;
-    let dir = torch_dist::begin(root, 0)?;
-    let mut writer = RankWriter::create(&dir, 0)?;
+    let work = Work::begin(ctx.scratch)?;
+    let (root, dir) = (work.dir(), torch_dist::staging(work.dir(), 0));
+    // A run that was killed at its very end had given the iteration its name.
+    let named = torch_dist::iteration_dir(root, 0);
+    if named.is_dir() {
+        fs::rename(&named, &dir).with_context(|| format!("cannot rename {}", named.display()))?;
+    }
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    let mut writer = RankWriter::resume(&dir, 0, work.whole(&dir))?;
 
     // Plan first: every chunk gets its place, and every run of rows becomes tiles.
     let mut slots: Vec<Slot> = Vec::new();
     let mut tiles: Vec<Move<'_>> = Vec::new();
+    let mut had = 0;
     for rows in layout.rows.chunk_by(|a, b| (a.target, a.chunk) == (b.target, b.chunk)) {
         let target = &layout.megatron[rows[0].target];
         let (offset, size) = &target.chunks[rows[0].chunk];
@@ -138,6 +156,10 @@ fn convert(ctx: &Ctx<'_>, source: &ModelDir, model: &Model, tensors: &BTreeMap<S
             let tensor = &tensors[&layout.hf[run.hf].name];
             let row = run.width * dtype.size();
             let (mut from_at, mut left) = (tensor.at + run.hf_row * row, run.rows * row);
+            if slot.whole {
+                had += left;
+                (at, left) = (at + left, 0);
+            }
             while left > 0 {
                 let len = left.min(models::TILE);
                 tiles.push(Move { from: &tensor.file, from_at, slot: slots.len(), to_at: at, len });
@@ -148,7 +170,7 @@ fn convert(ctx: &Ctx<'_>, source: &ModelDir, model: &Model, tensors: &BTreeMap<S
         slots.push(slot);
     }
     writer.empty_states(model.states())?;
-    models::room(root, writer.bytes())?;
+    models::room(root, writer.bytes().saturating_sub(work.has(&dir)))?;
 
     let mut files: BTreeMap<&PathBuf, Arc<File>> = BTreeMap::new();
     for tensor in tensors.values() {
@@ -157,24 +179,35 @@ fn convert(ctx: &Ctx<'_>, source: &ModelDir, model: &Model, tensors: &BTreeMap<S
             files.insert(&tensor.file, Arc::new(file));
         }
     }
-    let total = tiles.iter().map(|tile| tile.len).sum();
-    let sums = Copying::new(ctx, total).run(&tiles, |tile, buffer: &mut Vec<u8>| {
-        buffer.resize(tile.len as usize, 0);
-        files[tile.from]
-            .read_exact_at(buffer, tile.from_at)
-            .with_context(|| format!("cannot read {} at byte {}", tile.from.display(), tile.from_at))?;
-        slots[tile.slot].file.write_all_at(buffer, tile.to_at).context("cannot write the checkpoint")?;
-        let mut sum = crc32fast::Hasher::new();
-        sum.update(buffer);
-        Ok(sum)
+    let copying = Copying::new(ctx, had + tiles.iter().map(|tile| tile.len).sum::<u64>());
+    copying.had(had);
+    let mut sums: Vec<_> = slots.iter().map(|_| crc32fast::Hasher::new()).collect();
+    slots.iter().filter(|slot| slot.whole).try_for_each(|slot| writer.seal(slot.clone(), 0))?;
+    // File by file: while one gets to the disk, the next is written.
+    work.syncing(|syncing| {
+        for tiles in tiles.chunk_by(|a, b| slots[a.slot].name == slots[b.slot].name) {
+            let parts = copying.run(tiles, |tile, buffer: &mut Vec<u8>| {
+                buffer.resize(tile.len as usize, 0);
+                files[tile.from]
+                    .read_exact_at(buffer, tile.from_at)
+                    .with_context(|| format!("cannot read {} at byte {}", tile.from.display(), tile.from_at))?;
+                slots[tile.slot].file.write_all_at(buffer, tile.to_at).context("cannot write the checkpoint")?;
+                let mut sum = crc32fast::Hasher::new();
+                sum.update(buffer);
+                Ok(sum)
+            })?;
+            for (tile, part) in tiles.iter().zip(&parts) {
+                sums[tile.slot].combine(part);
+            }
+            let (first, last) = (&tiles[0], &tiles[tiles.len() - 1]);
+            for i in first.slot..=last.slot {
+                writer.seal(slots[i].clone(), sums[i].clone().finalize())?;
+            }
+            let Slot { name, file, .. } = slots[first.slot].clone();
+            syncing.completed(name, file)?;
+        }
+        Ok(())
     })?;
-    let mut whole: Vec<crc32fast::Hasher> = slots.iter().map(|_| crc32fast::Hasher::new()).collect();
-    for (tile, sum) in tiles.iter().zip(&sums) {
-        whole[tile.slot].combine(sum);
-    }
-    for (slot, sum) in slots.into_iter().zip(whole) {
-        writer.seal(slot, sum.finalize())?;
-    }
     let dtype = tensors[&layout.hf[0].name].dtype;
     source.copy_companions(&root.join("hf"))?;
     source.copy_tokenizer(&dir.join("tokenizer"))?;
@@ -183,5 +216,6 @@ fn convert(ctx: &Ctx<'_>, source: &ModelDir, model: &Model, tensors: &BTreeMap<S
         train_state: TrainState::default(),
         files: &[],
     };
-    torch_dist::finish(root, 0, writer.finish()?, &more)
+    torch_dist::finish(root, 0, writer.finish()?, &more)?;
+    work.deliver(ctx.out)
 }

@@ -1,6 +1,12 @@
 //! `megatron-to-hf`: a Megatron-Core checkpoint as a Hugging Face model.
 
-use std::{collections::BTreeMap, fs, fs::File, os::unix::fs::FileExt};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    os::unix::fs::FileExt,
+    path::Path,
+    sync::Arc,
+};
 
 use anyhow::{Context, Result};
 use flow_core::{Check, Ctx, Diagnostic, Level, Port, Ref, Stage};
@@ -15,7 +21,7 @@ use serde_json::Value as Json;
 
 use crate::{
     facts,
-    models::{self, Copying, Layout, Model, ModelDir, Tile},
+    models::{self, Copying, Layout, Model, ModelDir, Tile, Work},
     size::Size,
 };
 
@@ -68,6 +74,7 @@ impl Stage for MegatronToHf {
     const KIND: &'static str = "megatron-to-hf";
     const VERSION: u32 = 1;
     const ABOUT: &'static str = "Converts a Megatron-Core checkpoint to a Hugging Face model";
+    const RESUMABLE: bool = true;
 
     fn ports(&self) -> Vec<Port> {
         // Whoever names the type asks the source's weights for nothing.
@@ -100,10 +107,18 @@ impl Stage for MegatronToHf {
         }
         for path in check.input("input").to_vec().into_iter().filter_map(|known| known.path) {
             if let Err(error) = torch_dist::newest(&path) {
-                check.error("input", crate::diagnostic(&error).hint("name a directory with iter_*/.metadata"));
+                let error = crate::diagnostic(&error);
+                check.error(
+                    "input",
+                    if path.is_dir() { error.hint("name a directory with iter_*/.metadata") } else { error },
+                );
             }
         }
         check.facts.extend(facts);
+    }
+
+    fn left(&self, scratch: &Path) -> Option<String> {
+        Some(Work::left(scratch))
     }
 
     fn run(&self, ctx: &Ctx<'_>) -> Result<()> {
@@ -123,9 +138,10 @@ impl Stage for MegatronToHf {
             .map(|(named, &dtype)| (named.name.clone(), dtype, named.shape.clone()))
             .collect();
         let plan = safetensors::plan(&tensors, self.max_shard_size.0)?;
-        models::room(ctx.out, plan.shards.iter().map(|shard| shard.len).sum())?;
-        source.copy_companions(ctx.out)?;
-        export(ctx, &reader, &layout, &types, &plan)
+        let work = Work::begin(ctx.scratch)?;
+        export(ctx, &work, &reader, &layout, &types, &plan)?;
+        source.copy_companions(work.dir())?;
+        work.deliver(ctx.out)
     }
 }
 
@@ -166,17 +182,42 @@ impl Tile for Piece<'_> {
     }
 }
 
-fn export(ctx: &Ctx<'_>, reader: &Reader, layout: &Layout, types: &[DType], plan: &Plan) -> Result<()> {
-    let mut files = Vec::new();
-    let mut places: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
-    for (i, shard) in plan.shards.iter().enumerate() {
-        let path = ctx.out.join(&shard.name);
-        let file = File::create_new(&path).with_context(|| format!("cannot make {}", path.display()))?;
-        file.set_len(shard.len)?;
-        file.write_all_at(&shard.header, 0).with_context(|| format!("cannot write {}", path.display()))?;
-        files.push((path, file));
-        places.extend(shard.tensors.iter().map(|(name, at, _)| (name.as_str(), (i, *at))));
+/// The files to be written: in which of them a tensor lies, and where.
+struct Files<'a> {
+    open: Vec<Arc<File>>,
+    places: BTreeMap<&'a str, (usize, u64)>,
+    /// Those that an interrupted run completed.
+    whole: Vec<bool>,
+}
+
+impl<'a> Files<'a> {
+    fn open(work: &Work, plan: &'a Plan) -> Result<Self> {
+        let mut files = Self { open: Vec::new(), places: BTreeMap::new(), whole: Vec::new() };
+        let whole = work.whole(work.dir());
+        for (i, shard) in plan.shards.iter().enumerate() {
+            let is_whole = whole.contains(&shard.name);
+            let path = work.dir().join(&shard.name);
+            let file = File::options().write(true).create(true).truncate(!is_whole).open(&path);
+            let file = file.with_context(|| format!("cannot make {}", path.display()))?;
+            files.open.push(Arc::new(file));
+            files.places.extend(shard.tensors.iter().map(|(name, at, _)| (name.as_str(), (i, *at))));
+            files.whole.push(is_whole);
+        }
+        models::room(
+            work.dir(),
+            plan.shards.iter().map(|shard| shard.len).sum::<u64>().saturating_sub(work.has(work.dir())),
+        )?;
+        for (shard, file) in plan.shards.iter().zip(&files.open) {
+            file.set_len(shard.len)
+                .and_then(|()| file.write_all_at(&shard.header, 0))
+                .with_context(|| format!("cannot write {}", shard.name))?;
+        }
+        Ok(files)
     }
+}
+
+fn export(ctx: &Ctx<'_>, work: &Work, reader: &Reader, layout: &Layout, types: &[DType], plan: &Plan) -> Result<()> {
+    let files = Files::open(work, plan)?;
     let mut tiles = Vec::new();
     for rows in &layout.rows {
         let target = &layout.megatron[rows.target];
@@ -184,7 +225,7 @@ fn export(ctx: &Ctx<'_>, reader: &Reader, layout: &Layout, types: &[DType], plan
         let axis = target.axis;
         let from = reader.tensor(&target.key).context("checked before")?.dtype;
         let to = types[rows.hf];
-        let (file, at) = places[layout.hf[rows.hf].name.as_str()];
+        let (file, at) = files.places[layout.hf[rows.hf].name.as_str()];
         let row = rows.width * to.size();
         let step = (models::TILE / (rows.width * from.size().max(to.size()))).max(1);
         let mut done = 0;
@@ -199,22 +240,33 @@ fn export(ctx: &Ctx<'_>, reader: &Reader, layout: &Layout, types: &[DType], plan
         }
     }
     let total = tiles.iter().map(Tile::bytes).sum();
-    Copying::new(ctx, total).run(&tiles, |tile, (read, write): &mut (Vec<u8>, Vec<u8>)| {
-        let elements = tile.size.iter().product::<u64>();
-        read.resize((elements * tile.from.size()) as usize, 0);
-        reader.read(tile.key, &tile.start, &tile.size, read)?;
-        let (path, file) = &files[tile.file];
-        let bytes = if tile.from == tile.to {
-            read
-        } else {
-            write.resize((elements * tile.to.size()) as usize, 0);
-            models::cast(read, tile.from, write, tile.to).with_context(|| format!("`{}`", tile.key))?;
-            write
-        };
-        file.write_all_at(bytes, tile.at).with_context(|| format!("cannot write {}", path.display()))
+    tiles.retain(|tile| !files.whole[tile.file]);
+    tiles.sort_by_key(|tile| (tile.file, tile.at));
+    let copying = Copying::new(ctx, total);
+    copying.had(total - tiles.iter().map(Tile::bytes).sum::<u64>());
+    // File by file: while one gets to the disk, the next is written.
+    work.syncing(|syncing| {
+        for tiles in tiles.chunk_by(|a, b| a.file == b.file) {
+            let (file, name) = (&files.open[tiles[0].file], &plan.shards[tiles[0].file].name);
+            copying.run(tiles, |tile, (read, write): &mut (Vec<u8>, Vec<u8>)| {
+                let elements = tile.size.iter().product::<u64>();
+                read.resize((elements * tile.from.size()) as usize, 0);
+                reader.read(tile.key, &tile.start, &tile.size, read)?;
+                let bytes = if tile.from == tile.to {
+                    read
+                } else {
+                    write.resize((elements * tile.to.size()) as usize, 0);
+                    models::cast(read, tile.from, write, tile.to).with_context(|| format!("`{}`", tile.key))?;
+                    write
+                };
+                file.write_all_at(bytes, tile.at).with_context(|| format!("cannot write {name}"))
+            })?;
+            syncing.completed(name.clone(), Arc::clone(file))?;
+        }
+        Ok(())
     })?;
     if let Some(index) = &plan.index {
-        fs::write(ctx.out.join(safetensors::INDEX), index)?;
+        fs::write(work.dir().join(safetensors::INDEX), index)?;
     }
     Ok(())
 }

@@ -39,6 +39,11 @@ impl<'a> Copying<'a> {
         Self { ctx, total, done: AtomicU64::new(0), reported: Mutex::new(Instant::now()) }
     }
 
+    /// Counts what an earlier run did.
+    pub fn had(&self, bytes: u64) {
+        self.report(bytes);
+    }
+
     /// Does `work` on every tile, each thread with buffers of its own, and gives the results in the tiles' order.
     /// The first error stops everyone.
     ///

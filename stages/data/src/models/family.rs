@@ -181,7 +181,7 @@ impl Model {
             let known: Vec<_> = FAMILIES.iter().map(|family| family.model_type).collect();
             format!("`model_type` is `{model_type}`, which has no table here; there is one for {}", known.join(", "))
         })?;
-        let fields = config.as_object().context("config.json is not an object")?;
+        let fields = &family.in_own_words(config.as_object().context("config.json is not an object")?);
         let only = object(family.only);
         let known = |field: &str| COMMON.contains(&field) || family.fields.contains(&field) || only.contains_key(field);
         if let Some(field) = fields.keys().find(|field| !known(field)) {
@@ -304,6 +304,18 @@ impl Model {
 }
 
 impl Family {
+    /// The fields as the table calls them: transformers 5 has the number of experts as `num_local_experts` in every family.
+    fn in_own_words(&self, fields: &Map<String, Json>) -> Map<String, Json> {
+        let mut fields = fields.clone();
+        let Some((own, _)) = self.experts.filter(|(own, _)| *own != "num_local_experts") else { return fields };
+        if fields.get("num_local_experts").is_some_and(|new| fields.get(own).is_none_or(|old| old == new))
+            && let Some(number) = fields.remove("num_local_experts")
+        {
+            fields.insert(own.to_owned(), number);
+        }
+        fields
+    }
+
     /// Which layers attend to all positions is what Megatron's code has for the family.
     fn check_layers(&self, config: &Map<String, Json>) -> Result<()> {
         let every = self.full_every;

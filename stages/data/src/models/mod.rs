@@ -12,9 +12,12 @@ mod dir;
 mod families;
 mod family;
 mod layout;
+mod work;
 
 #[cfg(test)]
 mod golden;
+#[cfg(test)]
+mod resume;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -24,3 +27,4 @@ pub use copy::{Copying, TILE, Tile, room};
 pub use dir::{COMPANIONS, MODEL, ModelDir, wrong_model_dir};
 pub use family::Model;
 pub use layout::Layout;
+pub use work::Work;

@@ -206,6 +206,7 @@ fn family_fields() -> impl Strategy<Value = Json> {
         json!({ "model_type": "mixtral", "num_local_experts": 3, "num_experts_per_tok": 2 }),
         json!({ "model_type": "qwen3_moe", "num_experts": 4, "moe_intermediate_size": 8, "norm_topk_prob": true,
             "mlp_only_layers": [], "decoder_sparse_step": 1 }),
+        json!({ "model_type": "qwen3_moe", "num_local_experts": 3, "moe_intermediate_size": 8, "norm_topk_prob": true }),
     ])
 }
 

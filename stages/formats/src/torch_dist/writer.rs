@@ -1,6 +1,7 @@
 //! [`RankWriter`]: one rank's records.
 
 use std::{
+    collections::HashSet,
     fs::File,
     io::{self, Read},
     os::unix::fs::FileExt,
@@ -51,6 +52,10 @@ pub struct Slot {
     pub at: u64,
     /// How many bytes.
     pub len: u64,
+    /// The file's name.
+    pub name: String,
+    /// They are there already: the file is one of those that [`RankWriter::resume`] was told of.
+    pub whole: bool,
     entry: usize,
 }
 
@@ -66,6 +71,8 @@ pub struct RankWriter {
     entries: Vec<(ChunkEntry, usize)>,
     /// Slots that have no checksum yet.
     open: usize,
+    /// Files that an interrupted run completed.
+    whole: HashSet<String>,
 }
 
 impl RankWriter {
@@ -74,7 +81,17 @@ impl RankWriter {
     /// # Errors
     /// The file cannot be made.
     pub fn create(dir: &Path, rank: usize) -> Result<Self> {
-        let mut writer = Self { dir: dir.to_owned(), rank, files: Vec::new(), end: 0, entries: Vec::new(), open: 0 };
+        Self::resume(dir, rank, HashSet::new())
+    }
+
+    /// A writer that does again what an interrupted one did, in the same order, but writes nothing into the files of these
+    /// names.
+    ///
+    /// # Errors
+    /// The file cannot be made.
+    pub fn resume(dir: &Path, rank: usize, whole: HashSet<String>) -> Result<Self> {
+        let mut writer =
+            Self { dir: dir.to_owned(), rank, files: Vec::new(), end: 0, entries: Vec::new(), open: 0, whole };
         writer.next_file()?;
         Ok(writer)
     }
@@ -82,7 +99,9 @@ impl RankWriter {
     fn next_file(&mut self) -> Result<()> {
         let name = format!("__{}_{}.distcp", self.rank, self.files.len());
         let path = self.dir.join(&name);
-        let file = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        let whole = self.whole.contains(&name);
+        let file = File::options().write(true).create(true).truncate(!whole).open(&path);
+        let file = file.with_context(|| format!("cannot make {}", path.display()))?;
         self.files.push((name, Arc::new(file)));
         self.end = 0;
         Ok(())
@@ -104,7 +123,8 @@ impl RankWriter {
         self.open += 1;
         let (ChunkEntry { at, .. }, file) = &self.entries[entry];
         let at = at + frame.before.len() as u64;
-        Ok(Slot { file: Arc::clone(&self.files[*file].1), at, len, entry })
+        let (name, file) = &self.files[*file];
+        Ok(Slot { file: Arc::clone(file), at, len, whole: self.whole.contains(name), name: name.clone(), entry })
     }
 
     /// Writes what goes around a chunk's bytes.
@@ -113,15 +133,17 @@ impl RankWriter {
     /// The file cannot be written.
     #[allow(clippy::needless_pass_by_value)] // a slot is sealed once
     pub fn seal(&mut self, slot: Slot, crc: u32) -> Result<()> {
+        self.open -= 1;
+        if slot.whole {
+            return Ok(());
+        }
         let (entry, file) = &self.entries[slot.entry];
         let dtype = entry.dtype.context("an object has no slot")?;
         let frame = tensor_frame(dtype, &entry.size, slot.len, crc);
         let (name, file) = &self.files[*file];
         file.write_all_at(&frame.before, entry.at)
             .and_then(|()| file.write_all_at(&frame.after, slot.at + slot.len))
-            .with_context(|| format!("cannot write {}", self.dir.join(name).display()))?;
-        self.open -= 1;
-        Ok(())
+            .with_context(|| format!("cannot write {}", self.dir.join(name).display()))
     }
 
     /// Writes a chunk: `bytes` gives exactly as many as `size` elements have, row-major, little-endian.
@@ -168,6 +190,9 @@ impl RankWriter {
         let entry = self.note(key, None, [&[], &[], &[]], bytes.len() as u64)?;
         let (entry, file) = &self.entries[entry];
         let (name, file) = &self.files[*file];
+        if self.whole.contains(name) {
+            return Ok(());
+        }
         file.write_all_at(&bytes, entry.at).with_context(|| format!("cannot write {}", self.dir.join(name).display()))
     }
 
