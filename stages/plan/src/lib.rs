@@ -26,7 +26,7 @@ pub use memory::{LOSS_CHUNK_TOKENS, MemoryEstimate};
 pub use mesh::{Axis, Coords, Mesh};
 pub use model::{ModelConfig, RopeScaling};
 pub use params::{
-    Checkpointing, Device, Memory, Optim, OptimName, Parallel, Precision, Recompute, Sched, SchedName, Training,
+    Checkpointing, Device, Memory, Optim, OptimName, Parallel, Precision, Recompute, Sched, SchedName, Training, Wandb,
 };
 pub use schedule::Schedule;
 

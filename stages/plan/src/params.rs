@@ -77,6 +77,9 @@ pub struct Training {
     /// Where TensorBoard's event files go, in a directory named as the node. Not part of the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tensorboard: Option<PathBuf>,
+    /// Weights & Biases. Not part of the key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wandb: Option<Wandb>,
     /// On a GPU too the same input gives the same bits, by slower kernels. (On a CPU it always does.) Not part of the key.
     #[serde(default)]
     pub deterministic: bool,
@@ -102,7 +105,7 @@ impl Training {
 }
 
 /// What decides how and where the numbers are made, and not which.
-const KNOBS: [&str; 9] = [
+const KNOBS: [&str; 10] = [
     "checkpoint",
     "deterministic",
     "device",
@@ -112,6 +115,7 @@ const KNOBS: [&str; 9] = [
     "micro_batch_size",
     "parallel",
     "tensorboard",
+    "wandb",
 ];
 
 fn default_seed() -> u32 {
@@ -122,6 +126,9 @@ fn default_clip() -> f64 {
 }
 fn is_off(on: &bool) -> bool {
     !on
+}
+fn default_wandb_dir() -> PathBuf {
+    "wandb".into()
 }
 fn one() -> u64 {
     1
@@ -270,6 +277,32 @@ impl Default for Checkpointing {
     fn default() -> Self {
         Self { interval: 0, keep: one_usize(), keep_best: 0 }
     }
+}
+
+/// Where a run is shown by Weights & Biases: a directory that `wandb sync` takes, and with `WANDB_API_KEY` set, online.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Wandb {
+    /// The project.
+    pub project: String,
+    /// The run's name; the node's if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The run's id; a new one if not given. A training that goes on keeps its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// The team or user; the key's own if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entity: Option<String>,
+    /// Runs that are shown together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// Tags.
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// Where runs are kept, in the project's folder.
+    #[serde(default = "default_wandb_dir")]
+    pub dir: PathBuf,
 }
 
 /// What is given for memory.

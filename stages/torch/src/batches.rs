@@ -5,6 +5,7 @@ use flow_plan::{Data, Documents, Training};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
+    ahead::Ahead,
     model::{ContextParallel, Llama, Sight},
     ranks::Ranks,
 };
@@ -13,6 +14,8 @@ use crate::{
 pub struct Batches<'a> {
     pub training: &'a Training,
     pub data: &'a Data,
+    /// The training data, read ahead.
+    pub ahead: Ahead,
     /// What is made of ends of documents.
     pub documents: Option<Documents>,
     /// Tokens that the model knows.
@@ -65,9 +68,7 @@ impl Batches<'_> {
     pub fn micro(&self, model: &Llama, which: Which, micro: usize) -> Result<Micro> {
         let data_rank = self.ranks.coords.data;
         let rows = match which {
-            Which::Training { completed } => {
-                self.data.train_batch(completed * self.training.global_batch_size as u64, micro, data_rank)
-            }
+            Which::Training { completed } => self.ahead.take(completed, micro),
             Which::Validation { round, batch } => self.data.validation_batch(round, batch, micro, data_rank),
         }?;
         if let Some(id) = rows.iter().find(|id| !(0..self.vocab).contains(id)) {
@@ -81,7 +82,11 @@ impl Batches<'_> {
             let inputs: Vec<&[i64]> = rows.chunks(length + 1).map(|row| &row[..length]).collect();
             model.sight(documents, &inputs)
         });
-        let rows_bs = Tensor::from_slice(&rows).view([-1, length as i64 + 1]).to_device(self.device);
+        let mut rows_bs = Tensor::from_slice(&rows).view([-1, length as i64 + 1]);
+        if self.device.is_cuda() {
+            // From pinned memory, so that nobody waits until the device has done all that it was given before.
+            rows_bs = rows_bs.pin_memory(self.device).to_device_(self.device, Kind::Int64, true, false);
+        }
         let context = ContextParallel { group: self.ranks.context.clone() };
         let part = |from: i64| context.part(&rows_bs.narrow(1, from, length as i64), 1);
         Ok(Micro { ids_bs: part(0), target_bs: part(1), sight: sight.unwrap_or_default() })

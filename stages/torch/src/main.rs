@@ -4,6 +4,7 @@
 //! MASTER_ADDR and MASTER_PORT say. Standard output: events. Standard error: words, the reason of a failure last.
 //! Exit: 0 done, 1 failed, 75 interrupted with a checkpoint to go on from.
 
+mod ahead;
 mod batches;
 mod bench;
 mod buckets;
@@ -14,6 +15,7 @@ mod events;
 mod logits;
 mod metrics;
 mod model;
+mod nvml;
 mod optim;
 mod pipeline;
 mod ranks;

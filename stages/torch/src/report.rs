@@ -12,6 +12,7 @@ use crate::{
     events::Voice,
     metrics::Line,
     model::params::{Layout, Share},
+    nvml::Gpu,
     ranks::Ranks,
     tensorboard::EventFile,
     weights,
@@ -27,6 +28,7 @@ pub struct Report<'a> {
     /// Model FLOPs of a token, and what one GPU can do a second in bf16, where that is known.
     work: (f64, Option<f64>),
     board: Option<EventFile>,
+    gpu: Option<Gpu>,
     /// When the first step of this process began, and how many were done then.
     began: (Instant, u64),
 }
@@ -70,24 +72,25 @@ impl<'a> Report<'a> {
             spikes: Spikes::default(),
             work: (config.flops_per_token(training.seq_length), device::peak_flops(device)),
             board: board.map(|dir| EventFile::create(&dir.join(&job.node))).transpose()?,
+            gpu: Gpu::of(device).filter(|_| ranks.rank == 0),
             began: (Instant::now(), step),
         })
     }
 
-    /// Says how a step went that took `seconds`.
-    pub fn step(&mut self, line: &Line, seconds: f64) -> Result<()> {
+    /// Says how a step went that took `seconds`, `waited` of them for data.
+    pub fn step(&mut self, line: &Line, seconds: f64, waited: f64) -> Result<()> {
         if let Some(usual) = line.loss.and_then(|loss| self.spikes.look(loss)) {
             let loss = line.loss.unwrap_or_default();
             self.voice.warn(format!("step {}: the loss is {loss:.4}, and was {usual:.4} before", line.step));
         }
         let due = line.step.is_multiple_of(self.training.log_interval.max(1));
         if due || line.step == self.training.max_steps || line.val_loss.is_some() {
-            self.emit(line, seconds)?;
+            self.emit(line, seconds, waited)?;
         }
         Ok(())
     }
 
-    fn emit(&mut self, line: &Line, seconds: f64) -> Result<()> {
+    fn emit(&mut self, line: &Line, seconds: f64, waited: f64) -> Result<()> {
         let tokens = self.training.consumed_tokens(self.training.global_batch_size as u64) as f64;
         let absent = f64::NAN;
         let (loss, norm) = (line.loss.unwrap_or(absent), line.grad_norm.unwrap_or(absent));
@@ -98,6 +101,7 @@ impl<'a> Report<'a> {
         let (flops, peak) = self.work;
         let each = tokens / seconds / self.ranks as f64;
         let mfu = peak.map_or(absent, |peak| each * flops / peak);
+        let (busy, taken) = self.gpu.as_ref().and_then(Gpu::load).unwrap_or((absent, absent));
         let values = [
             ("loss", loss),
             ("lr", line.lr),
@@ -108,6 +112,9 @@ impl<'a> Report<'a> {
             ("model_tflops_rank", each * flops / 1e12),
             ("mfu", mfu),
             ("step_seconds", seconds),
+            ("data_seconds", waited),
+            ("gpu_utilization", busy),
+            ("gpu_memory_bytes", taken),
             ("consumed_samples", line.consumed_samples as f64),
             ("consumed_tokens", line.consumed_tokens as f64),
             ("memory_bytes", memory),

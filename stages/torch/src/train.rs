@@ -1,7 +1,7 @@
 //! Training: mesh → model → optimizer → maybe load → loop { batches → forward and backward → reduce → clip → step →
 //! emit → maybe validate, save } → export.
 
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use anyhow::{Result, bail};
 use flow_dist::Reduce;
@@ -10,6 +10,7 @@ use tch::Tensor;
 
 use crate::{
     Ended,
+    ahead::Ahead,
     batches::Batches,
     buckets::{Buckets, Sum},
     checkpoint::{Saved, State},
@@ -34,7 +35,7 @@ pub fn train(job: &TrainJob, me: &Rank, ranks: &mut Option<Ranks>) -> Result<End
     device::has_room(device, training, &config)?;
     let ranks = &*ranks.insert(Ranks::meet(me, &training.parallel, device)?);
     let voice = Voice::new(&job.node, ranks.rank);
-    let data = Data::open(&job.train, &job.validation, training)?;
+    let data = Arc::new(Data::open(&job.train, &job.validation, training)?);
 
     let layout = Layout::new(&config, ranks.share());
     let flat = Tensor::zeros([layout.total as i64], (weights::kind(training.precision), device));
@@ -52,7 +53,9 @@ pub fn train(job: &TrainJob, me: &Rank, ranks: &mut Option<Ranks>) -> Result<End
     let run_config = config.run_config_yaml(weights::dtype(training.precision), training.seq_length);
     let mut saved = Saved::new(job, ranks, &layout, &flat, &run_config, state.step);
     let documents = training.documents(&config);
-    let batches = Batches { training, data: &data, documents, vocab: config.vocab_size as i64, device, ranks };
+    let ahead = Ahead::start(&data, training, ranks.coords.data, state.step)?;
+    let vocab = config.vocab_size as i64;
+    let batches = Batches { training, data: &data, ahead, documents, vocab, device, ranks };
     let pipeline = Pipeline { model: &model, batches: &batches, kind: flat.kind(), width: config.hidden_size };
     let mut report = Report::begin(&voice, job, &config, ranks, device, state.step)?;
 
@@ -94,7 +97,7 @@ pub fn train(job: &TrainJob, me: &Rank, ranks: &mut Option<Ranks>) -> Result<End
         if let Some(metrics) = &mut metrics {
             metrics.push(&line)?;
         }
-        report.step(&line, seconds)?;
+        report.step(&line, seconds, batches.ahead.waited().as_secs_f64())?;
 
         if ranks.anyone_asked_to_stop()? {
             return interrupted(&voice, &mut saved, &state, &optimizer, metrics.as_ref());

@@ -3,6 +3,7 @@
 mod params;
 #[cfg(test)]
 mod tests;
+mod wandb;
 
 use std::{
     fs,
@@ -13,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use flow_core::{Check, Ctx, Diagnostic, Input, Known, Level, Port, Stage};
 use flow_formats::indexed::IndexedDataset;
-use flow_plan::{DataSource, Job, KnownData, ModelConfig, Splits, TrainJob};
+use flow_plan::{DataSource, Job, KnownData, ModelConfig, Splits, TrainJob, Training};
 
 use crate::{
     diagnostic,
@@ -101,17 +102,32 @@ impl Stage for Train {
             config: ["config.json", "hf/config.json"].iter().find_map(|name| model.file(name)),
             train: sources(ctx, "train", &self.train)?,
             validation: sources(ctx, "validation", &self.validation)?,
-            training: self.training.clone(),
+            training: self.placed(ctx),
             out: ctx.out.to_owned(),
             scratch: ctx.scratch.to_owned(),
             threads,
         });
-        Launch { program: &program, job: &job, world_size, threads, grace: GRACE }.run(ctx)?;
-        whole(ctx.out)
+        let launch = Launch { program: &program, job: &job, world_size, threads, grace: GRACE };
+        let Some(wandb) = &self.training.wandb else {
+            launch.run(ctx)?;
+            return whole(ctx.out);
+        };
+        let config = serde_json::to_value(&self.training)?;
+        let run = wandb::Run::begin(wandb, &config, ctx).context("wandb")?;
+        let ended = launch.run(&Ctx { sink: &run, ..*ctx }).and_then(|()| whole(ctx.out));
+        run.end(ended.is_ok());
+        ended
     }
 }
 
 impl Train {
+    /// The numbers, with paths that mean the same to every rank.
+    fn placed(&self, ctx: &Ctx<'_>) -> Training {
+        let mut training = self.training.clone();
+        training.tensorboard = training.tensorboard.map(|dir| ctx.project.join(dir));
+        training
+    }
+
     fn check_sources(&self, check: &mut Check<'_>) {
         for (name, mix) in [("train", &self.train), ("validation", &self.validation)] {
             let weights = mix.weights();
