@@ -110,6 +110,21 @@ def main():
         log = (WORK / f"tp2-{precision}" / "rank0.log").read_text()
         print("  moved by", "Gloo" if "Gloo" in log else "NCCL")
 
+    # Documents that do not see each other: by a kernel that takes their lengths in bf16, by masks otherwise.
+    apart = {"reset_position_ids": True, "reset_attention_mask": True, "eod_mask_loss": True, "eod_token_id": 44}
+    cpu, _ = run("apart-cpu-fp32", {}, "fp32", device="cpu", **apart)
+    report("fp32 documents apart, from one row on the CPU", cpu, trace("cpu-fp32"))
+    for precision in ("fp32", "bf16"):
+        one, _ = run(f"apart-{precision}", {}, precision, **apart)
+        report(f"{precision} documents apart against the CPU's fp32", one, cpu)
+        for label, parallel in [("tp2-sp", {"tensor": 2, "sequence": True}), ("cp2", {"context": 2})]:
+            ours, _ = run(f"apart-{label}-{precision}", parallel, precision, **apart)
+            report(f"{precision} documents apart, {label}", ours, one)
+    lines = [json.loads(line) for line in (WORK / "apart-bf16/rank0.log").read_text().splitlines() if '"values"' in line]
+    values = lines[-1]["values"]
+    print("  what a step says of the GPU:", {name: values.get(name) for name in ("gpu_utilization", "gpu_memory_bytes")})
+    print(f"  waited for data: {values['data_seconds'] / values['step_seconds']:.1%} of the last step")
+
     # Stopped in the midst of it by a signal to one rank, and gone on with; then on another mesh.
     parallel, more = {"data": 2}, {"distributed": True, "max_steps": 2000, "sched": {"name": "constant"}}
     ranks = start("stopped", parallel, "bf16", **more)
