@@ -176,6 +176,15 @@ fn an_export_to_where_nothing_can_be() {
         let said = all_refuse(&sandbox, &parts);
         assert!(said.contains("--> p.toml:6:10"), "{said}");
     }
+    // What is not there yet leads nowhere, and then to what is the user's.
+    sandbox.write("v/x", "mine");
+    for export in ["sub/../v", "./sub/../../v", "../sub/../v"] {
+        sandbox
+            .pipeline(&format!("[stage.a]\nkind = \"command\"\nrun = \"echo 1 > {{out}}/x\"\nexport = \"{export}\"\n"));
+        let said = all_refuse(&sandbox, &["goes into a directory and out of it again"]);
+        assert!(said.contains("--> p.toml:6:10"), "{said}");
+    }
+    assert_eq!(sandbox.read("v/x"), "mine");
     sandbox.pipeline("[stage.a]\nkind = \"command\"\nrun = \"echo 1 > circle/x\"\nouts = [\"circle/x\"]\n");
     all_refuse(&sandbox, &["`circle/x` cannot be an output", "/circle: "]);
 }

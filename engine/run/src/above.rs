@@ -28,8 +28,14 @@ impl Above {
         let own = self.directory(place).zip(place.file_name()).map(|(directory, name)| directory.join(name));
         let is_link = |own: &PathBuf| own.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
         let own = own.filter(|own| !is_link(own));
-        own.unwrap_or_else(|| place.canonicalize().unwrap_or_else(|_| place.to_owned()))
+        own.unwrap_or_else(|| place.canonicalize().unwrap_or_else(|_| below_what_is_there(place)))
     }
+}
+
+/// Where a place will be: links are followed up to the last directory that is there.
+fn below_what_is_there(place: &Path) -> PathBuf {
+    let there = |above: &Path| Some(above.canonicalize().ok()?.join(place.strip_prefix(above).ok()?));
+    place.ancestors().skip(1).find_map(there).unwrap_or_else(|| place.to_owned())
 }
 
 #[cfg(test)]
@@ -52,6 +58,7 @@ mod tests {
             ("link/new", "cache/new"),
             ("file", "file"),
             ("new", "new"),
+            ("link/new/deep", "cache/new/deep"),
             ("cache/../link", "cache"),
         ] {
             assert_eq!(above.real(&root.join(place)), root.join(real), "{place}");

@@ -71,6 +71,12 @@ pub fn at_home<'a>(text: &'a str, home: Option<&Path>) -> Result<Cow<'a, str>, D
     Ok(Cow::Owned(format!("{}{rest}", home.display())))
 }
 
+/// Whether a path goes up again from where it went down.
+pub fn goes_back(path: &str) -> bool {
+    let up = |part: &Component<'_>| *part == Component::ParentDir;
+    Path::new(path).components().filter(|part| *part != Component::CurDir).skip_while(up).any(|part| up(&part))
+}
+
 /// Where stages put what they make, besides the cache.
 pub fn collect_places(drafts: &[Draft], ground: &Ground<'_>, errors: &mut Vec<Diagnostic>) -> Places {
     let mut outs = Outs::new();

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use crate::{
     common,
     expand::expand,
-    find::{Finder, Target, at_home, collect_places},
+    find::{Finder, Target, at_home, collect_places, goes_back},
     graph::{Graph, StageId, Variant},
     load::StageTable,
     looks, matrix,
@@ -247,6 +247,13 @@ fn read_stage(stage: StageTable, kinds: &'static [Kind], home: Option<&Path>, er
             match at_home(export, home) {
                 Ok(path) => *export = path.into_owned(),
                 Err(error) => wrong.push(error.at(parts.said.nearest("export").span.clone())),
+            }
+            if goes_back(export) {
+                let error = Diagnostic::new(format!("`{export}` goes into a directory and out of it again"));
+                let error =
+                    error.hint("where that leads is known only when the directory is there: write the path without it");
+                wrong.push(error.at(parts.said.nearest("export").span.clone()));
+                parts.common.export = None;
             }
         }
         let kind = parts.kind.and_then(|(name, span)| find_kind(&name, span, kinds, &mut wrong));

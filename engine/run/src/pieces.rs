@@ -60,7 +60,7 @@ fn parse_by(source: &Arc<Source>, piece: usize, errors: &mut Vec<Diagnostic>) ->
 
 /// What stands before the first stage, and then pieces of at least `length` bytes that begin with one.
 fn cut(text: &str, length: usize) -> Option<Vec<Range<usize>>> {
-    if text.contains("\"\"\"") || text.contains("'''") {
+    if text.contains("\"\"\"") || text.contains("'''") || text.lines().any(is_table_of_all) {
         return None;
     }
     let mut begin = stage_from(text, 0)?;
@@ -72,6 +72,12 @@ fn cut(text: &str, length: usize) -> Option<Vec<Range<usize>>> {
     }
     pieces.push(begin..text.len());
     Some(pieces)
+}
+
+/// A line `[stage]`, of which there may be one: two in two pieces would not be seen.
+fn is_table_of_all(line: &str) -> bool {
+    let header = line.trim_start().strip_prefix('[').and_then(|rest| rest.split_once(']'));
+    header.is_some_and(|(name, _)| name.trim().trim_matches(['"', '\'']) == STAGE)
 }
 
 /// The first line `[stage.NAME]` that begins after this byte.
@@ -130,6 +136,7 @@ mod tests {
             format!("{stages}[stage.a.more]\nl = 1"),
             format!("{stages}[params]\nl = 1"),
             format!("{stages}[stage]\nl = 1"),
+            format!("{stages}[ \"stage\" ]\nl = {{ k = 1 }}\n[stage.c]\nk = 1\n[stage]\nm = {{ k = 1 }}"),
             format!("{stages}[stage.c]\nk = \"\"\"\n[stage.d]\n\"\"\""),
             format!("{stages}[stage.c]\nk = [\n[stage.d]\n"),
             format!("x = [{stages}"),
