@@ -110,6 +110,29 @@ fn an_interrupted_run_is_resumed_and_a_changed_file_is_not() {
     }
 }
 
+/// What stands between may not know `If-Range`, and answer with the rest of another file.
+#[test]
+fn two_files_are_not_made_one() {
+    let (old, new) = (noise(2_000_000), noise(2_400_000)[400_000..].to_vec());
+    let longer = [&new[..], b"more"].concat();
+    for (etag, new) in [("\"v2\"", &new), ("\"v1\"", &longer)] {
+        let (old_body, new_body) = (old.clone(), new.clone());
+        let server = Server::start(move |request, number| {
+            if number == 0 {
+                return Answer::file(request, &old_body, "\"v1\"").cut(300_000);
+            }
+            // Whatever was asked for, it is taken to be of this file.
+            let mut request = request.clone();
+            request.headers.remove("if-range");
+            Answer::file(&request, &new_body, etag)
+        });
+        let stand = Stand::new();
+        run(&stand, &fetch(&server.url("/f")), &nowhere()).unwrap();
+        assert!(stand.out("f") == **new);
+        assert!(stand.log().iter().any(|line| line.contains("another file")), "{:?}", stand.log());
+    }
+}
+
 /// What stands beside a part of `"v1"` that was written since the machine was started.
 fn origin(synced: u64) -> String {
     json!({"etag": "\"v1\"", "modified": null, "synced": synced, "boot": crate::http::boot()}).to_string()

@@ -14,6 +14,7 @@ use std::{
     fs::{File, OpenOptions},
     io::{self, Write},
     path::{Path, PathBuf},
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context, Result, anyhow};
@@ -82,6 +83,8 @@ impl std::error::Error for WrongLength {}
 pub(super) struct Origin {
     pub etag: Option<String>,
     pub modified: Option<String>,
+    /// How long the whole file is, if the server said.
+    pub length: Option<u64>,
     /// So many bytes are on the disk for sure.
     pub synced: u64,
     /// When the machine was last started, while the part was written.
@@ -95,13 +98,32 @@ impl Origin {
     fn of(response: &Response) -> Self {
         let text =
             |name| response.headers().get(name).and_then(|value: &HeaderValue| value.to_str().ok().map(str::to_owned));
-        Self { etag: text(header::ETAG), modified: text(header::LAST_MODIFIED), synced: 0, boot: boot(), pieces: None }
+        let modified = text(header::LAST_MODIFIED).filter(|modified| is_settled(modified, text(header::DATE)));
+        Self { etag: text(header::ETAG), modified, boot: boot(), ..Self::default() }
+    }
+
+    /// Whether an answer, of a file so long, is not of the file that this is of, whatever was asked for under `If-Range`:
+    /// what stands in between may not know it.
+    pub(super) fn is_another(&self, answer: &Response, length: Option<u64>) -> bool {
+        let differ = |ours: Option<&String>, theirs: Option<&String>| ours.zip(theirs).is_some_and(|(a, b)| a != b);
+        let theirs = Self::of(answer);
+        differ(self.etag.as_ref(), theirs.etag.as_ref())
+            || differ(self.modified.as_ref(), theirs.modified.as_ref())
+            || self.length.zip(length).is_some_and(|(ours, theirs)| ours != theirs)
     }
 
     /// What `If-Range` takes: a weak ETag promises no equal bytes.
     fn validator(&self) -> Option<&str> {
         self.etag.as_deref().filter(|etag| !etag.starts_with("W/")).or(self.modified.as_deref())
     }
+}
+
+/// Whether a file that was changed last at a time was so well before the answer: a clock of seconds does not tell two
+/// changes within one of them (RFC 9110, 8.8.2.2).
+fn is_settled(modified: &str, date: Option<String>) -> bool {
+    let modified = httpdate::parse_http_date(modified).ok();
+    let date = date.map_or_else(|| Some(SystemTime::now()), |date| httpdate::parse_http_date(&date).ok());
+    modified.zip(date).is_some_and(|(modified, date)| modified + Duration::from_secs(2) <= date)
 }
 
 /// Differs from one start of the machine to the next; none where the system does not say.
@@ -183,8 +205,13 @@ impl Download<'_> {
         };
         let start = if response.status() == StatusCode::PARTIAL_CONTENT { have } else { 0 };
         let total = self.total(&response, start)?;
-        // Behind a part its validators stay; they are those of this answer too, or it would not be the rest.
-        let origin = if start > 0 { known } else { Origin::of(&response) };
+        if start > 0 && known.is_another(&response, total) {
+            self.start_over()?;
+            let error = anyhow!("{} is another file than the one that was begun with", self.name());
+            return Err(Failure { error, status: None, retry: Some(None) });
+        }
+        // Behind a part its validators stay.
+        let origin = if start > 0 { known } else { Origin { length: total, ..Origin::of(&response) } };
         if let (Some(total), Some(size)) = (total, self.size)
             && total != size
         {

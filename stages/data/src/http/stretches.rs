@@ -197,7 +197,8 @@ impl Shared<'_> {
         };
         let range = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
         let range = range.filter(|_| response.status() == StatusCode::PARTIAL_CONTENT).and_then(content_range);
-        if range != Some((from, Some(self.pieces.borrow().total))) {
+        let total = self.pieces.borrow().total;
+        if range != Some((from, Some(total))) || self.origin.is_another(&response, Some(total)) {
             self.changed.set(true);
             let error = anyhow!("{} changed while it was downloaded", self.download.name());
             return Err(Failure { error, status: None, retry: Some(None) });

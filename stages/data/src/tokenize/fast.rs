@@ -76,7 +76,7 @@ const PROBES: [&str; 30] = [
 /// that can be trusted with it.
 pub fn load(text: &[u8], reference: &HfTokenizer) -> Option<Fast> {
     let mut json: Json = serde_json::from_slice(text).ok()?;
-    if !is_supported(&json) {
+    if !is_supported(&json) || !added_at_once(reference) {
         return None;
     }
     let ours = ByteLevel::new(&json, reference).map(|ours| Fast::Ours(Box::new(ours)));
@@ -88,6 +88,14 @@ pub fn load(text: &[u8], reference: &HfTokenizer) -> Option<Fast> {
     fields.remove("padding");
     let theirs = fastokens::Tokenizer::from_json(json).ok()?;
     Some(Fast::Fastokens(Box::new(theirs))).filter(|theirs| theirs.is_sound(reference))
+}
+
+/// The reference looks for the added tokens that are not normalized first, and for the others in what is left; the faster
+/// encoder for all of them at once.
+fn added_at_once(reference: &HfTokenizer) -> bool {
+    let mut normalized = reference.get_added_tokens_decoder().into_values().map(|token| token.normalized);
+    let first = normalized.next();
+    normalized.all(|next| Some(next) == first)
 }
 
 fn is_supported(json: &Json) -> bool {

@@ -184,6 +184,30 @@ fn several_keys_have_files_of_their_own() {
     assert_eq!((open("text").sequences(), open("text").documents()), (2, 2));
 }
 
+/// The reference looks for those that are not normalized first: that they overlap may stand anywhere.
+#[test]
+fn added_tokens_of_two_sorts_are_left_to_the_reference() {
+    let mut tokenizer: serde_json::Value = facts::read_json(&example("tokenizer/tokenizer.json")).unwrap();
+    let mut is_fast = |second_is_normalized: bool| {
+        let added = |content: &str, id: u32, normalized: bool| {
+            json!({"content": content, "id": id, "normalized": normalized, "special": false, "single_word": false,
+                "lstrip": false, "rstrip": false})
+        };
+        let plain = tokenizer["added_tokens"].clone();
+        for token in tokenizer["added_tokens"].as_array_mut().unwrap() {
+            token["normalized"] = json!(false);
+        }
+        let tokens = tokenizer["added_tokens"].as_array_mut().unwrap();
+        tokens.extend([added("qzab", 9000, false), added("abzq", 9001, second_is_normalized)]);
+        let text = tokenizer.to_string();
+        tokenizer["added_tokens"] = plain;
+        let reference = tokenizers::Tokenizer::from_bytes(&text).unwrap();
+        super::fast::load(text.as_bytes(), &reference).is_some()
+    };
+    assert!(is_fast(false));
+    assert!(!is_fast(true));
+}
+
 #[test]
 fn a_big_vocabulary_is_int32() {
     let mut tokenizer: serde_json::Value = facts::read_json(&example("tokenizer/tokenizer.json")).unwrap();
