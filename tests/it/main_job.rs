@@ -93,9 +93,9 @@ fn has_checkpoint(sandbox: &Sandbox) -> bool {
             (name.starts_with("iter_") && !name.ends_with(".tmp")) || (depth > 0 && find(&entry.path(), depth - 1))
         })
     }
-    // Not where results are put together.
+    // Where ranks were told what to do: a conversion has checkpoints on the way, too.
     let scratch = fs::read_dir(sandbox.cache().join("scratch")).into_iter().flatten().flatten();
-    scratch.filter(|entry| entry.path().extension().is_none()).any(|entry| find(&entry.path(), 2))
+    scratch.filter(|entry| entry.path().join("job.json").is_file()).any(|entry| find(&entry.path(), 2))
 }
 
 #[test]
