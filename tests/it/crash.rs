@@ -83,6 +83,39 @@ fn whoever_waits_takes_over_when_the_other_is_killed() {
     assert_eq!(result(&sandbox), "one\n");
 }
 
+/// What a killed flow left is ended beside it, and the next run's commands look like that: they have the same mark.
+#[test]
+fn killed_and_run_again_at_once_only_the_first_run_s_processes_end() {
+    for round in 0..6 {
+        let sandbox = Sandbox::new();
+        let (began, go) = (sandbox.outside("began"), sandbox.outside("go"));
+        sandbox.pipeline(&format!(
+            "[stage.s]\nkind = \"command\"\nrun = \"n=100; test -e {go} && n=0.3; \
+             (setsid sh -c 'echo $$ >> {began}; exec sleep '$n &); \
+             timeout 100 sh -c 'echo $$ >> {began}; exec sleep '$n; echo x > {{out}}/x\"\n",
+            began = began.display(),
+            go = go.display(),
+        ));
+        let first = sandbox.start(&["run", "p.toml"]);
+        until("the stage began", || sandbox.lines("began").len() == 2);
+        fs::write(&go, "").unwrap();
+        first.signal(libc::SIGKILL);
+        let second = sandbox.run(&["run", "p.toml"]);
+        assert_eq!(first.end().code, None);
+        assert_eq!(second.code, Some(0), "round {round}: {second}");
+        let began = sandbox.lines("began");
+        assert_eq!(began.len(), 4, "round {round}: {second}");
+        for child in began {
+            until("all of them are gone", || {
+                let state = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+                state.is_empty() || state.contains(") Z ")
+            });
+        }
+        let guards = sandbox.cache().join("scratch/guards");
+        until("the guards are gone", || fs::read_dir(&guards).unwrap().next().is_none());
+    }
+}
+
 #[test]
 fn an_interrupt_stops_in_order_and_is_code_130() {
     let sandbox = slow();

@@ -108,11 +108,13 @@ struct Snapshot {
 }
 
 /// What a look at one process shows.
-struct Seen {
-    parent: i32,
+pub struct Seen {
+    pub parent: i32,
     group: i32,
-    began: u64,
-    ended: bool,
+    pub began: u64,
+    pub ended: bool,
+    /// It has ended or is about to: its files may be closed already, and its children not yet another's.
+    pub ends: bool,
 }
 
 /// When the last one was begun, and what it shows.
@@ -148,7 +150,11 @@ impl Snapshot {
     }
 }
 
-fn look(id: i32) -> Option<Seen> {
+/// The kernel's flag of who is about to end.
+const PF_EXITING: u64 = 4;
+
+/// Looks at the process of this number.
+pub fn look(id: i32) -> Option<Seen> {
     let stat = fs::read(format!("/proc/{id}/stat")).ok()?;
     // The program's name is in brackets, and may be anything.
     let after = stat.iter().rposition(|byte| *byte == b')')? + 1;
@@ -156,7 +162,8 @@ fn look(id: i32) -> Option<Seen> {
     let number = |nth: usize| fields.get(nth)?.parse::<u64>().ok();
     let process = |nth: usize| i32::try_from(number(nth)?).ok();
     let ended = matches!(*fields.first()?, "Z" | "X");
-    Some(Seen { parent: process(1)?, group: process(2)?, began: number(19)?, ended })
+    let ends = ended || number(6)? & PF_EXITING != 0;
+    Some(Seen { parent: process(1)?, group: process(2)?, began: number(19)?, ended, ends })
 }
 
 /// The marks in a process's environment.

@@ -3,17 +3,22 @@
 //! but not what that shell has started.
 
 use std::{
-    io::Write,
+    collections::BTreeMap,
+    io::{self, Write},
     os::unix::process::CommandExt,
+    path::{Path, PathBuf},
     process::{ChildStdin, Command, Stdio},
     sync::{Mutex, PoisonError},
 };
 
-use super::family::Family;
+use super::{
+    family::Family,
+    orphans::{self, Note},
+};
 
 /// Reads `+GROUP:MARK:BEGAN` and `-GROUP:MARK:BEGAN`; at the end of its input, which is the end of flow, kills the groups
 /// that are left, and whoever has one of their marks and is no older: again while there are any, because they may start
-/// others meanwhile.
+/// others meanwhile. When that is done, its note is removed.
 const SCRIPT: &str = r#"
 trap '' HUP INT TERM
 shells=
@@ -26,59 +31,85 @@ while read -r line; do
             shells=$rest ;;
     esac
 done
-for shell in $shells; do kill -s KILL -- "-${shell%%:*}"; done
-for round in 1 2 3 4 5; do
-    killed=
-    for place in $(cd /proc && grep -lsz '^FLOW_COMMAND_MARK=' [0-9]*/environ); do
-        id=${place%/environ}
-        marks=$(tr '\0' '\n' < "/proc/$id/environ" | sed -n 's/^FLOW_COMMAND_MARK=//p')
-        read -r stat < "/proc/$id/stat" || continue
-        # Behind the name, which may be anything, the 20th field says when it began.
-        set -- ${stat##*) }
-        for shell in $shells; do
-            shell=${shell#*:}
-            case ":$marks:" in
-                *:"${shell%:*}":*) [ "${20}" -lt "${shell#*:}" ] || { kill -s KILL "$id" && killed=1; } ;;
-            esac
+sweep() {
+    for shell in $shells; do kill -s KILL -- "-${shell%%:*}"; done
+    for round in 1 2 3 4 5; do
+        killed=
+        for place in $(cd /proc && grep -lsz '^FLOW_COMMAND_MARK=' [0-9]*/environ); do
+            id=${place%/environ}
+            marks=$(tr '\0' '\n' < "/proc/$id/environ" | sed -n 's/^FLOW_COMMAND_MARK=//p')
+            read -r stat < "/proc/$id/stat" || continue
+            # Behind the name, which may be anything, the 20th field says when it began.
+            set -- ${stat##*) }
+            for shell in $shells; do
+                shell=${shell#*:}
+                case ":$marks:" in
+                    *:"${shell%:*}":*) [ "${20}" -lt "${shell#*:}" ] || { kill -s KILL "$id" && killed=1; } ;;
+                esac
+            done
         done
+        [ "$killed" ] || break
     done
-    [ "$killed" ] || break
-done
+}
+[ ! "$shells" ] || sweep
+[ $# = 0 ] || exec rm -f -- "$1" > /dev/null
 "#;
 
-/// The way to the guard. It closes when this process ends, however that comes.
-static GUARD: Mutex<Option<ChildStdin>> = Mutex::new(None);
+/// The ways to the guards, one for each directory of notes: one cache has one. They close when this process ends, however
+/// that comes.
+static GUARDS: Mutex<BTreeMap<PathBuf, ChildStdin>> = Mutex::new(BTreeMap::new());
 
 /// A shell that the guard knows, as long as this lives.
 #[derive(Debug)]
-pub struct Guarded(String);
+pub struct Guarded {
+    notes: PathBuf,
+    shell: String,
+}
 
 impl Guarded {
-    /// Tells the guard of a shell. Without a guard commands run as well; they are only less well cleaned up after.
-    pub fn new(group: u32, family: &Family) -> Self {
+    /// Tells the guard of a shell that works in this directory. Without a guard commands run as well; they are only less
+    /// well cleaned up after.
+    pub fn new(group: u32, family: &Family, scratch: &Path) -> Self {
+        let notes = orphans::directory(scratch);
         let shell = format!("{group}:{}:{}", family.mark().text(), family.began());
-        tell('+', &shell);
-        Self(shell)
+        tell(&notes, '+', &shell);
+        Self { notes, shell }
     }
 }
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        tell('-', &self.0);
+        tell(&self.notes, '-', &self.shell);
     }
 }
 
-fn tell(sign: char, shell: &str) {
-    let mut guard = GUARD.lock().unwrap_or_else(PoisonError::into_inner);
-    if guard.is_none() {
-        let mut command = Command::new("sh");
-        command.arg("-c").arg(SCRIPT).process_group(0).current_dir("/");
-        command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        *guard = command.spawn().ok().and_then(|mut child| child.stdin.take());
+fn tell(notes: &Path, sign: char, shell: &str) {
+    let mut guards = GUARDS.lock().unwrap_or_else(PoisonError::into_inner);
+    if !guards.contains_key(notes)
+        && let Ok(guard) = start(notes)
+    {
+        guards.insert(notes.to_owned(), guard);
     }
-    if let Some(stdin) = guard.as_mut()
+    if let Some(stdin) = guards.get_mut(notes)
         && stdin.write_all(format!("{sign}{shell}\n").as_bytes()).is_err()
     {
-        *guard = None;
+        guards.remove(notes);
     }
+}
+
+/// Starts a guard, and writes it down before it knows of anything to end.
+fn start(notes: &Path) -> io::Result<ChildStdin> {
+    let mut command = Command::new("sh");
+    command.arg("-c").arg(SCRIPT).process_group(0).current_dir("/");
+    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    // Where none can be made, the next run is not told to wait; what is left is ended all the same.
+    let mut note = Note::new(notes).ok();
+    if let Some(note) = &note {
+        command.arg("sh").arg(&note.path).stdout(note.file.try_clone()?);
+    }
+    let mut child = command.spawn()?;
+    if let Some(note) = &mut note {
+        let _ = note.write(child.id());
+    }
+    child.stdin.take().ok_or_else(|| io::ErrorKind::BrokenPipe.into())
 }

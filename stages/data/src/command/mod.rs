@@ -3,6 +3,7 @@
 mod family;
 mod guard;
 mod lines;
+mod orphans;
 mod placeholders;
 mod process;
 mod spawn;
@@ -168,6 +169,13 @@ impl Stage for Command {
             "with its inputs the line has {} bytes, and the kernel takes {LONGEST} at most: {SCRIPT}",
             line.len()
         );
+        if orphans::wait(ctx)? {
+            // What an earlier run of the key left may have written there meanwhile.
+            for directory in [ctx.out, ctx.scratch] {
+                let cannot = || format!("cannot empty {}", directory.display());
+                fs::remove_dir_all(directory).and_then(|()| fs::create_dir(directory)).with_context(cannot)?;
+            }
+        }
         let directory = if self.outs.is_empty() { self.place_files(ctx)? } else { self.prepare_outs(ctx)? };
         process::run(ctx, &line, &directory, &self.env)?;
         for out in &self.outs {

@@ -46,7 +46,7 @@ pub fn run(ctx: &Ctx<'_>, line: &str, directory: &Path, env: &BTreeMap<String, S
     let spawned = spawn(line, directory, inherited.chain(gpus).chain(env).chain(marked));
     let (shell, streams) = spawned.with_context(|| format!("cannot start sh in {}", directory.display()))?;
     let family = Family::new(shell.id() as i32, mark);
-    let guarded = guard::Guarded::new(shell.id(), &family);
+    let guarded = guard::Guarded::new(shell.id(), &family, ctx.scratch);
     let mut last = Last::default();
     let status = watch(ctx, Running { family, shell, guarded, asked: None, killed: None }, streams, &mut last)?;
     if status.success() {
@@ -271,7 +271,7 @@ mod tests {
         let env = std::env::vars_os().chain([(family::VARIABLE.into(), mark.value().into())]);
         let (shell, _streams) = spawn(&line, Path::new("/"), env).unwrap();
         let family = Family::new(shell.id() as i32, mark);
-        let guarded = guard::Guarded::new(shell.id(), &family);
+        let guarded = guard::Guarded::new(shell.id(), &family, &dir.path().join("scratch"));
         let long_ago = Instant::now().checked_sub(GRACE * 10).unwrap();
         let mut running = Running { family, shell, guarded, asked: Some(long_ago), killed: None };
         while !running.shell.has_ended().unwrap() {
