@@ -8,6 +8,7 @@ mod crash;
 mod data;
 mod early;
 mod errors;
+mod exports;
 mod history;
 mod language;
 mod lazy;

@@ -31,6 +31,9 @@ const LOOK: Duration = Duration::from_millis(20);
 pub struct Note {
     /// The place, for people who look.
     pub place: PathBuf,
+    /// The stage whose export it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stage: Option<String>,
     /// What flow put there: name below the place (nothing, if the place is a file) → content.
     pub files: BTreeMap<String, Digest>,
     /// A command is making it anew: whether there was something that was moved aside for that.
@@ -67,11 +70,28 @@ impl Ledger {
         self.project.join(FLOW_DIR).join("places")
     }
 
-    /// The name of a place's page; shards of one stage that export to one directory have a page each.
+    /// The name of a place's page.
     pub fn page(place: &Path, shard: usize) -> String {
         let mut hasher = blake3::Hasher::new();
         hasher.update(place.as_os_str().as_encoded_bytes()).update(&(shard as u64).to_le_bytes());
         hasher.finalize().to_hex()[..32].to_owned()
+    }
+
+    /// The name of an export's page: shards of a stage have a page each, and so has a stage of another pipeline.
+    pub fn export_page(place: &Path, stage: &str, shard: usize) -> String {
+        let mut hasher = blake3::Hasher::new_derive_key("flow export 1");
+        hasher.update(place.as_os_str().as_encoded_bytes()).update(b"\0").update(stage.as_bytes()).update(b"\0");
+        hasher.update(&(shard as u64).to_le_bytes()).finalize().to_hex()[..32].to_owned()
+    }
+
+    /// All pages by name, whoever holds them.
+    pub fn all(&self) -> Vec<(String, Note)> {
+        let entries = fs::read_dir(self.dir()).into_iter().flatten().flatten();
+        let page = |entry: fs::DirEntry| {
+            let note = parse(&fs::read(entry.path()).ok()?);
+            Some((entry.file_name().into_string().ok()?, note))
+        };
+        entries.filter_map(page).collect()
     }
 
     /// Whether there was a page of this name when it was first asked for one.
@@ -188,6 +208,7 @@ mod tests {
         assert!(ledger.try_hold(&name).unwrap().is_none());
         let long = Note {
             place: "a/b".into(),
+            stage: None,
             files: [(String::new(), Digest::of(b"x"))].into(),
             aside: Some(true),
             known: true,

@@ -17,6 +17,7 @@ mod common;
 mod decide;
 mod exec;
 mod expand;
+mod exports;
 mod find;
 mod graph;
 mod history;

@@ -8,7 +8,7 @@ use std::{
     collections::HashMap,
     fs,
     path::{Path, PathBuf},
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{Mutex, OnceLock},
 };
 
 use anyhow::{Context, Result, bail};
@@ -18,7 +18,7 @@ use flow_core::{Cancel, Diagnostic, Digest, Entry, Event, Level, Sink, Tree};
 use crate::{
     above::Above,
     aside,
-    find::normal,
+    exports::{self, Before},
     graph::NodeId,
     ledger::{Ledger, Note, Page},
     project::Project,
@@ -33,7 +33,9 @@ pub struct Placer<'a> {
     /// Where the cache really is.
     real_cache: OnceLock<Option<PathBuf>>,
     /// What nodes of one stage exported to one directory in this run.
-    exported: Mutex<HashMap<PathBuf, (NodeId, Digest)>>,
+    pub(crate) exported: Mutex<HashMap<PathBuf, (NodeId, Digest)>>,
+    /// What flow put where before, by the place.
+    before: OnceLock<HashMap<PathBuf, Before>>,
 }
 
 /// A place, and what has to be there.
@@ -44,6 +46,8 @@ pub struct Spot {
     pub place: PathBuf,
     /// Its page in the ledger.
     pub page: String,
+    /// Whose export it is; nothing if it is an out, which is one node's alone.
+    pub stage: Option<String>,
     /// Name below the root (nothing: the root itself) and content.
     pub entries: Vec<(String, Entry)>,
 }
@@ -79,7 +83,12 @@ impl Spot {
     /// What the ledger says once everything is in its place.
     pub fn note(&self) -> Note {
         let files = self.entries.iter().map(|(name, entry)| (name.clone(), entry.digest)).collect();
-        Note { place: self.place.clone(), files, aside: None, known: true }
+        Note { place: self.place.clone(), stage: self.stage.clone(), files, aside: None, known: true }
+    }
+
+    /// A note, also an empty one, as one of this place.
+    pub fn at(&self, note: &Note) -> Note {
+        Note { place: self.place.clone(), ..note.clone() }
     }
 
     fn wants(&self, name: &str) -> bool {
@@ -109,7 +118,15 @@ impl<'a> Placer<'a> {
     /// For the results of a project; `sink` hears what a person should know.
     pub fn new(project: &'a Project, cache: &'a Cache, sink: &'a dyn Sink) -> Self {
         let ledger = Ledger::new(project.dir());
-        Self { cache, project, sink, ledger, real_cache: OnceLock::new(), exported: Mutex::default() }
+        Self {
+            cache,
+            project,
+            sink,
+            ledger,
+            real_cache: OnceLock::new(),
+            exported: Mutex::default(),
+            before: OnceLock::new(),
+        }
     }
 
     /// Whether a node puts anything anywhere.
@@ -125,15 +142,12 @@ impl<'a> Placer<'a> {
     /// The place of an out, which is in the project's folder.
     pub(crate) fn out_spot(&self, out: &str, entries: Vec<(String, Entry)>) -> Spot {
         let place = PathBuf::from(out);
-        Spot { root: self.project.dir().join(out), page: Ledger::page(&place, 0), place, entries }
+        Spot { root: self.project.dir().join(out), page: Ledger::page(&place, 0), place, stage: None, entries }
     }
 
-    fn export_spot(&self, id: NodeId, entries: Vec<(String, Entry)>) -> Option<Spot> {
-        let stage = self.project.graph().stage_of(id);
-        let export = self.project.graph().common(id).export.as_deref()?;
-        let place = PathBuf::from(normal(export));
-        let page = Ledger::page(&place, id - stage.nodes.start);
-        Some(Spot { root: self.project.dir().join(export), place, page, entries })
+    /// What flow put in a place before, whichever node it was.
+    pub(crate) fn before(&self, place: &Path) -> Option<&Before> {
+        self.before.get_or_init(|| exports::before(&self.ledger)).get(place)
     }
 
     /// The outs of a result: each is one of its files, or a directory of them.
@@ -180,34 +194,21 @@ impl<'a> Placer<'a> {
             }
             // A file leaves nothing behind when it changes; of a directory, files of another result may be left.
             let is_file = matches!(&spot.entries[..], [(name, _)] if name.is_empty());
-            let stale = || !is_file && self.ledger.peek(&spot.page).files.keys().any(|name| !spot.wants(name));
-            if !missing.is_empty() || !self.ledger.knows(&spot.page) || stale() {
+            let is_noted = || {
+                let files = self.ledger.peek(&spot.page).files;
+                match spot.stage {
+                    // What others of the stage may make now is looked at when all of them are done.
+                    Some(_) => spot.entries.iter().all(|(name, entry)| files.get(name) == Some(&entry.digest)),
+                    None => is_file || files.keys().all(|name| spot.wants(name)),
+                }
+            };
+            if !missing.is_empty() || !self.ledger.knows(&spot.page) || !is_noted() {
                 lack.0.push(Lacking { spot, missing });
             }
         }
         // In one order everywhere, so that two flows that wait for each other's places do not do so for ever.
         lack.0.sort_by(|a, b| a.spot.page.cmp(&b.spot.page));
         Ok(lack)
-    }
-
-    /// Shards that export to one directory must not export different files of the same name.
-    fn claim_exports(&self, id: NodeId, spot: &Spot) -> Result<()> {
-        if self.project.graph().stage_of(id).nodes.len() == 1 {
-            return Ok(());
-        }
-        let mut exported = self.exported.lock().unwrap_or_else(PoisonError::into_inner);
-        for (name, entry) in &spot.entries {
-            let path = spot.path(name);
-            if let Some((other, digest)) = exported.get(&path)
-                && *other != id
-                && *digest != entry.digest
-            {
-                let other = &self.project.graph().nodes[*other].name;
-                bail!("{} is also exported by `{other}`: give each its own name", path.display());
-            }
-            exported.insert(path, (id, entry.digest));
-        }
-        Ok(())
     }
 
     /// Puts a result in its places. `overwrite`: also over files of the user's. `wait`: for another flow that holds a
@@ -238,8 +239,9 @@ impl<'a> Placer<'a> {
         if !overwrite {
             let mut refused = Vec::new();
             for (Lacking { spot, missing }, page) in lack.0.iter().zip(&pages) {
+                let note = spot.at(&page.note);
                 for &at in missing {
-                    self.in_the_way(spot, &spot.entries[at].0, &page.note, &mut refused)?;
+                    self.in_the_way(spot, &spot.entries[at].0, &note, &mut refused)?;
                 }
             }
             if !refused.is_empty() {
@@ -257,8 +259,15 @@ impl<'a> Placer<'a> {
                 let (name, entry) = &spot.entries[at];
                 self.write(spot, name, entry)?;
             }
-            self.remove_gone(spot, &page.note)?;
-            page.write(spot.note())?;
+            let mut note = spot.note();
+            for (name, digest) in page.note.files.iter().filter(|(name, _)| !spot.wants(name)) {
+                if spot.stage.is_some() {
+                    note.files.insert(name.clone(), *digest);
+                } else {
+                    self.remove_ours(&spot.root, name, digest)?;
+                }
+            }
+            page.write(note)?;
         }
         Ok(Put::Done)
     }
@@ -277,16 +286,17 @@ impl<'a> Placer<'a> {
         self.cache.restore(entry, &path, Place::Copy)
     }
 
-    /// Removes what an earlier result had there and this one has not.
-    fn remove_gone(&self, spot: &Spot, note: &Note) -> Result<()> {
-        for (name, digest) in note.files.iter().filter(|(name, _)| !spot.wants(name)) {
-            let path = spot.path(name);
-            if self.content(&path)?.is_some_and(|entry| entry.digest == *digest) {
-                fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
-                let above = path.ancestors().skip(1).take_while(|above| *above != spot.root);
-                // Until one is not empty.
-                let _ = above.take(name.matches('/').count()).try_for_each(fs::remove_dir);
-            }
+    /// Removes a file below a place, if it has the content that flow put there, and the folders that are empty then.
+    ///
+    /// # Errors
+    /// It cannot be read or removed.
+    pub(crate) fn remove_ours(&self, root: &Path, name: &str, digest: &Digest) -> Result<()> {
+        let path = if name.is_empty() { root.to_owned() } else { root.join(name) };
+        if self.content(&path)?.is_some_and(|entry| entry.digest == *digest) {
+            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+            let above = path.ancestors().skip(1).take_while(|above| *above != root);
+            // Until one is not empty.
+            let _ = above.take(name.matches('/').count()).try_for_each(fs::remove_dir);
         }
         Ok(())
     }
@@ -305,7 +315,10 @@ impl<'a> Placer<'a> {
         let Some(entry) = self.content(path)? else { return Ok(false) };
         let plain = Entry { executable: false, ..entry.clone() };
         let cached = || self.cache.has(&plain) || self.cache.has(&Entry { executable: true, ..entry.clone() });
-        Ok(note.files.get(name) == Some(&entry.digest) || (note.known && cached()))
+        let noted = note.files.get(name) == Some(&entry.digest);
+        let before = || self.before(&note.place).is_some_and(|before| before.has(name, &entry.digest));
+        let known = || note.known || self.before(&note.place).is_some_and(Before::is_any);
+        Ok(noted || before() || (known() && cached()))
     }
 
     /// Collects what of the user's is where an entry has to be.
@@ -371,7 +384,7 @@ impl<'a> Placer<'a> {
             }
         }
         if let Some(spot) = self.export_spot(id, Vec::new()) {
-            let note = self.ledger.peek(&spot.page);
+            let note = self.exported_before(id, &spot);
             for name in note.files.keys() {
                 let path = spot.path(name);
                 if path.symlink_metadata().is_ok_and(|metadata| !metadata.is_dir())
@@ -391,7 +404,7 @@ impl<'a> Placer<'a> {
     pub fn would_refuse_files(&self, id: NodeId, names: &[String]) -> Result<Vec<PathBuf>> {
         let mut refused = Vec::new();
         let Some(spot) = self.export_spot(id, Vec::new()).filter(|_| !names.is_empty()) else { return Ok(refused) };
-        let note = self.ledger.peek(&spot.page);
+        let note = self.exported_before(id, &spot);
         names.iter().try_for_each(|name| self.in_the_way(&spot, name, &note, &mut refused))?;
         Ok(refused)
     }
@@ -403,7 +416,7 @@ impl<'a> Placer<'a> {
     pub fn would_refuse_these(&self, lack: &Lack) -> Result<Vec<PathBuf>> {
         let mut refused = Vec::new();
         for Lacking { spot, missing } in &lack.0 {
-            let note = self.ledger.peek(&spot.page);
+            let note = spot.at(&self.ledger.peek(&spot.page));
             for &at in missing.iter().filter(|_| note.aside.is_none()) {
                 self.in_the_way(spot, &spot.entries[at].0, &note, &mut refused)?;
             }
@@ -411,28 +424,6 @@ impl<'a> Placer<'a> {
         refused.sort();
         refused.dedup();
         Ok(refused)
-    }
-
-    /// How many files are in the place of a node's export that flow did not put there, as far as one counts.
-    pub fn strangers(&self, id: NodeId) -> usize {
-        const ENOUGH: usize = 1000;
-        let Some(spot) = self.export_spot(id, Vec::new()) else { return 0 };
-        let shards = self.project.graph().stage_of(id).nodes.len();
-        let notes: Vec<Note> = (0..shards).map(|nth| self.ledger.peek(&Ledger::page(&spot.place, nth))).collect();
-        let mut strangers = 0;
-        let mut folders = vec![String::new()];
-        while let Some(folder) = folders.pop().filter(|_| strangers < ENOUGH) {
-            for entry in fs::read_dir(spot.path(&folder)).into_iter().flatten().flatten() {
-                let name = entry.file_name().to_string_lossy().into_owned();
-                let name = if folder.is_empty() { name } else { format!("{folder}/{name}") };
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    folders.push(name);
-                } else if !notes.iter().any(|note| note.files.contains_key(&name)) {
-                    strangers += 1;
-                }
-            }
-        }
-        strangers
     }
 
     /// A place of a node that is, holds, or lies in the cache.

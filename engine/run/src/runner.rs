@@ -127,12 +127,14 @@ pub fn run(
         refused: Vec::new(),
         began: Instant::now(),
         ends: BTreeMap::new(),
+        swept: false,
         outdated: BTreeSet::new(),
         summary: Summary::default(),
     };
     let ended = std::thread::scope(|scope| runner.go(scope));
+    let swept = runner.swept;
     drop(runner);
-    if options.is_plain() && ended.as_ref().is_ok_and(|summary| summary.ok) {
+    if swept && options.is_plain() && ended.as_ref().is_ok_and(|summary| summary.ok) {
         attest(project, cache, settings);
     }
     // A memo that cannot be written only makes the next run slower.
@@ -209,6 +211,8 @@ struct Runner<'a> {
     began: Instant,
     /// How the nodes came that are done, and what that would have cost.
     ends: BTreeMap<NodeId, (How, f64)>,
+    /// Nothing is left in the places of exports that no node makes any more.
+    swept: bool,
     /// Nodes that were done, if at all, with what they do not take any more.
     outdated: BTreeSet<NodeId>,
     summary: Summary,
@@ -267,6 +271,7 @@ impl<'a> Runner<'a> {
         finish_uploads(self.env.cache, self.recorder, self.cancel);
         self.pass_on_warnings();
         self.free(true);
+        self.sweep();
         self.tell_absent();
         self.tell_outdated();
         Ok(self.end())

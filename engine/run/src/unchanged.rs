@@ -134,6 +134,7 @@ fn conclude(project: &Project, cache: &Cache) -> Option<Vec<u8>> {
             noted[id] = Noted { name: noted[id].name, how: How::Cached, key, digest, bytes, cost };
         }
     }
+    placer.look_for_more();
     let (mut fingerprint, mut nodes) = (Fingerprint::default(), Vec::new());
     for (id, noted) in noted.iter().enumerate() {
         fingerprint.add(noted.name, decider.result(id).map(|(key, ..)| key));

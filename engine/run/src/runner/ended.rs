@@ -1,6 +1,9 @@
 //! What became of a node, and of the run.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use flow_cache::Unusable;
 use flow_core::{Cancelled, Event, How, Sink as _};
@@ -92,6 +95,13 @@ impl Runner<'_> {
         let log = self.recorder.tail(&node);
         let causes = error.chain().map(ToString::to_string).collect();
         self.recorder.emit(Event::Failed { node, causes, seconds, log, retry_after });
+    }
+
+    /// Removes what was exported before and is not made any more.
+    pub(super) fn sweep(&mut self) {
+        let is_placed = |id: NodeId| self.selection.may_run[id] && self.sched.state(id) == State::Done;
+        let tree = |id: NodeId| self.decider.result(id).map(|(_, tree, _)| Arc::clone(tree));
+        self.swept = self.env.placer.sweep(&|id| tree(id).filter(|_| is_placed(id)));
     }
 
     pub(super) fn end(&mut self) -> Summary {
