@@ -113,6 +113,21 @@ fn stages_of_two_pipelines_leave_each_others_files() {
     holds(&sandbox, &[0, 1, 3]);
 }
 
+#[test]
+fn killed_while_files_are_placed_the_next_run_removes_what_is_left() {
+    for fault in ["commit:objects", "commit:recorded", "restore:written"] {
+        let sandbox = sandbox("\"d/t_{0..2}.jsonl\"");
+        sandbox.ok(&["run", "p.toml"]);
+        sandbox.pipeline(&fetch("\"d/t_{1..3}.jsonl\""));
+        let killed = sandbox.flow(&["run", "p.toml"]).env("FLOW_FAULT", fault).output().unwrap();
+        assert_eq!(killed.status.code(), None, "{fault}: it was killed");
+        assert!((0..3).all(|nth| sandbox.path(&format!("out/t_{nth}.jsonl")).exists()), "{fault}");
+        sandbox.ok(&["run", "p.toml"]);
+        assert!(!sandbox.path("out/t_0.jsonl").exists(), "{fault}");
+        assert!((1..4).all(|nth| sandbox.path(&format!("out/t_{nth}.jsonl")).exists()), "{fault}");
+    }
+}
+
 /// As flow noted exports once: on pages with other names, that say the place and not whose it is.
 fn as_noted_once(project: &Path) {
     let pages = project.join(".flow/places");
