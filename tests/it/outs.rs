@@ -271,7 +271,7 @@ fn places_that_cannot_be_are_said_before_anything_runs() {
     for (texts, why) in [
         (["outs = [\"x\"]", "outs = [\"x\"]"], "`x` is an output of `s0` and of `s1`"),
         (["outs = [\"dir/x\"]", "outs = [\"alias/x\"]"], "is an output of `s0` and of `s1`"),
-        (["export = \"r\"", "export = \"r/x/..\""], "the export of `s0` and the export of `s1`"),
+        (["export = \"r\"", "export = \"./r/.\""], "the export of `s0` and the export of `s1`"),
         (["export = \"r\"", "export = \"r/deep/er\""], "is inside of `r`, the export of `s0`"),
         (["export = \"r/deep\"", "export = \"r\""], "`r/deep` of `s0` is inside of `r`, the export of `s1`"),
     ] {
