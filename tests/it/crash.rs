@@ -86,7 +86,7 @@ fn whoever_waits_takes_over_when_the_other_is_killed() {
 /// What a killed flow left is ended beside it, and the next run's commands look like that: they have the same mark.
 #[test]
 fn killed_and_run_again_at_once_only_the_first_run_s_processes_end() {
-    for round in 0..2 {
+    for round in 0..6 {
         let sandbox = Sandbox::new();
         let (began, go) = (sandbox.outside("began"), sandbox.outside("go"));
         sandbox.pipeline(&format!(

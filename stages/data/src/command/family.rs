@@ -150,6 +150,17 @@ impl Snapshot {
     }
 }
 
+/// What [`Seen::began`] of a process that begins now is at least.
+pub fn now() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is ours to fill; the other call takes a number.
+    let ticks = unsafe {
+        libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut time);
+        libc::sysconf(libc::_SC_CLK_TCK).max(1)
+    };
+    (time.tv_sec * ticks + time.tv_nsec * ticks / 1_000_000_000).try_into().unwrap_or(0)
+}
+
 /// The kernel's flag of who is about to end.
 const PF_EXITING: u64 = 4;
 

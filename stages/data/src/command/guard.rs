@@ -12,13 +12,13 @@ use std::{
 };
 
 use super::{
-    family::Family,
+    family::{self, Family, Mark},
     orphans::{self, Note},
 };
 
-/// Reads `+GROUP:MARK:BEGAN` and `-GROUP:MARK:BEGAN`; at the end of its input, which is the end of flow, kills the groups
-/// that are left, and whoever has one of their marks and is no older: again while there are any, because they may start
-/// others meanwhile. When that is done, its note is removed.
+/// Reads `+GROUP:MARK:BEGAN` and `-GROUP:MARK:BEGAN`, without a group for a shell that is about to begin; at the end of
+/// its input, which is the end of flow, kills the groups that are left, and whoever has one of their marks and is no
+/// older: again while there are any, because they may start others meanwhile. When that is done, its note is removed.
 const SCRIPT: &str = r#"
 trap '' HUP INT TERM
 shells=
@@ -32,7 +32,9 @@ while read -r line; do
     esac
 done
 sweep() {
-    for shell in $shells; do kill -s KILL -- "-${shell%%:*}"; done
+    for shell in $shells; do
+        case $shell in [1-9]*) kill -s KILL -- "-${shell%%:*}" ;; esac
+    done
     for round in 1 2 3 4 5; do
         killed=
         for place in $(cd /proc && grep -lsz '^FLOW_COMMAND_MARK=' [0-9]*/environ); do
@@ -63,27 +65,37 @@ static GUARDS: Mutex<BTreeMap<PathBuf, ChildStdin>> = Mutex::new(BTreeMap::new()
 #[derive(Debug)]
 pub struct Guarded {
     notes: PathBuf,
-    shell: String,
+    /// As the guard was told.
+    shells: Vec<String>,
 }
 
 impl Guarded {
-    /// Tells the guard of a shell that works in this directory. Without a guard commands run as well; they are only less
-    /// well cleaned up after.
-    pub fn new(group: u32, family: &Family, scratch: &Path) -> Self {
-        let notes = orphans::directory(scratch);
-        let shell = format!("{group}:{}:{}", family.mark().text(), family.began());
-        tell(&notes, '+', &shell);
-        Self { notes, shell }
+    /// Tells the guard of a shell that is about to begin in this directory: what it starts may run before its number is
+    /// known here. Without a guard commands run as well; they are only less well cleaned up after.
+    pub fn expect(mark: &Mark, scratch: &Path) -> Self {
+        let mut this = Self { notes: orphans::directory(scratch), shells: Vec::new() };
+        this.tell(format!(":{}:{}", mark.text(), family::now()));
+        this
+    }
+
+    /// Tells it of the shell itself, and so of its group.
+    pub fn began(&mut self, group: u32, family: &Family) {
+        self.tell(format!("{group}:{}:{}", family.mark().text(), family.began()));
+    }
+
+    fn tell(&mut self, shell: String) {
+        tell(&self.notes, &format!("+{shell}\n"));
+        self.shells.push(shell);
     }
 }
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        tell(&self.notes, '-', &self.shell);
+        tell(&self.notes, &self.shells.iter().map(|shell| format!("-{shell}\n")).collect::<String>());
     }
 }
 
-fn tell(notes: &Path, sign: char, shell: &str) {
+fn tell(notes: &Path, lines: &str) {
     let mut guards = GUARDS.lock().unwrap_or_else(PoisonError::into_inner);
     if !guards.contains_key(notes)
         && let Ok(guard) = start(notes)
@@ -91,7 +103,7 @@ fn tell(notes: &Path, sign: char, shell: &str) {
         guards.insert(notes.to_owned(), guard);
     }
     if let Some(stdin) = guards.get_mut(notes)
-        && stdin.write_all(format!("{sign}{shell}\n").as_bytes()).is_err()
+        && stdin.write_all(lines.as_bytes()).is_err()
     {
         guards.remove(notes);
     }

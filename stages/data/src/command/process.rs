@@ -43,10 +43,11 @@ pub fn run(ctx: &Ctx<'_>, line: &str, directory: &Path, env: &BTreeMap<String, S
     let env = env.iter().map(|(name, value)| (name.into(), value.into()));
     let mark = Mark::of(ctx.scratch);
     let marked = [(family::VARIABLE.into(), mark.value().into())];
+    let mut guarded = guard::Guarded::expect(&mark, ctx.scratch);
     let spawned = spawn(line, directory, inherited.chain(gpus).chain(env).chain(marked));
     let (shell, streams) = spawned.with_context(|| format!("cannot start sh in {}", directory.display()))?;
     let family = Family::new(shell.id() as i32, mark);
-    let guarded = guard::Guarded::new(shell.id(), &family, ctx.scratch);
+    guarded.began(shell.id(), &family);
     let mut last = Last::default();
     let status = watch(ctx, Running { family, shell, guarded, asked: None, killed: None }, streams, &mut last)?;
     if status.success() {
@@ -269,9 +270,9 @@ mod tests {
             file.display()
         );
         let env = std::env::vars_os().chain([(family::VARIABLE.into(), mark.value().into())]);
+        let guarded = guard::Guarded::expect(&mark, &dir.path().join("scratch"));
         let (shell, _streams) = spawn(&line, Path::new("/"), env).unwrap();
         let family = Family::new(shell.id() as i32, mark);
-        let guarded = guard::Guarded::new(shell.id(), &family, &dir.path().join("scratch"));
         let long_ago = Instant::now().checked_sub(GRACE * 10).unwrap();
         let mut running = Running { family, shell, guarded, asked: Some(long_ago), killed: None };
         while !running.shell.has_ended().unwrap() {

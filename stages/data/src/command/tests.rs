@@ -109,9 +109,9 @@ fn who_left_the_group_and_writes_for_ever_is_not_waited_for() {
     let (writers, stop) = (stand.place("writers"), stand.place("stop"));
     fs::write(&writers, "").unwrap();
     let (writers, stop) = (writers.display(), stop.display());
-    // More of them than one reader can follow; they end when the test lets them.
+    // More of them than one reader can follow; they end when the test lets them, or is gone.
     let writer = format!(
-        "setsid sh -c 'yes & one=$!; yes & two=$!; echo . >> {writers}; while ! test -e {stop}; do sleep 0.1; done; kill $one $two'"
+        "setsid sh -c 'yes & one=$!; yes & two=$!; echo . >> {writers}; while test -e {writers} && ! test -e {stop}; do sleep 0.1; done; kill $one $two'"
     );
     let run = format!(
         "for i in 1 2 3 4; do {writer} & done; while test $(wc -l < {writers}) -lt 4; do sleep 0.05; done; echo done > {{out}}/x"
