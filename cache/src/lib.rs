@@ -9,6 +9,7 @@
 //! results/ab/<key>.json     what a key's result is, and what it was made from
 //! trees/ab/<digest>/        views: directories of symbolic links to objects
 //! scratch/<key>/            work in progress; <key>.tmp/ when a later run could not go on from it; <key>.out/ results
+//! scratch/guards/           the stages': what a killed flow left running, and who ends it
 //! locks/                    kernel locks: <key>, the gate (see `holds`), what running flows use
 //! state/                    memos: index/ (sled) and one file a pipeline; team/<remote>/ (see `remote`)
 //! quarantine/               what was found damaged

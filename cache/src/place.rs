@@ -14,7 +14,7 @@ use crate::{
     cache::Cache,
     fault::fault,
     files::{copy_new, fresh},
-    proof::{Id, Meta, Proof, now, wait_a_tick},
+    proof::{Id, Meta, Proof, Stat, now, wait_a_tick},
 };
 
 /// How a file may be placed when blocks cannot be shared (reflink).
@@ -50,6 +50,7 @@ impl Cache {
     fn put(&self, entry: &Entry, object: &Path, dest: &Path, how: Place) -> io::Result<()> {
         let dir = dest.parent().unwrap_or(Path::new("/"));
         fs::create_dir_all(dir)?;
+        let before = Meta::of(object, false)?.stat;
         let (temp, linked) = fresh(dir, |temp| {
             if how == Place::Hardlink && fs::hard_link(object, temp).is_ok() {
                 return Ok(true);
@@ -69,7 +70,13 @@ impl Cache {
         let stat = Meta::of(dest, true)?.stat;
         wait_a_tick(&stat);
         if stat.size == entry.size && Meta::of(dest, true)?.stat == stat {
-            self.remember(Id::path(dest), dest, Proof::new(stat, entry.digest, now(), false));
+            let proof = Proof::new(stat, entry.digest, now(), false);
+            self.remember(Id::path(dest), dest, proof);
+            // A second name leaves its mark in a file's times; nothing else happened to it, so it is not read again.
+            let same = Stat { ctime: before.ctime, ..stat } == before;
+            if linked && same && self.known(Id::object(entry), &before) == Some(entry.digest) {
+                self.remember(Id::object(entry), object, proof);
+            }
         }
         Ok(())
     }

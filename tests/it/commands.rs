@@ -251,6 +251,10 @@ fn combinations_that_are_off_are_listed() {
     assert!(lines.len() == 3 && lines[2]["state"] == "off", "{lines:?}");
     let said = sandbox.run(&["why", "p.toml", "a[n=2]"]);
     assert!(said.code == Some(2) && said.stderr.contains("`a[n=2]` is off") && said.stderr.contains(why), "{said}");
+    // Also by a part of its name, as others are named.
+    sandbox.pipeline("[stage.a]\nkind = \"command\"\nmatrix = { n = [1, 2], m = [1, 2] }\nwhen = \"${matrix.n} != 2\"\nrun = \"echo > {out}/x; : ${matrix}\"\n");
+    let said = sandbox.run(&["run", "p.toml", "a[n=2]"]);
+    assert!(said.code == Some(2) && said.stderr.contains("`a[n=2,m=1]` is off"), "{said}");
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! The directory that all nodes of a stage export to, when what they make moves from one to another.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
+};
 
 use crate::support::Sandbox;
 
@@ -151,4 +155,36 @@ fn what_was_noted_by_shards_alone_is_flows() {
         sandbox.ok(&[command, "p.toml"]);
     }
     runs(&sandbox, "\"d/t_{1..3}.jsonl\"", &[1, 2, 3]);
+}
+
+#[test]
+fn an_export_may_be_second_names_of_the_caches_files() {
+    let sandbox = sandbox("");
+    let text = |link: &str| {
+        fetch("\"d/t_{0..1}.jsonl\"").replace("\"out\"", &format!("{{ to = \"out\", link = \"{link}\" }}"))
+    };
+    sandbox.pipeline(&text("hardlink"));
+    sandbox.ok(&["run", "p.toml"]);
+    holds(&sandbox, &[0, 1]);
+    let exported = || fs::metadata(sandbox.path("out/t_0.jsonl")).unwrap();
+    assert_eq!((exported().nlink(), exported().permissions().mode() & 0o222), (2, 0), "the cache's own, read-only");
+    // What the second name does to the file's times is no reason to doubt it, or to do anything.
+    assert_eq!(sandbox.json(&[]).ran(), [""; 0]);
+    sandbox.ok(&["cache", "verify"]);
+    // Deleted, it comes back; a plan says so.
+    fs::remove_file(sandbox.path("out/t_0.jsonl")).unwrap();
+    let plan = sandbox.ok(&["plan", "p.toml"]);
+    assert_eq!(plan.matches("is put back").count(), 1, "{plan}");
+    sandbox.ok(&["run", "p.toml"]);
+    assert_eq!(exported().nlink(), 2);
+    // The other way: files that may be written to. What is there with the right bytes stays.
+    sandbox.pipeline(&text("copy"));
+    fs::remove_file(sandbox.path("out/t_0.jsonl")).unwrap();
+    sandbox.ok(&["run", "p.toml"]);
+    assert_eq!((exported().nlink(), exported().permissions().mode() & 0o200), (1, 0o200));
+    // A file of the user's under a second name is theirs.
+    sandbox.pipeline(&text("hardlink"));
+    sandbox.write("out/t_0.jsonl", "mine");
+    assert_eq!(sandbox.run(&["run", "p.toml"]).code, Some(2));
+    assert_eq!(sandbox.read("out/t_0.jsonl"), "mine");
 }

@@ -1,5 +1,6 @@
 //! Integration tests: the real `flow`, in directories of its own, as a person types it.
 
+mod again;
 mod answers;
 mod arrows;
 mod broken;

@@ -6,7 +6,7 @@
 use std::{
     fmt,
     fs::{self, OpenOptions},
-    io::{Read as _, Write as _},
+    io::{self, Read as _, Write as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::Path,
     str::FromStr,
@@ -15,7 +15,6 @@ use std::{
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use flow_core::canonical_json;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value as Json;
 
 const PUBLIC: &str = "ed25519:";
@@ -73,7 +72,11 @@ pub fn generate_key(path: &Path) -> Result<PublicKey> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir).with_context(failed)?;
     }
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).with_context(failed)?;
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+    if made.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
+        bail!("{} is there already, and a key is never overwritten: name another file", path.display());
+    }
+    let mut file = made.with_context(failed)?;
     let signer = Signer(SigningKey::from_bytes(&secret));
     file.write_all(format!("{SECRET}{}\n", hex(&secret)).as_bytes())
         .and_then(|()| file.sync_all())
@@ -157,18 +160,7 @@ impl FromStr for TrustedKey {
     }
 }
 
-impl Serialize for PublicKey {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for PublicKey {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-        text.parse().map_err(serde::de::Error::custom)
-    }
-}
+flow_core::serde_as_text!(PublicKey);
 
 #[cfg(test)]
 mod tests {

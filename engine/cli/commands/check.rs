@@ -87,7 +87,7 @@ struct Said {
 /// What a run here would meet.
 fn meets(project: &Project, settings: &Settings, checked: &Checked) -> Result<Obstacles, Failure> {
     match obstacles_of_all(project, settings, checked, || Cache::open(&settings.cache_dir)) {
-        Err(RunError::Pipeline(errors)) => Ok(Obstacles { errors, warnings: Vec::new() }),
+        Err(RunError::Pipeline(errors)) => Ok(Obstacles { errors, ..Obstacles::default() }),
         found => Ok(found?),
     }
 }

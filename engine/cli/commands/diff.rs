@@ -119,7 +119,8 @@ fn nodes(cache: &Cache, history: &History, runs: &[RunInfo; 2], all: bool) -> Re
         rows.extend(parts(cache, node, from, to)?);
         let ran = |record: &NodeRecord| matches!(record.how, Some(How::Ran | How::Resumed)).then_some(record.seconds);
         rows.push(time(node, [ran(from), ran(to)]));
-        rows.push(row(node, "size", [bytes(from.bytes), bytes(to.bytes)]));
+        let size = |record: &NodeRecord| if record.how == Some(How::Off) { String::new() } else { bytes(record.bytes) };
+        rows.push(row(node, "size", [size(from), size(to)]));
         let digest = |record: &NodeRecord| record.digest.map(|digest| digest.short()).unwrap_or_default();
         rows.push(row(node, "result", [digest(from), digest(to)]));
         measured(node, [metrics[0].get(node), metrics[1].get(node)], &mut rows);

@@ -48,7 +48,8 @@ pub fn plan(args: &args::Plan) -> Done {
     if args.json {
         let lines = wanted.iter().enumerate().flat_map(|(nth, planned)| {
             let off = off(nth).map(|(node, why)| Line { why: Some(why), ..Line::new(node, state(&Verdict::Off)) });
-            std::iter::once(Line::of(graph, planned)).chain(off)
+            let puts_back = obstacles.put_back.contains(&planned.node);
+            std::iter::once(Line { puts_back, ..Line::of(graph, planned) }).chain(off)
         });
         return Ok(out::write(&lines.map(|line| line.json() + "\n").collect::<String>())?);
     }
@@ -63,7 +64,11 @@ pub fn plan(args: &args::Plan) -> Done {
                 let state = state(&Verdict::Off).to_owned();
                 Row { state, node: node.clone(), note: why.clone(), ..Row::default() }
             });
-            std::iter::once(Row { below: notes, ..row(graph, planned) }).chain(off)
+            let mut row = Row { below: notes, ..row(graph, planned) };
+            if obstacles.put_back.contains(&planned.node) {
+                row.note = "what is missing of it outside of the cache is put back".into();
+            }
+            std::iter::once(row).chain(off)
         })
         .collect();
     out::write(&table(rows))?;
@@ -248,6 +253,9 @@ struct Line<'a> {
     /// … and whether they are: `yes`, `no`, `perhaps`.
     #[serde(skip_serializing_if = "Option::is_none")]
     need: Option<&'static str>,
+    /// Something of it is missing outside of the cache, and is put there.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    puts_back: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     after: Vec<&'a str>,
 }
@@ -271,6 +279,7 @@ impl<'a> Line<'a> {
             time: None,
             fetch: None,
             need: None,
+            puts_back: false,
             after: Vec::new(),
         }
     }

@@ -15,6 +15,7 @@ mod read;
 mod refs;
 mod schema;
 mod stage;
+mod text;
 mod tree;
 mod value;
 

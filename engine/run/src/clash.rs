@@ -19,7 +19,7 @@ pub(crate) fn clashes(graph: &Graph, files: &[Vec<String>], wanted: &dyn Fn(Node
         }
         let mut first: HashMap<(String, &str), NodeId> = HashMap::new();
         for id in stage.nodes.clone().filter(exports) {
-            let export = graph.common(id).export.as_deref().unwrap_or_default();
+            let export = graph.common(id).export_to().map_or("", String::as_str);
             for name in &files[id] {
                 let other = *first.entry((normal(export), name.as_str())).or_insert(id);
                 if other != id && (wanted(id) || wanted(other)) {

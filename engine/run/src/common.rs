@@ -6,7 +6,7 @@ use flow_core::{Diagnostic, Ref, Span, Table, Value, ValueKind, read};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{
     Deserialize, Deserializer,
-    de::{self, Visitor},
+    de::{self, MapAccess, Visitor},
 };
 
 use crate::when;
@@ -40,12 +40,20 @@ pub struct Common {
     #[serde(default = "yes", deserialize_with = "truth")]
     #[schemars(schema_with = "truth_or_text")]
     pub when: bool,
-    /// Where the result is also put, as plain files of the user's: a directory, relative to the project's folder.
+    /// Where the result is also put, as plain files of the user's: a directory, relative to the project's folder; or that,
+    /// and how files get there.
     #[serde(default)]
-    pub export: Option<String>,
+    pub export: Option<Export>,
     /// The result is an intermediate: its files go as soon as all that takes them in a run is done.
     #[serde(default)]
     pub temp: bool,
+}
+
+impl Common {
+    /// The directory of its export.
+    pub fn export_to(&self) -> Option<&String> {
+        self.export.as_ref().map(|export| &export.to)
+    }
 }
 
 impl Default for Common {
@@ -61,6 +69,75 @@ impl Default for Common {
             temp: false,
         }
     }
+}
+
+/// A place of the user's for a result: a directory, or `{ to = …, link = … }`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Export {
+    /// The directory, relative to the project's folder.
+    pub to: String,
+    /// How files get there.
+    pub link: Link,
+}
+
+/// How files of a result get to a place of the user's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Link {
+    /// Files that may be written to; they share their blocks with the cache's where the file system can (reflink).
+    #[default]
+    Copy,
+    /// The cache's own files under second names, read-only; copies where that is another file system.
+    Hardlink,
+}
+
+impl<'de> Deserialize<'de> for Export {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Place;
+        impl<'de> Visitor<'de> for Place {
+            type Value = Export;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a directory, or `{ to = \"…\", link = \"hardlink\" }`")
+            }
+            fn visit_str<E: de::Error>(self, to: &str) -> Result<Export, E> {
+                Ok(Export { to: to.to_owned(), link: Link::default() })
+            }
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Export, A::Error> {
+                let Linked { to, link } = Linked::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                Ok(Export { to, link })
+            }
+        }
+        deserializer.deserialize_any(Place)
+    }
+}
+
+impl JsonSchema for Export {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Export".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": ["string", "object"],
+            "properties": {
+                "to": { "description": "The directory, relative to the project's folder.", "type": "string" },
+                "link": {
+                    "description": "`copy`: files that may be written to; they share their blocks with the cache's where the file system can (reflink). `hardlink`: the cache's own files under second names, read-only; copies where that is another file system.",
+                    "enum": ["copy", "hardlink"],
+                },
+            },
+            "required": ["to"],
+            "additionalProperties": false,
+        })
+    }
+}
+
+/// An [`Export`] that says how files get there.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Linked {
+    to: String,
+    #[serde(default)]
+    link: Link,
 }
 
 /// What a node takes of the machine while it runs.
@@ -269,6 +346,10 @@ mod tests {
         }
         let own: Vec<_> = parts.own.as_table().unwrap().entries.iter().map(|entry| entry.0.clone()).collect();
         assert_eq!(own, ["x", "y"]);
+        let link = |text: &str| super::tests::parts(&format!("kind = 'k'\nexport = {text}")).unwrap().common.export;
+        assert_eq!(link("'a'"), Some(Export { to: "a".into(), link: Link::Copy }));
+        assert_eq!(link("{ to = 'a' }"), link("'a'"));
+        assert_eq!(link("{ to = 'a', link = 'hardlink' }").unwrap().link, Link::Hardlink);
     }
 
     #[test]
@@ -282,6 +363,8 @@ mod tests {
         }
         assert_eq!(place("kind = 'k'\nresources = { gpu = 1 }"), ("unknown key `gpu`".into(), (2, 15)));
         assert_eq!(place("kind = 'k'\nretries = -1").1, (2, 11));
+        assert_eq!(place("kind = 'k'\nexport = { to = 'a', link = 'soft' }").1, (2, 29));
+        assert_eq!(place("kind = 'k'\nexport = { into = 'a' }").0, "unknown key `into`");
         assert_eq!(place("kind = 1").1, (1, 8));
         assert!(place("x = 1").0.contains("no `kind`"));
         assert_eq!(parts("retries = 'x'").unwrap_err().len(), 2);

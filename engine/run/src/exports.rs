@@ -13,9 +13,11 @@ use std::{
 };
 
 use anyhow::{Result, bail};
+use flow_cache::Place;
 use flow_core::{Digest, Entry, Tree};
 
 use crate::{
+    common::{Export, Link},
     find::normal,
     graph::{NodeId, StageInfo},
     ledger::{Ledger, Note},
@@ -61,11 +63,15 @@ impl Placer<'_> {
     /// The place of a node's export.
     pub(crate) fn export_spot(&self, id: NodeId, entries: Vec<(String, Entry)>) -> Option<Spot> {
         let stage = self.project.graph().stage_of(id);
-        let export = self.project.graph().common(id).export.as_deref()?;
-        let place = PathBuf::from(normal(export));
+        let Export { to, link } = self.project.graph().common(id).export.as_ref()?;
+        let place = PathBuf::from(normal(to));
         let page = Ledger::export_page(&place, &stage.name, id - stage.nodes.start);
         let stage = Some(stage.name.clone());
-        Some(Spot { root: self.project.dir().join(export), place, page, stage, entries })
+        let link = match link {
+            Link::Copy => Place::Copy,
+            Link::Hardlink => Place::Hardlink,
+        };
+        Some(Spot { root: self.project.dir().join(to), place, page, stage, link, entries })
     }
 
     /// What the page of a node's export says. Flow once named the pages of exports by place and shard alone.
@@ -193,7 +199,7 @@ impl Placer<'_> {
         let graph = self.project.graph();
         for stage in graph.stages.iter().filter(|stage| stage.off.is_none()) {
             let places: HashSet<String> =
-                stage.nodes.clone().filter_map(|id| graph.common(id).export.as_deref()).map(normal).collect();
+                stage.nodes.clone().filter_map(|id| graph.common(id).export_to()).map(|to| normal(to)).collect();
             for place in places {
                 let page = |shard| Ledger::export_page(Path::new(&place), &stage.name, shard);
                 // The last one looked at is not there.

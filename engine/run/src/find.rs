@@ -110,7 +110,7 @@ pub fn collect_places(drafts: &[Draft], ground: &Ground<'_>, errors: &mut Vec<Di
                 let error = error.at(variant.place("temp"));
                 errors.push(error.hint(format!("leave one of `temp` and `{what}` away")));
             }
-            if let Some(export) = &variant.common.export {
+            if let Some(export) = variant.common.export_to() {
                 let span = variant.place("export");
                 named.push(Named { stage: draft.name_of(nth), text: export, span, export: true });
             }

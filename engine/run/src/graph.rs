@@ -191,7 +191,8 @@ impl Graph {
             if !nodes.is_empty() {
                 return Ok(nodes);
             }
-            if let Some((off, why)) = stage.off_some.iter().find(|(off, _)| off == name) {
+            let is_it = |off: &str| off == name || bracket(off).is_some_and(|(_, have)| chooses(inside, have));
+            if let Some((off, why)) = stage.off_some.iter().find(|(off, _)| is_it(off)) {
                 return Err(Diagnostic::new(format!("`{off}` is off")).cause(why.clone()));
             }
             let error = Diagnostic::new(format!("there is no `{name}`"));

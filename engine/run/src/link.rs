@@ -243,7 +243,7 @@ fn read_stage(stage: StageTable, kinds: &'static [Kind], home: Option<&Path>, er
             said.extend(wrong.into_iter().map(|error| (nth, error)));
             continue;
         };
-        if let Some(export) = &mut parts.common.export {
+        if let Some(export) = parts.common.export.as_mut().map(|export| &mut export.to) {
             match at_home(export, home) {
                 Ok(path) => *export = path.into_owned(),
                 Err(error) => wrong.push(error.at(parts.said.nearest("export").span.clone())),

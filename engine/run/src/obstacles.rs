@@ -27,13 +27,15 @@ use crate::{
     taken::{Taken, taken},
 };
 
-/// What stands in the way of a run.
+/// What stands in the way of a run, and what it finds in its places.
 #[derive(Debug, Default)]
 pub struct Obstacles {
     /// A run refuses with these.
     pub errors: Vec<Diagnostic>,
     /// These may surprise; what the machine lacks is among them, because the run may be on another.
     pub warnings: Vec<Diagnostic>,
+    /// Nodes whose results are in the cache, of which something is missing outside of it: it is put there.
+    pub put_back: HashSet<NodeId>,
 }
 
 /// What stands in the way of a run that does what the plan says. `checked`: what the stages said.
@@ -71,9 +73,13 @@ pub fn obstacles(
                 }
             }
             Verdict::Team { .. } => open.push(id),
-            Verdict::Cached { key, here: true, .. } if placer.has_places(id) && !selection.may_overwrite[id] => {
+            Verdict::Cached { key, here: true, .. } if placer.has_places(id) => {
                 let Some(record) = cache.record(key).map_err(RunError::Cache)? else { continue };
-                match placer.lacks(id, &record.tree).and_then(|lack| placer.would_refuse_these(&lack)) {
+                let refused = placer.lacks(id, &record.tree).and_then(|lack| {
+                    found.put_back.extend(lack.is_missing().then_some(id));
+                    if selection.may_overwrite[id] { Ok(Vec::new()) } else { placer.would_refuse_these(&lack) }
+                });
+                match refused {
                     Ok(refused) => found.errors.extend(placer.refusals(id, refused)),
                     Err(error) => {
                         found.errors.push(Diagnostic::new(format!("{error:#}")).at(place(graph, id, "export")));
@@ -107,7 +113,7 @@ pub fn obstacles_of_all(
 ) -> Result<Obstacles, RunError> {
     let graph = project.graph();
     let on = || (0..graph.nodes.len()).filter(|&id| graph.stage_of(id).off.is_none());
-    let mut found = Obstacles { errors: Vec::new(), warnings: lacking(graph, settings, on()) };
+    let mut found = Obstacles { warnings: lacking(graph, settings, on()), ..Obstacles::default() };
     let unlocked = LockFile::read(project.dir()).map_err(|errors| found.errors.extend(errors)).is_ok();
     let (unreadable, wrong): (HashSet<&Source>, Vec<Diagnostic>) = unreadable_inputs(project).into_iter().unzip();
     found.errors.extend(wrong);
@@ -151,7 +157,7 @@ pub fn obstacles_of_all(
 /// Whether something is in a place of the node's result.
 fn is_taken(project: &Project, id: NodeId) -> bool {
     let graph = project.graph();
-    let places = graph.nodes[id].action.outs().iter().chain(&graph.common(id).export);
+    let places = graph.nodes[id].action.outs().iter().chain(graph.common(id).export_to());
     places.map(|place| project.dir().join(place)).any(|path| {
         // Also where something is that keeps the folder from being made.
         path.symlink_metadata().is_ok() || path.ancestors().find(|above| above.exists()).is_some_and(|it| !it.is_dir())
@@ -180,7 +186,7 @@ fn unreadable_inputs(project: &Project) -> Vec<(&Source, Diagnostic)> {
 /// Says that the export of a node has no place, because this user may not make it there.
 fn no_place(project: &Project, id: NodeId) -> Option<Diagnostic> {
     let graph = project.graph();
-    let export = graph.common(id).export.as_ref()?;
+    let export = graph.common(id).export_to()?;
     let path = project.dir().join(export);
     let above = path.ancestors().find(|above| above.is_dir())?;
     let why = cannot_write(above)?;
@@ -311,7 +317,7 @@ impl InTheWay {
 /// Files in the place of an export whose names a result may have: which it has is known when it is there.
 fn said_of_strangers(placer: &Placer<'_>, graph: &Graph, id: NodeId) -> Option<Diagnostic> {
     let strangers = placer.strangers(id);
-    let export = graph.common(id).export.as_ref().filter(|_| strangers > 0)?;
+    let export = graph.common(id).export_to().filter(|_| strangers > 0)?;
     let (files, not) = if strangers == 1 { ("a file", "it is") } else { ("files", "they are") };
     let many = if strangers > 1 { format!("{strangers} ") } else { String::new() };
     let text = format!(

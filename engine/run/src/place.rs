@@ -48,6 +48,8 @@ pub struct Spot {
     pub page: String,
     /// Whose export it is; nothing if it is an out, which is one node's alone.
     pub stage: Option<String>,
+    /// How files get there.
+    pub link: Place,
     /// Name below the root (nothing: the root itself) and content.
     pub entries: Vec<(String, Entry)>,
 }
@@ -142,7 +144,8 @@ impl<'a> Placer<'a> {
     /// The place of an out, which is in the project's folder.
     pub(crate) fn out_spot(&self, out: &str, entries: Vec<(String, Entry)>) -> Spot {
         let place = PathBuf::from(out);
-        Spot { root: self.project.dir().join(out), page: Ledger::page(&place, 0), place, stage: None, entries }
+        let (root, page) = (self.project.dir().join(out), Ledger::page(&place, 0));
+        Spot { root, page, place, stage: None, link: Place::Copy, entries }
     }
 
     /// What flow put in a place before, whichever node it was.
@@ -283,7 +286,7 @@ impl<'a> Placer<'a> {
         } else if path.symlink_metadata().is_ok_and(|metadata| metadata.is_dir()) {
             fs::remove_dir_all(&path).with_context(|| format!("cannot remove {}", path.display()))?;
         }
-        self.cache.restore(entry, &path, Place::Copy)
+        self.cache.restore(entry, &path, spot.link)
     }
 
     /// Removes a file below a place, if it has the content that flow put there, and the folders that are empty then.
@@ -429,7 +432,7 @@ impl<'a> Placer<'a> {
     /// A place of a node that is, holds, or lies in the cache.
     pub fn touches_cache(&self, id: NodeId, above: &mut Above) -> Option<PathBuf> {
         let graph = self.project.graph();
-        let mut places = graph.nodes[id].action.outs().iter().chain(&graph.common(id).export);
+        let mut places = graph.nodes[id].action.outs().iter().chain(graph.common(id).export_to());
         let cache = self.real_cache.get_or_init(|| self.cache.root().canonicalize().ok()).as_ref()?;
         let touches = |root: &PathBuf| cache.starts_with(root) || root.starts_with(cache);
         places.find_map(|place| Some(above.real(&self.project.dir().join(place))).filter(touches))

@@ -53,7 +53,7 @@ impl Runner<'_> {
             let was_done = self.sched.state(id) != State::Done && self.ends.contains_key(&id);
             let graph = self.env.project.graph();
             let outs = graph.nodes[id].action.outs().iter().filter(|_| self.selection.may_run[id]);
-            let export = graph.common(id).export.iter().filter(|_| self.selection.may_run[id]);
+            let export = graph.common(id).export_to().into_iter().filter(|_| self.selection.may_run[id]);
             let places: Vec<String> = outs.chain(export).map(|place| format!("`{place}`")).collect();
             if was_done && !places.is_empty() {
                 let (node, places) = (self.node(id), places.join(", "));

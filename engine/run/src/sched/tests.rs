@@ -26,6 +26,21 @@ impl Shape {
     }
 }
 
+fn next(sched: &mut Sched<'_>, id: usize) {
+    assert_eq!(sched.next_open(), Some(id));
+}
+
+fn hits(sched: &mut Sched<'_>, id: usize) {
+    next(sched, id);
+    sched.hit(id);
+}
+
+fn starts(sched: &mut Sched<'_>, id: usize) {
+    next(sched, id);
+    sched.must_run(id);
+    assert_eq!(sched.start(), Some(id));
+}
+
 const POOLS: Pools = Pools { jobs: 4, cpus: 4, gpus: 2, memory: 100 };
 
 fn open_all(sched: &mut Sched<'_>) {
@@ -38,11 +53,8 @@ fn open_all(sched: &mut Sched<'_>) {
 fn a_hit_opens_the_next_and_a_failure_blocks_the_rest() {
     let shape = Shape::new(vec![vec![], vec![0], vec![1], vec![]]);
     let mut sched = shape.sched(&[true; 4], POOLS);
-    assert_eq!(sched.next_open(), Some(0));
-    sched.hit(0);
-    assert_eq!(sched.next_open(), Some(1));
-    sched.must_run(1);
-    assert_eq!(sched.start(), Some(1));
+    hits(&mut sched, 0);
+    starts(&mut sched, 1);
     sched.failed(1);
     assert_eq!(sched.take_blocked(), [(2, 1)]);
     assert_eq!((sched.state(2), sched.state(3)), (State::Blocked, State::Open));
@@ -194,8 +206,7 @@ fn a_result_that_is_needed_again_is_made_before_those_that_need_it() {
     let shape = Shape::new(vec![vec![], vec![0], vec![1], vec![1]]);
     let mut sched = shape.sched(&[true; 4], POOLS);
     for id in [0, 1, 2] {
-        assert_eq!(sched.next_open(), Some(id));
-        sched.hit(id);
+        hits(&mut sched, id);
     }
     // 3 needs the files of 1, which needs those of 0.
     assert_eq!(sched.next_open(), Some(3));
@@ -208,9 +219,7 @@ fn a_result_that_is_needed_again_is_made_before_those_that_need_it() {
     sched.must_run(0);
     assert_eq!((sched.next_open(), sched.start()), (None, Some(0)));
     sched.finished(0);
-    assert_eq!(sched.next_open(), Some(1));
-    sched.must_run(1);
-    assert_eq!(sched.start(), Some(1));
+    starts(&mut sched, 1);
     sched.failed(1);
     assert_eq!(sched.take_blocked(), [(3, 1)], "2 has what it needs");
     assert_eq!((sched.state(2), sched.is_over()), (State::Done, true));
@@ -232,11 +241,8 @@ fn what_was_decided_by_what_is_no_more_waits_and_is_decided_again() {
     // 0 → 1, 2, 3, 4; 1 and 2 → 5; 3 → 6
     let shape = Shape::new(vec![vec![], vec![0], vec![0], vec![0], vec![0], vec![1, 2], vec![3]]);
     let mut sched = shape.sched(&[true; 7], POOLS);
-    let next = |sched: &mut Sched<'_>, id: usize| assert_eq!(sched.next_open(), Some(id));
-    next(&mut sched, 0);
-    sched.hit(0);
-    next(&mut sched, 1);
-    sched.hit(1);
+    hits(&mut sched, 0);
+    hits(&mut sched, 1);
     next(&mut sched, 2);
     sched.must_place(2);
     assert_eq!(sched.start(), Some(2));
@@ -246,29 +252,20 @@ fn what_was_decided_by_what_is_no_more_waits_and_is_decided_again() {
     // 4 needs 0 after all, which is made again and is another one.
     sched.reopen(0);
     sched.follow(4, &[0]);
-    next(&mut sched, 0);
-    sched.must_run(0);
-    assert_eq!(sched.start(), Some(0));
+    starts(&mut sched, 0);
     assert_eq!(sched.untell(0), [1, 2, 3, 4, 5]);
     assert_eq!(sched.untell(0), [0; 0], "nobody was told since");
     sched.come_back(3);
     assert_eq!((sched.state(1), sched.state(3), sched.next_open()), (State::Waiting, State::Waiting, None));
     sched.finished(0);
-    for id in [1, 3, 4] {
-        next(&mut sched, id);
-        sched.hit(id);
-    }
-    next(&mut sched, 6);
-    sched.hit(6);
+    [1, 3, 4].into_iter().for_each(|id| hits(&mut sched, id));
+    hits(&mut sched, 6);
     assert_eq!((sched.next_open(), sched.state(2)), (None, State::Running));
     // What ran meanwhile is looked at when it ends, and takes what it takes then.
     sched.finished(2);
-    next(&mut sched, 2);
-    sched.must_run(2);
-    assert_eq!(sched.start(), Some(2));
+    starts(&mut sched, 2);
     sched.finished(2);
-    next(&mut sched, 5);
-    sched.hit(5);
+    hits(&mut sched, 5);
     assert!(sched.is_over());
 }
 
@@ -277,30 +274,22 @@ fn what_runs_on_what_was_made_again_and_failed_is_blocked_when_it_ends() {
     // 0 → 1 → {2, 3} → 4, and 5 needs 0; 6 follows 2.
     let shape = Shape::new(vec![vec![], vec![0], vec![1], vec![1], vec![2, 3], vec![0], vec![]]);
     let mut sched = shape.sched(&[true; 7], POOLS);
-    let next = |sched: &mut Sched<'_>, id: usize| assert_eq!(sched.next_open(), Some(id));
-    next(&mut sched, 0);
-    sched.hit(0);
-    next(&mut sched, 1);
-    sched.hit(1);
-    next(&mut sched, 2);
-    sched.must_run(2);
-    assert_eq!(sched.start(), Some(2));
+    hits(&mut sched, 0);
+    hits(&mut sched, 1);
+    starts(&mut sched, 2);
     next(&mut sched, 3);
     sched.send_away(3);
     next(&mut sched, 5);
     // 5 needs the files of 0, which is made again and is another one.
     sched.reopen(0);
     sched.follow(5, &[0]);
-    next(&mut sched, 0);
-    sched.must_run(0);
-    assert_eq!(sched.start(), Some(0));
+    starts(&mut sched, 0);
     assert_eq!(sched.untell(0), [1, 2, 3, 5]);
     sched.finished(0);
     next(&mut sched, 1);
     sched.failed(1);
     assert_eq!((sched.take_blocked(), sched.state(2), sched.state(3)), (vec![], State::Running, State::Away));
-    next(&mut sched, 5);
-    sched.hit(5);
+    hits(&mut sched, 5);
     next(&mut sched, 6);
     sched.follow(6, &[2]);
     sched.come_back(3);
