@@ -191,7 +191,7 @@ fn convert(ctx: &Ctx<'_>, source: &ModelDir, model: &Model, tensors: &BTreeMap<S
                 files[tile.from]
                     .read_exact_at(buffer, tile.from_at)
                     .with_context(|| format!("cannot read {} at byte {}", tile.from.display(), tile.from_at))?;
-                slots[tile.slot].file.write_all_at(buffer, tile.to_at).context("cannot write the checkpoint")?;
+                models::write(&slots[tile.slot].file, buffer, tile.to_at).context("cannot write the checkpoint")?;
                 let mut sum = crc32fast::Hasher::new();
                 sum.update(buffer);
                 Ok(sum)

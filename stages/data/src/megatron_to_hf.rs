@@ -259,7 +259,7 @@ fn export(ctx: &Ctx<'_>, work: &Work, reader: &Reader, layout: &Layout, types: &
                     models::cast(read, tile.from, write, tile.to).with_context(|| format!("`{}`", tile.key))?;
                     write
                 };
-                file.write_all_at(bytes, tile.at).with_context(|| format!("cannot write {name}"))
+                models::write(file, bytes, tile.at).with_context(|| format!("cannot write {name}"))
             })?;
             syncing.completed(name.clone(), Arc::clone(file))?;
         }

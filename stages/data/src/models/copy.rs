@@ -1,6 +1,9 @@
 //! Moving a model's bytes: tiles of a few megabytes, worked off by several threads, with bounded memory.
 
 use std::{
+    fs::File,
+    io,
+    os::{fd::AsRawFd, unix::fs::FileExt},
     path::Path,
     sync::{
         Mutex,
@@ -14,8 +17,8 @@ use flow_core::{Ctx, Unit};
 
 /// Bytes of a tile. Long enough for disks, short enough that the threads' buffers together stay small.
 pub const TILE: u64 = 4 << 20;
-/// More threads than this only fight for the disk, and each holds its buffers.
-const MOST_THREADS: usize = 16;
+/// More threads than this only wait for each other: one file is written by one thread at a time. And each holds its buffers.
+const MOST_THREADS: usize = 8;
 const REPORT: Duration = Duration::from_millis(200);
 
 /// One piece of work: so many bytes of progress.
@@ -102,6 +105,19 @@ impl<'a> Copying<'a> {
             self.ctx.progress(done, Some(self.total), Unit::Bytes);
         }
     }
+}
+
+/// Writes bytes, and has the kernel begin to bring them to the disk: it would wait for gigabytes, and the end for all of them.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    file.write_all_at(bytes, at)?;
+    // SAFETY: numbers alone are handed over, and the file is open. What comes of the hint is found out by `fsync`.
+    unsafe {
+        libc::sync_file_range(file.as_raw_fd(), at as i64, bytes.len() as i64, libc::SYNC_FILE_RANGE_WRITE);
+    }
+    Ok(())
 }
 
 /// Says before the first byte that a disk is too small.
