@@ -30,7 +30,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 
 pub use finish::{Finish, TrainState, finish};
 pub use payload::torch_save;
@@ -108,17 +108,18 @@ pub fn newest(path: &Path) -> Result<(u64, PathBuf)> {
                     (iteration, iteration_dir(path, iteration))
                 }
             };
-            ensure!(
-                is_iteration(&dir),
-                "{} says `{text}`, but {} has neither {METADATA} nor mp_rank_*: it is no checkpoint, or not complete",
-                latest.display(),
-                dir.display()
-            );
+            if !is_iteration(&dir) {
+                bail!(
+                    "{} says `{text}`, but {} is no checkpoint, or not complete: {}",
+                    latest.display(),
+                    dir.display(),
+                    what_instead(&dir)
+                )
+            }
             Ok((iteration, dir))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let entries = fs::read_dir(path).with_context(|| format!("cannot read {}", path.display()))?;
-            let paths: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
+            let paths = inside(path).with_context(|| format!("cannot read {}", path.display()))?;
             let iteration = |dir: &PathBuf| {
                 let iteration = number(dir.file_name()?.to_str()?)?;
                 is_iteration(dir).then(|| (iteration, dir.clone()))
@@ -130,14 +131,27 @@ pub fn newest(path: &Path) -> Result<(u64, PathBuf)> {
             if let (Some(archive), None) = (archives.next(), archives.next()) {
                 return newest(archive);
             }
-            // A zarr tensor is a directory, with its table in it.
-            let inside = paths.iter().map(|path| path.join(".zarray")).filter(|table| table.is_file());
-            let names: Vec<_> = paths.iter().cloned().chain(inside).collect();
-            let why = home::without_table(names.iter().filter_map(|path| path.to_str()));
-            bail!("{} is no Megatron checkpoint: {why}, and neither {LATEST} nor iter_*/{METADATA}", path.display())
+            bail!(
+                "{} is no Megatron checkpoint: {}, and neither {LATEST} nor iter_*/{METADATA}",
+                path.display(),
+                what_instead(path)
+            )
         }
         Err(error) => Err(error).with_context(|| format!("cannot read {}", latest.display())),
     }
+}
+
+fn inside(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    fs::read_dir(dir)?.map(|entry| Ok(entry?.path())).collect()
+}
+
+/// Why a directory holds no iteration. A tensor of zarr's is a directory of its own, and so is a rank's pickle.
+fn what_instead(dir: &Path) -> String {
+    let mut paths = inside(dir).unwrap_or_default();
+    for i in 0..paths.len() {
+        paths.extend(inside(&paths[i]).unwrap_or_default());
+    }
+    home::without_table(paths.iter().filter_map(|path| path.to_str()))
 }
 
 fn number(name: &str) -> Option<u64> {

@@ -1,44 +1,93 @@
 //! What others wrap around the same bytes: Megatron-LM's older files, NeMo's archives and directories.
 
-use std::{fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use proptest::prelude::*;
 
 use super::{super::*, golden, read};
-use crate::pickle::Value;
+use crate::{
+    DType,
+    pickle::{Encoder, Value},
+    zip::{Data, frame},
+};
+
+fn legacy(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/megatron_legacy").join(name)
+}
 
 /// `tests/golden/megatron_legacy`: every element is its own place in its tensor.
 #[test]
 fn ranks_of_the_older_format_are_one_table() {
-    let legacy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/megatron_legacy/tp2_pp2");
-    let (iteration, dir) = newest(&legacy).unwrap();
-    assert_eq!(iteration, 5);
-    let reader = Reader::open(&dir).unwrap();
-    let shapes: Vec<(&str, &[u64])> =
-        reader.tensors().iter().map(|(key, tensor)| (key.as_str(), tensor.shape.as_slice())).collect();
-    assert_eq!(
-        shapes,
-        [
-            ("decoder.final_layernorm.weight", &[4][..]),
-            ("decoder.layers.mlp.linear_fc1.layer_norm_weight", &[2, 4]),
-            ("decoder.layers.mlp.linear_fc1.weight", &[2, 12, 4]),
-            ("decoder.layers.mlp.linear_fc2.weight", &[2, 4, 6]),
-            ("decoder.layers.self_attention.linear_proj.weight", &[2, 4, 8]),
-            ("decoder.layers.self_attention.linear_qkv.bias", &[2, 16]),
-            ("decoder.layers.self_attention.linear_qkv.layer_norm_weight", &[2, 4]),
-            ("decoder.layers.self_attention.linear_qkv.weight", &[2, 16, 4]),
-            ("embedding.word_embeddings.weight", &[8, 4]),
-            ("output_layer.weight", &[8, 4]),
-        ]
-    );
-    for (key, shape) in shapes {
-        let bytes = read(&reader, key, &vec![0; shape.len()], shape);
-        let found: Vec<f32> = bytes.as_chunks().0.iter().map(|&element| f32::from_le_bytes(element)).collect();
-        let want: Vec<f32> = (0..shape.iter().product()).map(|i: u64| i as f32).collect();
-        assert_eq!(found, want, "{key}");
+    let layer: &[(&str, &[u64])] = &[
+        ("decoder.final_layernorm.weight", &[4]),
+        ("decoder.layers.self_attention.linear_proj.weight", &[2, 4, 8]),
+        ("decoder.layers.self_attention.linear_qkv.bias", &[2, 16]),
+        ("decoder.layers.self_attention.linear_qkv.layer_norm_weight", &[2, 4]),
+        ("decoder.layers.self_attention.linear_qkv.weight", &[2, 16, 4]),
+        ("embedding.word_embeddings.weight", &[8, 4]),
+        ("output_layer.weight", &[8, 4]),
+    ];
+    let dense: &[(&str, &[u64])] = &[
+        ("decoder.layers.mlp.linear_fc1.layer_norm_weight", &[2, 4]),
+        ("decoder.layers.mlp.linear_fc1.weight", &[2, 12, 4]),
+        ("decoder.layers.mlp.linear_fc2.weight", &[2, 4, 6]),
+    ];
+    let experts: &[(&str, &[u64])] = &[
+        ("decoder.layers.mlp.experts.experts.linear_fc1.weight", &[2, 4, 12, 4]),
+        ("decoder.layers.mlp.experts.experts.linear_fc2.weight", &[2, 4, 4, 6]),
+        ("decoder.layers.mlp.router.weight", &[2, 4, 4]),
+        ("decoder.layers.pre_mlp_layernorm.weight", &[2, 4]),
+    ];
+    for (name, mlp) in [("tp2_pp2", dense), ("tp2_ep2", experts), ("pp2_ep2", experts)] {
+        let (iteration, dir) = newest(&legacy(name)).unwrap();
+        assert_eq!(iteration, 5);
+        let reader = Reader::open(&dir).unwrap();
+        let shapes: BTreeMap<&str, &[u64]> =
+            reader.tensors().iter().map(|(key, tensor)| (key.as_str(), tensor.shape.as_slice())).collect();
+        assert_eq!(shapes, layer.iter().chain(mlp).copied().collect(), "{name}");
+        for (key, shape) in shapes {
+            let bytes = read(&reader, key, &vec![0; shape.len()], shape);
+            let found: Vec<f32> = bytes.as_chunks().0.iter().map(|&element| f32::from_le_bytes(element)).collect();
+            let want: Vec<f32> = (0..shape.iter().product()).map(|i: u64| i as f32).collect();
+            assert_eq!(found, want, "{name} {key}");
+        }
     }
+}
 
-    // What is missing or damaged is said with its place.
+#[test]
+fn experts_that_are_kept_otherwise_are_refused() {
+    let model = |key: &'static str| {
+        let model = Value::dict([(key, payload::tensor(DType::F32, &[1], 0))]);
+        let root = Value::dict([("checkpoint_version", Value::Float(3.0)), ("model", model)]);
+        torch_save("model_optim_rng", &root, &[vec![0; 4]])
+    };
+    let mut args = Encoder::new();
+    args.dict().mark().str("args").new_object("argparse", "Namespace").dict().mark();
+    args.str("num_experts").int(8).str("expert_tensor_parallel_size").int(2).pairs().build().pairs();
+    let args = args.finish();
+    for (file, word) in [
+        (model("decoder.layers.0.mlp.experts.weight1"), "--moe-use-legacy-grouped-gemm"),
+        (model("decoder.layers.0.mlp.experts.local_experts.x.linear_fc1.weight"), "which of its experts"),
+        (
+            frame("model_optim_rng", &[("data.pkl", Data::Bytes(&args))]).before,
+            "cut over 2 tensor ranks, and the rest over 1",
+        ),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("mp_rank_00")).unwrap();
+        fs::write(dir.path().join("mp_rank_00/model_optim_rng.pt"), file).unwrap();
+        let error = format!("{:#}", Reader::open(dir.path()).unwrap_err());
+        assert!(error.contains(word), "{error} should say {word}");
+    }
+}
+
+#[test]
+fn a_rank_that_is_missing_or_damaged_is_named() {
+    let dir = legacy("tp2_pp2/iter_0000005");
     let copy = tempfile::tempdir().unwrap();
     let to = copy.path().join("iter_0000005");
     for rank in ["mp_rank_00_000", "mp_rank_00_001", "mp_rank_01_000"] {
@@ -64,7 +113,7 @@ proptest! {
         changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
         cut in prop::option::of(any::<prop::sample::Index>()),
     ) {
-        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/megatron_legacy/tp2_pp2/iter_0000005");
+        let golden = legacy("tp2_pp2/iter_0000005");
         let copy = tempfile::tempdir().unwrap();
         for rank in ["mp_rank_00_000", "mp_rank_00_001", "mp_rank_01_000", "mp_rank_01_001"] {
             fs::create_dir(copy.path().join(rank)).unwrap();
@@ -154,11 +203,15 @@ fn an_archive_of_nemo_is_read_in_place() {
     let packed = zstd::encode_all(&bytes[..], 1).unwrap();
     assert!(error(&packed).contains("kind = \"gunzip\""), "{}", error(&packed));
     assert!(error(b"<html>").contains("no tar archive"), "{}", error(b"<html>"));
-    for (below, word) in [("./model_weights/model.decoder.layers/", "zarr"), ("./", "has no .metadata")] {
-        let (mut bytes, iteration) = (Vec::new(), tempfile::tempdir().unwrap());
-        fs::write(iteration.path().join(".zarray"), "{}").unwrap();
-        let files: &[&str] = if word == "zarr" { &[".zarray"] } else { &[] };
-        nemo(&mut bytes, iteration.path(), below, files);
+    for (file, word) in [
+        ("model_weights/model.decoder.layers/.zarray", "zarr"),
+        ("model_weights.ckpt", "one pickle"),
+        ("x", "has no .metadata"),
+    ] {
+        let (mut bytes, name) = (Vec::new(), Path::new(file).file_name().unwrap().to_str().unwrap());
+        let iteration = tempfile::tempdir().unwrap();
+        fs::write(iteration.path().join(name), "{}").unwrap();
+        nemo(&mut bytes, iteration.path(), &format!("./{}", file.strip_suffix(name).unwrap()), &[name]);
         assert!(error(&bytes).contains(word), "{}", error(&bytes));
     }
     let mut bytes = Vec::new();
