@@ -9,11 +9,12 @@ use std::{
 };
 
 use flow_core::{
-    Cancel, Check, Ctx, Digest, Entry, Event, Facts, Input, Known, Network, Pinned, Remarks, Stage, Tree, Value,
-    ValueKind, from_value,
+    Cancel, Check, Ctx, Diagnostic, Digest, Entry, Event, Facts, Input, Known, Network, Pinned, Remarks, Stage, Tree,
+    Value, ValueKind, from_value,
 };
 
 /// Directories for one stage, and its inputs.
+#[derive(Debug)]
 pub struct Stand {
     pub directory: tempfile::TempDir,
     pub inputs: BTreeMap<String, Vec<Input>>,
@@ -103,24 +104,12 @@ impl Stand {
     }
 
     /// The stage's word before the run, with its inputs known as existing paths.
-    pub fn check(&self, stage: &impl Stage) -> (Vec<flow_core::Diagnostic>, Facts, Option<PathBuf>) {
+    pub fn check(&self, stage: &impl Stage) -> (Vec<Diagnostic>, Facts, Option<PathBuf>) {
         let known =
             |input: &Input| Known { name: input.name.clone(), path: Some(input.path.clone()), ..Known::default() };
         let inputs =
             self.inputs.iter().map(|(port, inputs)| (port.clone(), inputs.iter().map(known).collect())).collect();
-        let project = self.place("project");
-        let mut check = Check {
-            project: &project,
-            inputs: &inputs,
-            facts: Facts::new(),
-            files: Vec::new(),
-            about_to_run: None,
-            result_path: None,
-            errors: Vec::new(),
-            warnings: Vec::new(),
-        };
-        stage.check(&mut check);
-        (check.errors, check.facts, check.result_path)
+        check(stage, &self.place("project"), &inputs)
     }
 
     pub fn out(&self, name: &str) -> Vec<u8> {
@@ -139,6 +128,16 @@ impl Stand {
         fs::create_dir(self.place("out")).unwrap();
     }
 
+    /// The last progress that was reported.
+    pub fn progress(&self) -> (u64, Option<u64>) {
+        let events = self.events.lock().unwrap();
+        let last = events.iter().rev().find_map(|event| match event {
+            Event::Progress { done, total, .. } => Some((*done, *total)),
+            _ => None,
+        });
+        last.unwrap()
+    }
+
     /// The texts of the log.
     pub fn log(&self) -> Vec<String> {
         let events = self.events.lock().unwrap();
@@ -147,6 +146,69 @@ impl Stand {
             .filter_map(|event| if let Event::Log { text, .. } = event { Some(text.clone()) } else { None })
             .collect()
     }
+}
+
+/// A stage's word before the run, from JSON in place of TOML: errors with their fields, and facts.
+pub fn said<S: Stage>(params: serde_json::Value, inputs: &[(&str, Known)]) -> (Vec<String>, Facts) {
+    let inputs = inputs.iter().map(|(port, known)| ((*port).to_owned(), vec![known.clone()])).collect();
+    let (errors, facts, _) = check(&stage::<S>(params), "/".as_ref(), &inputs);
+    (errors.iter().map(|error| format!("{}: {error}", error.field.as_deref().unwrap_or(""))).collect(), facts)
+}
+
+fn check(
+    stage: &impl Stage,
+    project: &Path,
+    inputs: &BTreeMap<String, Vec<Known>>,
+) -> (Vec<Diagnostic>, Facts, Option<PathBuf>) {
+    let mut check = Check {
+        project,
+        inputs,
+        facts: Facts::new(),
+        files: Vec::new(),
+        about_to_run: None,
+        result_path: None,
+        errors: Vec::new(),
+        warnings: Vec::new(),
+    };
+    stage.check(&mut check);
+    (check.errors, check.facts, check.result_path)
+}
+
+/// What a stage that ran left.
+#[derive(Debug)]
+pub struct Ran {
+    stand: Stand,
+    out: PathBuf,
+}
+
+impl Ran {
+    /// The result's directory.
+    pub fn path(&self) -> &Path {
+        &self.out
+    }
+
+    /// How many bytes of progress it made: all that it meant to.
+    pub fn bytes(&self) -> u64 {
+        let (done, total) = self.stand.progress();
+        assert_eq!(Some(done), total);
+        done
+    }
+}
+
+/// Runs a stage, from JSON in place of TOML, on what lies at these paths: port → path.
+pub fn run<S: Stage>(params: serde_json::Value, ports: &[(&str, &Path)]) -> anyhow::Result<Ran> {
+    let mut stand = Stand::new();
+    for (port, path) in ports {
+        stand.input(port, path);
+    }
+    stand.run(&stage::<S>(params))?;
+    let out = stand.place("out");
+    Ok(Ran { stand, out })
+}
+
+/// A file of the tiny model in `tests/golden/megatron_ckpt`.
+pub fn golden(name: &str) -> PathBuf {
+    repository().join("tests/golden/megatron_ckpt/untied_v512").join(name)
 }
 
 /// What a file or directory holds.
@@ -177,7 +239,7 @@ pub fn tree(path: &Path) -> Tree {
 }
 
 /// A stage's nodes, from JSON in place of TOML.
-pub fn expand<S: Stage>(params: serde_json::Value) -> Result<Vec<S>, flow_core::Diagnostic> {
+pub fn expand<S: Stage>(params: serde_json::Value) -> Result<Vec<S>, Diagnostic> {
     let mut errors = Vec::new();
     let nodes = from_value::<S>(&value(params))?.expand(&mut errors);
     errors.into_iter().next().map_or(Ok(nodes), Err)

@@ -3,7 +3,7 @@
 use flow_core::Known;
 
 use super::*;
-use crate::models::tests::{check, golden, run, tree};
+use crate::testing::{golden, run, said, tree};
 
 fn small() -> Json {
     json!({"vocab_size": 600, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2})
@@ -13,8 +13,7 @@ fn small() -> Json {
 fn a_seed_is_a_model() {
     let make = |seed: u64, dtype: &str| {
         let params = json!({"config": small(), "seed": seed, "dtype": dtype, "tokenizer": "t"});
-        let (out, _) = run::<InitModel>(params, &[("tokenizer", &golden("hf"))]).unwrap();
-        out
+        run::<InitModel>(params, &[("tokenizer", &golden("hf"))]).unwrap()
     };
     let out = make(1, "bf16");
     assert_eq!(tree(out.path()), tree(make(1, "bf16").path()));
@@ -41,7 +40,7 @@ fn a_seed_is_a_model() {
     assert!((variance.sqrt() - 0.02).abs() < 0.0004, "{}", variance.sqrt());
 
     let dtype = |params: Json| {
-        let (out, _) = run::<InitModel>(params, &[]).unwrap();
+        let out = run::<InitModel>(params, &[]).unwrap();
         safetensors::read_header(&out.path().join("model.safetensors")).unwrap()["lm_head.weight"].dtype
     };
     assert_eq!(dtype(json!({"config": small(), "dtype": "fp32"})), DType::F32);
@@ -61,7 +60,7 @@ fn a_config_is_a_table_or_a_file_and_the_key_sees_what_it_says() {
 
     let dir = tempfile::tempdir().unwrap();
     fs::copy(golden("hf/config.json"), dir.path().join("config.json")).unwrap();
-    let (out, _) = run::<InitModel>(json!({"config": "x"}), &[("config", dir.path())]).unwrap();
+    let out = run::<InitModel>(json!({"config": "x"}), &[("config", dir.path())]).unwrap();
     let tensors = safetensors::read_header(&out.path().join("model.safetensors")).unwrap();
     let want = safetensors::read_header(&golden("hf/model.safetensors")).unwrap();
     let shapes = |tensors: &std::collections::BTreeMap<String, safetensors::Tensor>| -> Vec<_> {
@@ -79,33 +78,33 @@ fn what_cannot_be_is_said_before_the_run() {
         ..Known::default()
     };
     let params = json!({"config": small(), "tokenizer": "t"});
-    let (errors, facts) = check::<InitModel>(params.clone(), &[("tokenizer", tokens(600))]);
+    let (errors, facts) = said::<InitModel>(params.clone(), &[("tokenizer", tokens(600))]);
     assert_eq!(errors, Vec::<String>::new());
     assert_eq!((facts["vocab_size"].as_u64(), facts["tokenizer_vocab"].as_u64()), (Some(600), Some(600)));
     assert_eq!(facts["max_position_embeddings"].as_u64(), Some(2048));
     assert_eq!(facts["model_config"]["num_hidden_layers"], 2);
-    let (errors, _) = check::<InitModel>(params, &[("tokenizer", tokens(601))]);
+    let (errors, _) = said::<InitModel>(params, &[("tokenizer", tokens(601))]);
     assert!(errors[0].starts_with("config: ") && errors[0].contains("vocab_size = 601"), "{errors:?}");
 
     let mut without = small();
     without.as_object_mut().unwrap().remove("hidden_size");
-    let (errors, _) = check::<InitModel>(json!({"config": without}), &[]);
+    let (errors, _) = said::<InitModel>(json!({"config": without}), &[]);
     assert!(errors[0].contains("`hidden_size` is missing"), "{errors:?}");
     let mut wrong = small();
     wrong["hiden_size"] = json!(1);
-    let (errors, _) = check::<InitModel>(json!({"config": wrong}), &[]);
+    let (errors, _) = said::<InitModel>(json!({"config": wrong}), &[]);
     assert!(errors[0].contains("hiden_size"), "{errors:?}");
     let mut half = small();
     half["torch_dtype"] = json!("float16");
-    let (errors, _) = check::<InitModel>(json!({"config": half}), &[]);
+    let (errors, _) = said::<InitModel>(json!({"config": half}), &[]);
     assert!(errors[0].contains("float16"), "{errors:?}");
     let dir = tempfile::tempdir().unwrap();
     let other_name = dir.path().join("tiny.json");
     fs::copy(golden("hf/config.json"), &other_name).unwrap();
     let named = Known { name: "x".into(), path: Some(other_name), ..Known::default() };
-    let (errors, facts) = check::<InitModel>(json!({"config": "x"}), &[("config", named)]);
+    let (errors, facts) = said::<InitModel>(json!({"config": "x"}), &[("config", named)]);
     assert_eq!((errors, facts["vocab_size"].as_u64()), (vec![], Some(512)));
     let bad = Known { name: "x".into(), path: Some(golden("hf/tokenizer.json")), ..Known::default() };
-    let (errors, _) = check::<InitModel>(json!({"config": "x"}), &[("config", bad)]);
+    let (errors, _) = said::<InitModel>(json!({"config": "x"}), &[("config", bad)]);
     assert!(errors[0].starts_with("config: "), "{errors:?}");
 }

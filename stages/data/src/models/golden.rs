@@ -9,11 +9,12 @@ use flow_formats::{
 use serde_json::{Value as Json, json};
 use sha2::{Digest as _, Sha256};
 
-use super::{
-    Model,
-    tests::{run, tree},
+use super::Model;
+use crate::{
+    hf_to_megatron::HfToMegatron,
+    megatron_to_hf::MegatronToHf,
+    testing::{run, tree},
 };
-use crate::{hf_to_megatron::HfToMegatron, megatron_to_hf::MegatronToHf};
 
 /// The weights of a tensor of this name, as `make_families.py` has them.
 fn bits(name: &str, len: usize) -> Vec<u8> {
@@ -53,7 +54,7 @@ fn every_family_is_what_megatron_bridge_makes_of_it() {
         }
         fs::write(dir.path().join("config.json"), golden["config"].to_string()).unwrap();
 
-        let (out, _) = run::<HfToMegatron>(json!({"input": "x"}), &[("input", dir.path())])
+        let out = run::<HfToMegatron>(json!({"input": "x"}), &[("input", dir.path())])
             .unwrap_or_else(|error| panic!("{name}: {error:#}"));
         let ours = Reader::open(&torch_dist::newest(out.path()).unwrap().1).unwrap();
         let theirs = golden["tensors"].as_object().unwrap();
@@ -75,7 +76,7 @@ fn every_family_is_what_megatron_bridge_makes_of_it() {
 
         let ports = [("input", out.path()), ("source", dir.path())];
         let params = json!({"input": "x", "source": "y", "max_shard_size": 20_000});
-        let (back, _) = run::<MegatronToHf>(params, &ports).unwrap();
+        let back = run::<MegatronToHf>(params, &ports).unwrap();
         let weights = |dir: &Path| -> BTreeMap<_, _> {
             let names = tree(dir).entries().iter().map(|entry| entry.name.clone()).collect::<Vec<_>>();
             let files = names.iter().filter(|name| name.ends_with(".safetensors")).map(|name| dir.join(name));

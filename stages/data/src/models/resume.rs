@@ -2,14 +2,13 @@
 
 use std::{fs, path::Path};
 
-use flow_core::{Event, Stage};
+use flow_core::Stage;
 use serde_json::json;
 
-use super::tests::golden;
 use crate::{
     hf_to_megatron::HfToMegatron,
     megatron_to_hf::MegatronToHf,
-    testing::{Stand, stage},
+    testing::{Stand, golden, stage},
 };
 
 /// Puts a file of a complete result into the scratch directory, with its last byte changed.
@@ -24,15 +23,6 @@ fn left_behind(stand: &Stand, name: &str, to: &str, mark: Option<u64>) -> Vec<u8
     bytes
 }
 
-fn progress(stand: &Stand) -> (u64, Option<u64>) {
-    let events = stand.events.lock().unwrap();
-    let last = events.iter().rev().find_map(|event| match event {
-        Event::Progress { done, total, .. } => Some((*done, *total)),
-        _ => None,
-    });
-    last.unwrap()
-}
-
 #[test]
 fn shards_that_are_whole_stay_and_others_are_written_again() {
     let mut stand = Stand::new();
@@ -42,7 +32,7 @@ fn shards_that_are_whole_stay_and_others_are_written_again() {
     let name = |i| format!("model-{i:05}-of-00006.safetensors");
     let (first, len) = (stand.out(&name(1)), |i| stand.out(&name(i)).len() as u64);
     let all: Vec<_> = stand.outs().iter().map(|name| (name.clone(), stand.out(name))).collect();
-    let done = progress(&stand);
+    let done = stand.progress();
 
     let kept = left_behind(&stand, &name(1), &name(1), Some(first.len() as u64));
     left_behind(&stand, &name(2), &name(2), None);
@@ -50,7 +40,7 @@ fn shards_that_are_whole_stay_and_others_are_written_again() {
     assert_eq!(stage.left(&stand.place("scratch")).unwrap(), "behind 2 files that are whole");
     stand.again();
     stand.run(&stage).unwrap();
-    assert_eq!(progress(&stand), done);
+    assert_eq!(stand.progress(), done);
     assert!(kept != first && stand.out(&name(1)) == kept, "what is whole is not written again");
     for (name, bytes) in &all[..] {
         assert!(stand.out(name) == *bytes || stand.out(name) == kept, "{name}");

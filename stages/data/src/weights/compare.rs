@@ -212,7 +212,7 @@ mod tests {
     use flow_formats::safetensors;
 
     use super::*;
-    use crate::models::tests::golden;
+    use crate::testing::golden;
 
     fn write(dir: &Path, tensors: &[(&str, DType, Vec<u64>, Vec<u8>)]) -> Weights {
         let named: Vec<_> =

@@ -82,7 +82,7 @@ pub fn inspect(path: &Path, tokenizer: Option<&Path>) -> Result<Inspection> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::models::tests::golden;
+    use crate::testing::golden;
 
     #[test]
     fn both_formats_have_the_same_parameters() {
