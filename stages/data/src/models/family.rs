@@ -201,6 +201,7 @@ impl Model {
         }
         family.check_layers(&whole)?;
         rope_by_layer(&mut whole)?;
+        rope_kind(&whole)?;
         let stretched = linear_rope(&mut whole);
         let whole = Json::Object(whole);
         let geometry = ModelConfig::geometry(&whole)?;
@@ -386,6 +387,20 @@ fn rope_by_layer(config: &mut Map<String, Json>) -> Result<()> {
         config.insert("rope_theta".into(), full["rope_theta"].clone());
     }
     config.insert("rope_parameters".into(), full);
+    Ok(())
+}
+
+/// The kinds of RoPE scaling that are put into Megatron's words here. Another one, left out, would make another model.
+fn rope_kind(config: &Map<String, Json>) -> Result<()> {
+    for place in ["rope_parameters", "rope_scaling"] {
+        let scaling = config.get(place).unwrap_or(&Json::Null);
+        let kind = ["rope_type", "type"].iter().find_map(|field| scaling[*field].as_str()).unwrap_or("default");
+        ensure!(
+            ["default", "linear", "llama3"].contains(&kind),
+            "RoPE scaling of `{kind}` (`{place}` in config.json) is not known here, and Megatron would have to be told of it: \
+             `linear` and `llama3` are"
+        );
+    }
     Ok(())
 }
 

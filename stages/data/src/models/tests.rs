@@ -1,5 +1,6 @@
 //! There and back, over random models and every cutting: not a byte changes.
 
+mod published;
 mod refused;
 
 use std::{

@@ -2,8 +2,8 @@
 //! computes is the business of its `Gemma2ModelProvider`; norms are kept as they are, since that adds the 1 to them, too.
 
 use super::{
-    AFTER_ATTENTION_NORM, AFTER_MLP_NORM, ATTENTION_NORM, BEFORE_MLP_NORM, DENSE_STATES, EMBEDDING, FC1, FC2,
-    FINAL_NORM, Family, INTERPOLATED, PROJECTION, QKV, Said,
+    AFTER_ATTENTION_NORM, AFTER_MLP_NORM, ATTENTION_NORM, BEFORE_MLP_NORM, EMBEDDING, FC1, FC2, FINAL_NORM, Family,
+    PLAIN, PROJECTION, QKV, Said,
 };
 
 pub(super) static GEMMA2: Family = Family {
@@ -22,9 +22,8 @@ pub(super) static GEMMA2: Family = Family {
         "query_pre_attn_scalar",
         "sliding_window",
         "sliding_window_pattern",
+        "sliding_window_size",
     ],
-    ignored: &[],
-    experts: None,
     rules: &[
         EMBEDDING,
         ATTENTION_NORM,
@@ -37,7 +36,6 @@ pub(super) static GEMMA2: Family = Family {
         AFTER_MLP_NORM,
         FINAL_NORM,
     ],
-    states: DENSE_STATES,
     run_config: &[
         ("_target_", Said::Is("megatron.bridge.models.gemma.gemma2_provider.Gemma2ModelProvider")),
         ("activation_func", Said::Is("megatron.core.activations.fast_gelu")),
@@ -48,5 +46,5 @@ pub(super) static GEMMA2: Family = Family {
         ("window_size", Said::Window("sliding_window")),
     ],
     full_every: 2,
-    linear: INTERPOLATED,
+    ..PLAIN
 };

@@ -2,8 +2,8 @@
 //! in these. What Megatron computes is the business of its `Gemma3ModelProvider`.
 
 use super::{
-    AFTER_ATTENTION_NORM, AFTER_MLP_NORM, ATTENTION_NORM, BEFORE_MLP_NORM, DENSE_STATES, EMBEDDING, FC1, FC2,
-    FINAL_NORM, Family, KEY_NORM, PROJECTION, QKV, QUERY_NORM, Said,
+    AFTER_ATTENTION_NORM, AFTER_MLP_NORM, ATTENTION_NORM, BEFORE_MLP_NORM, EMBEDDING, FC1, FC2, FINAL_NORM, Family,
+    KEY_NORM, PLAIN, PROJECTION, QKV, QUERY_NORM, Said,
 };
 
 pub(super) static GEMMA3: Family = Family {
@@ -22,8 +22,6 @@ pub(super) static GEMMA3: Family = Family {
         "sliding_window",
         "sliding_window_pattern",
     ],
-    ignored: &[],
-    experts: None,
     rules: &[
         EMBEDDING,
         ATTENTION_NORM,
@@ -38,7 +36,6 @@ pub(super) static GEMMA3: Family = Family {
         AFTER_MLP_NORM,
         FINAL_NORM,
     ],
-    states: DENSE_STATES,
     run_config: &[
         ("_target_", Said::Is("megatron.bridge.models.gemma.gemma3_provider.Gemma3ModelProvider")),
         ("activation_func", Said::Is("megatron.core.activations.fast_gelu")),
@@ -49,4 +46,5 @@ pub(super) static GEMMA3: Family = Family {
     ],
     full_every: 6,
     linear: ("rope_scaling_factor", Some("1.0")),
+    ..PLAIN
 };

@@ -1,8 +1,8 @@
 //! Mixtral: Mistral's attention, and experts in place of the feed-forward layer.
 
 use super::{
-    ATTENTION_NORM, EMBEDDING, EXPERTS_NORM, EXPERTS_STATES, ExpertFfn, Experts, FINAL_NORM, Family, Hidden,
-    INTERPOLATED, Join, OUTPUT, PROJECTION, Per, QKV, Rule, Said, Source, layered,
+    ATTENTION_NORM, EMBEDDING, EXPERTS_NORM, EXPERTS_STATES, ExpertFfn, Experts, FINAL_NORM, Family, Hidden, Join,
+    OUTPUT, PLAIN, PROJECTION, QKV, Said, Source, layered, of_experts,
 };
 
 pub(super) static MIXTRAL: Family = Family {
@@ -17,7 +17,6 @@ pub(super) static MIXTRAL: Family = Family {
         "router_aux_loss_coef",
         "router_jitter_noise",
     ],
-    ignored: &[],
     experts: Some(("num_local_experts", "intermediate_size")),
     rules: &[
         EMBEDDING,
@@ -29,21 +28,17 @@ pub(super) static MIXTRAL: Family = Family {
             "decoder.layers.mlp.router.weight",
             Join::One(Source("model.layers.{}.block_sparse_moe.gate.weight", &[Experts, Hidden])),
         ),
-        Rule {
-            key: "decoder.layers.mlp.experts.experts.linear_fc1.weight",
-            per: Per::Expert,
-            untied_only: false,
-            join: Join::Stack([
+        of_experts(
+            "decoder.layers.mlp.experts.experts.linear_fc1.weight",
+            Join::Stack([
                 Source("model.layers.{}.block_sparse_moe.experts.{e}.w1.weight", &[ExpertFfn, Hidden]),
                 Source("model.layers.{}.block_sparse_moe.experts.{e}.w3.weight", &[ExpertFfn, Hidden]),
             ]),
-        },
-        Rule {
-            key: "decoder.layers.mlp.experts.experts.linear_fc2.weight",
-            per: Per::Expert,
-            untied_only: false,
-            join: Join::One(Source("model.layers.{}.block_sparse_moe.experts.{e}.w2.weight", &[Hidden, ExpertFfn])),
-        },
+        ),
+        of_experts(
+            "decoder.layers.mlp.experts.experts.linear_fc2.weight",
+            Join::One(Source("model.layers.{}.block_sparse_moe.experts.{e}.w2.weight", &[Hidden, ExpertFfn])),
+        ),
         FINAL_NORM,
         OUTPUT,
     ],
@@ -55,6 +50,5 @@ pub(super) static MIXTRAL: Family = Family {
         ("moe_router_pre_softmax", Said::Is("false")),
         ("moe_grouped_gemm", Said::Is("true")),
     ],
-    full_every: 0,
-    linear: INTERPOLATED,
+    ..PLAIN
 };

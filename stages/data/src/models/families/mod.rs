@@ -27,8 +27,27 @@ pub(super) const FAMILIES: &[&Family] = &[
     &qwen3_moe::QWEN3_MOE,
 ];
 
+/// What most of them have in common: a table says what is its own.
+const PLAIN: Family = Family {
+    model_type: "",
+    defaults: "{}",
+    only: "{}",
+    fields: &[],
+    ignored: &[],
+    experts: None,
+    rules: &[],
+    states: DENSE_STATES,
+    run_config: &[],
+    full_every: 0,
+    linear: INTERPOLATED,
+};
+
 const fn layered(key: &'static str, join: Join) -> Rule {
     Rule { key, per: Per::Layer, untied_only: false, join }
+}
+
+const fn of_experts(key: &'static str, join: Join) -> Rule {
+    Rule { key, per: Per::Expert, untied_only: false, join }
 }
 
 const EMBEDDING: Rule = Rule {

@@ -1,17 +1,15 @@
 //! Qwen 2 and 2.5: Llama's tensors, and a bias on query, key and value.
 
 use super::{
-    ATTENTION_NORM, DENSE_STATES, EMBEDDING, FC1, FC2, FINAL_NORM, Family, INTERPOLATED, Join, KeyValue, MLP_NORM,
-    OUTPUT, PROJECTION, QKV, Query, Said, Source, layered,
+    ATTENTION_NORM, EMBEDDING, FC1, FC2, FINAL_NORM, Family, Join, KeyValue, MLP_NORM, OUTPUT, PLAIN, PROJECTION, QKV,
+    Query, Said, Source, layered,
 };
 
 pub(super) static QWEN2: Family = Family {
     model_type: "qwen2",
     defaults: r#"{ "num_key_value_heads": 32, "max_position_embeddings": 32768 }"#,
-    only: r#"{ "hidden_act": "silu", "use_sliding_window": false, "layer_types": "full_attention" }"#,
+    only: r#"{ "hidden_act": "silu", "use_mrope": false, "use_sliding_window": false, "layer_types": "full_attention" }"#,
     fields: &["max_window_layers", "sliding_window"],
-    ignored: &[],
-    experts: None,
     rules: &[
         EMBEDDING,
         ATTENTION_NORM,
@@ -31,8 +29,6 @@ pub(super) static QWEN2: Family = Family {
         FINAL_NORM,
         OUTPUT,
     ],
-    states: DENSE_STATES,
     run_config: &[("add_qkv_bias", Said::Is("true"))],
-    full_every: 0,
-    linear: INTERPOLATED,
+    ..PLAIN
 };

@@ -1,8 +1,8 @@
 //! Qwen 3, dense: Llama's tensors, and norms of the query and key heads.
 
 use super::{
-    ATTENTION_NORM, DENSE_STATES, EMBEDDING, FC1, FC2, FINAL_NORM, Family, INTERPOLATED, KEY_NORM, MLP_NORM, OUTPUT,
-    PROJECTION, QKV, QUERY_NORM, Said,
+    ATTENTION_NORM, EMBEDDING, FC1, FC2, FINAL_NORM, Family, KEY_NORM, MLP_NORM, OUTPUT, PLAIN, PROJECTION, QKV,
+    QUERY_NORM, Said,
 };
 
 pub(super) static QWEN3: Family = Family {
@@ -11,11 +11,7 @@ pub(super) static QWEN3: Family = Family {
     only: r#"{ "hidden_act": "silu", "attention_bias": false, "use_sliding_window": false,
         "layer_types": "full_attention" }"#,
     fields: &["max_window_layers", "sliding_window"],
-    ignored: &[],
-    experts: None,
     rules: &[EMBEDDING, ATTENTION_NORM, QKV, QUERY_NORM, KEY_NORM, PROJECTION, MLP_NORM, FC1, FC2, FINAL_NORM, OUTPUT],
-    states: DENSE_STATES,
     run_config: &[("qk_layernorm", Said::Is("true"))],
-    full_every: 0,
-    linear: INTERPOLATED,
+    ..PLAIN
 };

@@ -1,8 +1,8 @@
 //! Qwen 3 with experts in every layer (30B-A3B, 235B-A22B).
 
 use super::{
-    ATTENTION_NORM, EMBEDDING, EXPERTS_NORM, EXPERTS_STATES, ExpertFfn, Experts, FINAL_NORM, Family, Hidden,
-    INTERPOLATED, Join, KEY_NORM, OUTPUT, PROJECTION, Per, QKV, QUERY_NORM, Rule, Said, Source, layered,
+    ATTENTION_NORM, EMBEDDING, EXPERTS_NORM, EXPERTS_STATES, ExpertFfn, Experts, FINAL_NORM, Family, Hidden, Join,
+    KEY_NORM, OUTPUT, PLAIN, PROJECTION, QKV, QUERY_NORM, Said, Source, layered, of_experts,
 };
 
 pub(super) static QWEN3_MOE: Family = Family {
@@ -20,7 +20,6 @@ pub(super) static QWEN3_MOE: Family = Family {
         "router_aux_loss_coef",
         "sliding_window",
     ],
-    ignored: &[],
     experts: Some(("num_experts", "moe_intermediate_size")),
     rules: &[
         EMBEDDING,
@@ -34,21 +33,17 @@ pub(super) static QWEN3_MOE: Family = Family {
             "decoder.layers.mlp.router.weight",
             Join::One(Source("model.layers.{}.mlp.gate.weight", &[Experts, Hidden])),
         ),
-        Rule {
-            key: "decoder.layers.mlp.experts.experts.linear_fc1.weight",
-            per: Per::Expert,
-            untied_only: false,
-            join: Join::Stack([
+        of_experts(
+            "decoder.layers.mlp.experts.experts.linear_fc1.weight",
+            Join::Stack([
                 Source("model.layers.{}.mlp.experts.{e}.gate_proj.weight", &[ExpertFfn, Hidden]),
                 Source("model.layers.{}.mlp.experts.{e}.up_proj.weight", &[ExpertFfn, Hidden]),
             ]),
-        },
-        Rule {
-            key: "decoder.layers.mlp.experts.experts.linear_fc2.weight",
-            per: Per::Expert,
-            untied_only: false,
-            join: Join::One(Source("model.layers.{}.mlp.experts.{e}.down_proj.weight", &[Hidden, ExpertFfn])),
-        },
+        ),
+        of_experts(
+            "decoder.layers.mlp.experts.experts.linear_fc2.weight",
+            Join::One(Source("model.layers.{}.mlp.experts.{e}.down_proj.weight", &[Hidden, ExpertFfn])),
+        ),
         FINAL_NORM,
         OUTPUT,
     ],
@@ -62,6 +57,5 @@ pub(super) static QWEN3_MOE: Family = Family {
         ("moe_grouped_gemm", Said::Is("true")),
         ("moe_router_load_balancing_type", Said::Is("aux_loss")),
     ],
-    full_every: 0,
-    linear: INTERPOLATED,
+    ..PLAIN
 };

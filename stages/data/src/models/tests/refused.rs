@@ -27,6 +27,11 @@ fn what_is_not_known_is_refused_by_name() {
             json!({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}),
             "low_freq_factor 2",
         ),
+        (
+            "rope_scaling",
+            json!({"rope_type": "yarn", "factor": 4.0, "beta_fast": 32.0, "original_max_position_embeddings": 8192}),
+            "RoPE scaling of `yarn`",
+        ),
     ] {
         let dir = copy_golden();
         let mut bad = config.clone();
@@ -88,6 +93,14 @@ fn wrong_directories_are_spotted_before_the_run() {
     assert!(errors[0].starts_with("input: ") && errors[0].contains("is a Megatron checkpoint"), "{errors:?}");
     let (errors, _) = said::<HfToMegatron>(json!({"input": "x"}), &[("input", known(golden("")))]);
     assert!(errors[0].contains("no config.json"), "{errors:?}");
+    let dir = copy_golden();
+    fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    for (file, word) in [("README.md", "has no *.safetensors"), ("pytorch_model.bin", "pickles")] {
+        fs::write(dir.path().join(file), "").unwrap();
+        let known = known(dir.path().to_owned());
+        let (errors, _) = said::<HfToMegatron>(json!({"input": "x"}), &[("input", known)]);
+        assert!(errors[0].contains(word), "{errors:?} should say {word}");
+    }
 
     let both = |input, source| {
         said::<MegatronToHf>(
