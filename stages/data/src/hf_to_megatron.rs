@@ -52,7 +52,7 @@ impl Stage for HfToMegatron {
     fn check(&self, check: &mut Check<'_>) {
         check.files.push(torch_dist::LATEST.to_owned());
         let known = check.input("input").to_vec();
-        for error in known.iter().filter_map(models::wrong_model_dir) {
+        for error in known.iter().filter_map(|it| models::wrong_model_dir(it).or_else(|| models::without_weights(it))) {
             check.error("input", error);
         }
         let facts = facts::of_port(check, "input");

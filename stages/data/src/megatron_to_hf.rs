@@ -95,6 +95,7 @@ impl Stage for MegatronToHf {
                 Ok(model) => check.provide("plan_notes", vec![model.size_note(dtype)]),
                 Err(error) => check.error("source", crate::diagnostic(&error)),
             }
+            check.warnings.extend(self.surprises(config));
         }
         let trained = check.fact("input", "vocab_size").and_then(Json::as_u64);
         if let (Some(trained), Some(exported)) = (trained, facts.get("vocab_size").and_then(Json::as_u64))
@@ -146,6 +147,27 @@ impl Stage for MegatronToHf {
 }
 
 impl MegatronToHf {
+    /// `config.json` goes along as it is: what of it may surprise whoever loads the export.
+    fn surprises(&self, config: &Json) -> Vec<Diagnostic> {
+        let mut surprises = Vec::new();
+        if let (Some(dtype), Some(named)) = (self.dtype.map(Dtype::of), Model::dtype(config))
+            && dtype != named
+        {
+            let (dtype, named) = (dtype.torch(), named.torch());
+            let text =
+                format!("the weights will be {dtype}, and config.json says {named}, which loaders turn them into");
+            surprises.push(
+                Diagnostic::new(text).field("dtype").hint(format!("write {dtype} into the export's config.json")),
+            );
+        }
+        if config["architectures"].as_array().is_none_or(Vec::is_empty) {
+            let text = "config.json has no `architectures`, without which vLLM loads no model";
+            let hint = "transformers' `save_pretrained` writes it: `[\"LlamaForCausalLM\"]` for a `llama`";
+            surprises.push(Diagnostic::new(text).field("source").hint(hint));
+        }
+        surprises
+    }
+
     /// The type of each of the layout's tensors in the export.
     fn types(&self, source: &ModelDir, config: &Json, reader: &Reader, layout: &Layout) -> Result<Vec<DType>> {
         if let Some(dtype) = self.dtype {
@@ -269,4 +291,34 @@ fn export(ctx: &Ctx<'_>, work: &Work, reader: &Reader, layout: &Layout, types: &
         fs::write(work.dir().join(safetensors::INDEX), index)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::stage;
+
+    #[test]
+    fn what_may_surprise_loaders_of_an_export_is_said() {
+        let surprises = |params: Json, config: Json| {
+            let found = stage::<MegatronToHf>(params).surprises(&config);
+            found.iter().map(|it| it.message.clone()).collect::<Vec<_>>()
+        };
+        let plain = json!({ "input": "x", "source": "y" });
+        let half = json!({ "input": "x", "source": "y", "dtype": "fp16" });
+        let config = json!({ "architectures": ["LlamaForCausalLM"], "torch_dtype": "bfloat16" });
+        assert_eq!(surprises(plain.clone(), config.clone()), Vec::<String>::new());
+        assert_eq!(
+            surprises(half, config),
+            ["the weights will be float16, and config.json says bfloat16, which loaders turn them into"]
+        );
+        for nameless in [json!({}), json!({ "architectures": [] })] {
+            assert_eq!(
+                surprises(plain.clone(), nameless),
+                ["config.json has no `architectures`, without which vLLM loads no model"]
+            );
+        }
+    }
 }

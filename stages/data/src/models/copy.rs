@@ -135,7 +135,12 @@ pub fn room(dir: &Path, bytes: u64) -> Result<()> {
     }
     let free = stat.f_bavail as u64 * stat.f_frsize as u64;
     if bytes > free {
-        bail!("{} has {} MB free, and {} MB are needed", dir.display(), free / 1_000_000, bytes.div_ceil(1_000_000));
+        bail!(
+            "{} has {} MB free, and {} MB are needed: make room, or put the cache on another disk (`FLOW_CACHE_DIR`)",
+            dir.display(),
+            free / 1_000_000,
+            bytes.div_ceil(1_000_000)
+        );
     }
     Ok(())
 }

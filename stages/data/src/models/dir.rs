@@ -21,6 +21,7 @@ pub const COMPANIONS: &[&str] = &[
     "generation_config.json",
     "merges.txt",
     "special_tokens_map.json",
+    "tekken.json",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -120,4 +121,21 @@ pub fn wrong_model_dir(known: &Known) -> Option<Diagnostic> {
         );
     }
     None
+}
+
+/// What is wrong with a model that is there already and is to be read with its weights: it has none that are read here.
+#[must_use]
+pub fn without_weights(known: &Known) -> Option<Diagnostic> {
+    let path = known.path.as_deref().filter(|path| path.join("config.json").is_file())?;
+    let names: Vec<_> =
+        fs::read_dir(path).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
+    if names.iter().any(|name| name.ends_with(".safetensors")) {
+        return None;
+    }
+    let pickled = names.iter().any(|name| name.starts_with("pytorch_model") && name.ends_with(".bin"));
+    Some(Diagnostic::new(format!("{} has no *.safetensors", path.display())).hint(if pickled {
+        "its weights are pickles, which are not read here: `save_pretrained` of transformers writes safetensors"
+    } else {
+        "is its download complete?"
+    }))
 }

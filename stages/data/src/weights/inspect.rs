@@ -62,6 +62,10 @@ pub fn inspect(path: &Path, tokenizer: Option<&Path>) -> Result<Inspection> {
     if state > 0 {
         facts.push(("optimizer", format!("{state} elements ({state_bytes} bytes)")));
     }
+    if let Some((chunks, files)) = weights.cut() {
+        let plural = if files == 1 { "" } else { "s" };
+        facts.push(("cut", format!("{chunks} chunks in {files} file{plural}")));
+    }
     let mut rows = vec![["TENSOR", "TYPE", "SHAPE"].map(str::to_owned).to_vec()];
     rows.extend(
         weights
@@ -94,6 +98,9 @@ mod tests {
         );
         assert_eq!((hf.rows.len(), megatron.rows.len()), (40, 10));
         assert_eq!(hf.facts[1], ("model", "llama".to_owned()));
+        assert_eq!(megatron.facts.last().unwrap(), &("cut", "31 chunks in 2 files".to_owned()));
+        let legacy = inspect(&golden("../../megatron_legacy/tp2_ep2"), None).unwrap();
+        assert_eq!(legacy.facts[0].1, "Megatron (mp_rank), iteration 5");
         let error = format!("{:#}", inspect(Path::new("/usr"), None).unwrap_err());
         assert!(error.contains("neither *.safetensors nor a Megatron checkpoint"), "{error}");
     }

@@ -7,7 +7,7 @@ mod compare;
 mod inspect;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     os::unix::fs::FileExt,
     path::{Path, PathBuf},
@@ -17,7 +17,7 @@ use anyhow::{Context, Result, ensure};
 use flow_formats::{
     DType,
     safetensors::{Index, Tensor, read_header},
-    torch_dist::{self, Reader},
+    torch_dist::{self, Chunk, Reader},
 };
 use serde_json::Value as Json;
 
@@ -88,10 +88,18 @@ impl Weights {
         let config = places.iter().find(|path| path.is_file()).map(|path| facts::read_json(path)).transpose()?;
         let tensors = reader.tensors().iter().map(|(key, it)| (key.clone(), (it.dtype, it.shape.clone()))).collect();
         let format = match models::has_megatron_keys(&reader) {
-            true => format!("Megatron (torch_dist), iteration {iteration}"),
+            true => format!("Megatron ({}), iteration {iteration}", reader.container()),
             false => "PyTorch (torch.distributed.checkpoint)".to_owned(),
         };
         Ok(Self { format, config, tensors, source: Source::Checkpoint(reader) })
+    }
+
+    /// In how many pieces a checkpoint lies, and in how many files.
+    #[must_use]
+    pub fn cut(&self) -> Option<(usize, usize)> {
+        let Source::Checkpoint(reader) = &self.source else { return None };
+        let chunks = || reader.tensors().values().flat_map(|tensor| &tensor.chunks);
+        Some((chunks().count(), chunks().map(Chunk::file).collect::<BTreeSet<_>>().len()))
     }
 
     /// Whether two models' tensors have names of one kind.

@@ -128,6 +128,16 @@ impl Reader {
         matches!(self.home, Home::Archive(..))
     }
 
+    /// What it is kept as.
+    #[must_use]
+    pub fn container(&self) -> &'static str {
+        match &self.home {
+            Home::Archive(..) => ".nemo",
+            Home::Dir(_) if self.home.is_legacy() => "mp_rank",
+            Home::Dir(_) => "torch_dist",
+        }
+    }
+
     /// What is common to all ranks (`iteration`, `args`, …): `common.pt`, or the object `common_state/shard_0_1` that
     /// newer versions write in its place (inside of a list).
     ///
