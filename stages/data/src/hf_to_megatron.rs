@@ -213,8 +213,7 @@ fn convert(ctx: &Ctx<'_>, source: &ModelDir, model: &Model, tensors: &BTreeMap<S
     source.copy_tokenizer(&dir.join("tokenizer"))?;
     let more = Finish {
         run_config: model.geometry.run_config_with(dtype, model.geometry.max_position_embeddings, &model.run_config),
-        train_state: TrainState::default(),
-        files: &[],
+        ..Finish::default()
     };
     torch_dist::finish(root, 0, writer.finish()?, &more)?;
     work.deliver(ctx.out)

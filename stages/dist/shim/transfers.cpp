@@ -29,10 +29,17 @@ at::Tensor part_of(const Backend& backend, const at::Tensor& bucket) {
   return bucket.narrow(0, backend->getRank() * part, part);
 }
 
-void check_bucket(const Backend& backend, const at::Tensor& bucket) {
+// What is done to a bucket in place, through another buffer where the backend cannot reach it.
+std::unique_ptr<Pending> in_place(const Backend& backend, const at::Tensor& bucket) {
   TORCH_CHECK(
       bucket.dim() == 1 && bucket.is_contiguous() && bucket.size(0) % backend->getSize() == 0, "a bucket of ",
       bucket.sizes(), " does not split over ", backend->getSize(), " ranks");
+  auto pending = std::make_unique<Pending>();
+  pending->moved = movable(backend, bucket);
+  if (!pending->moved.is_same(bucket)) {
+    pending->target = bucket;
+  }
+  return pending;
 }
 
 } // namespace
@@ -47,12 +54,7 @@ using flow::Pending;
 FLOW_EXPORT int flow_reduce_start(Group* group, at::Tensor* bucket, int scatter, Pending** out, char** error) {
   return guarded(error, [&] {
     at::NoGradGuard no_grad;
-    flow::check_bucket(group->backend, *bucket);
-    auto pending = std::make_unique<Pending>();
-    pending->moved = flow::movable(group->backend, *bucket);
-    if (!pending->moved.is_same(*bucket)) {
-      pending->target = *bucket;
-    }
+    auto pending = flow::in_place(group->backend, *bucket);
     if (scatter != 0 && flow::on_device(group->backend)) {
       at::Tensor part = flow::part_of(group->backend, pending->moved);
       pending->work = group->backend->_reduce_scatter_base(part, pending->moved);
@@ -69,12 +71,7 @@ FLOW_EXPORT int flow_reduce_start(Group* group, at::Tensor* bucket, int scatter,
 FLOW_EXPORT int flow_gather_start(Group* group, at::Tensor* bucket, Pending** out, char** error) {
   return guarded(error, [&] {
     at::NoGradGuard no_grad;
-    flow::check_bucket(group->backend, *bucket);
-    auto pending = std::make_unique<Pending>();
-    pending->moved = flow::movable(group->backend, *bucket);
-    if (!pending->moved.is_same(*bucket)) {
-      pending->target = *bucket;
-    }
+    auto pending = flow::in_place(group->backend, *bucket);
     at::Tensor part = flow::part_of(group->backend, pending->moved);
     pending->work = group->backend->_allgather_base(pending->moved, part);
     *out = pending.release();

@@ -8,6 +8,7 @@ pub mod documents;
 pub mod dtype;
 pub mod indexed;
 pub mod pickle;
+pub mod protobuf;
 pub mod safetensors;
 pub mod torch_dist;
 pub mod zip;

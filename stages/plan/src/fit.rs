@@ -2,7 +2,7 @@
 
 use flow_core::Diagnostic;
 
-use crate::{MemoryEstimate, ModelConfig, Recompute, Training};
+use crate::{Device, MemoryEstimate, ModelConfig, Recompute, Training};
 
 /// A size in bytes: `"48GB"` (1000), `"80GiB"` (1024), `"512 MB"`.
 ///
@@ -106,6 +106,9 @@ impl Training {
     fn changes(&self) -> Vec<Change> {
         let mut changes: Vec<Change> = Vec::new();
         let parallel = &self.parallel;
+        if self.checkpoint.copies() && self.device == Device::Cpu {
+            changes.push(("checkpoint.background = false".to_owned(), Box::new(|t| t.checkpoint.background = false)));
+        }
         if parallel.tensor > 1 && !parallel.sequence && self.seq_length.is_multiple_of(parallel.tensor) {
             changes.push(("parallel.sequence = true".to_owned(), Box::new(|t| t.parallel.sequence = true)));
         }

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use crate::{Mesh, ModelConfig, Precision, Recompute, Training};
+use crate::{Device, Mesh, ModelConfig, Precision, Recompute, Training};
 
 /// The loss is computed over so many tokens at a time: the logits of a whole sequence are never in memory.
 pub const LOSS_CHUNK_TOKENS: usize = 2048;
@@ -31,6 +31,10 @@ pub struct MemoryEstimate {
     /// What is there for a moment: the gradients of one layer or of the output layer in the weights' type, those of
     /// a layer's activations, a piece of a norm in fp64.
     pub buffers: u64,
+    /// The copy that a checkpoint is written from while training goes on, of weights and optimizer: on the CPU.
+    pub copy: u64,
+    /// The same where it is in the machine's memory and the rest in a GPU's, so no part of the whole.
+    pub host_copy: u64,
 }
 
 impl MemoryEstimate {
@@ -45,7 +49,7 @@ impl MemoryEstimate {
     /// All of it, in bytes.
     #[must_use]
     pub fn total(&self) -> u64 {
-        self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.buffers
+        self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.buffers + self.copy
     }
 
     fn of_stage(training: &Training, model: &ModelConfig, stage: usize) -> Self {
@@ -73,13 +77,16 @@ impl MemoryEstimate {
             Precision::Bf16 => 4 + 2 + 2,
         };
         let kept = Kept::of(training, model);
+        let (weights, optimizer) = (parameters * element, (parameters * state).div_ceil(sharing));
+        let copied = if training.checkpoint.copies() { weights + optimizer } else { 0 };
+        let (copy, host_copy) = if training.device == Device::Cpu { (copied, 0) } else { (0, copied) };
         let largest = matrices(model).max(model.vocab_size as u64 * model.hidden_size as u64) / tensor;
         Self {
             model_parameters: parameters_of(model),
             parameters,
-            weights: parameters * element,
+            weights,
             gradients: parameters * 4,
-            optimizer: (parameters * state).div_ceil(sharing),
+            optimizer,
             activations: (in_flight * kept.by_layers(training.memory.recompute, layers)
                 + kept.again(training.memory.recompute))
                 * tokens
@@ -89,6 +96,8 @@ impl MemoryEstimate {
                 + kept.feed_forward * tokens * element
                 + 16 * parameters.min(NORM_CHUNK)
                 + masks(training, tokens, element),
+            copy,
+            host_copy,
         }
     }
 }
@@ -182,7 +191,13 @@ impl fmt::Display for MemoryEstimate {
             gib(self.activations),
             gib(self.logits),
             gib(self.buffers)
-        )
+        )?;
+        for (bytes, words) in [(self.copy, " +"), (self.host_copy, "; in the machine's memory, a")] {
+            if bytes > 0 {
+                write!(f, "{words} checkpoint copy {}", gib(bytes))?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -266,6 +281,23 @@ mod tests {
         assert!(tensor.weights < plain.weights / 3 && tensor.activations < plain.activations);
         assert!(with(|t| (t.parallel.tensor, t.parallel.sequence) = (4, true)).activations < tensor.activations);
         assert!(with(|t| t.parallel.pipeline = 4).total() < plain.total() / 2);
+    }
+
+    #[test]
+    fn a_checkpoint_in_the_background_takes_a_copy() {
+        let mut training = training();
+        let of = |training: &Training| MemoryEstimate::of(training, &llama_8b());
+        let without = of(&training);
+        assert_eq!((without.copy, without.host_copy), (0, 0));
+        training.checkpoint.interval = 10;
+        let beside = of(&training);
+        assert_eq!((beside.total(), beside.host_copy), (without.total(), without.weights + without.optimizer));
+        assert!(beside.to_string().contains("; in the machine's memory, a checkpoint copy"), "{beside}");
+        training.device = Device::Cpu;
+        let inside = of(&training);
+        assert_eq!((inside.total(), inside.host_copy), (without.total() + beside.host_copy, 0));
+        training.checkpoint.background = false;
+        assert_eq!(of(&training).total(), without.total());
     }
 
     #[test]

@@ -127,6 +127,9 @@ fn default_clip() -> f64 {
 fn is_off(on: &bool) -> bool {
     !on
 }
+fn is_on(on: &bool) -> bool {
+    *on
+}
 fn default_wandb_dir() -> PathBuf {
     "wandb".into()
 }
@@ -271,11 +274,22 @@ pub struct Checkpointing {
     pub keep: usize,
     /// How many with the best validation loss are kept.
     pub keep_best: usize,
+    /// They are written while training goes on, from a copy in the machine's memory; without, training waits.
+    #[serde(skip_serializing_if = "is_on")]
+    pub background: bool,
+}
+
+impl Checkpointing {
+    /// Whether what is saved is copied first.
+    #[must_use]
+    pub fn copies(&self) -> bool {
+        self.interval > 0 && self.background
+    }
 }
 
 impl Default for Checkpointing {
     fn default() -> Self {
-        Self { interval: 0, keep: one_usize(), keep_best: 0 }
+        Self { interval: 0, keep: one_usize(), keep_best: 0, background: true }
     }
 }
 
@@ -347,7 +361,7 @@ mod tests {
         training.log_interval = 7;
         training.micro_batch_size = 1;
         training.parallel = Parallel { tensor: 2, sequence: true, ..Parallel::default() };
-        training.checkpoint = Checkpointing { interval: 3, keep: 2, keep_best: 1 };
+        training.checkpoint = Checkpointing { interval: 3, keep: 2, keep_best: 1, background: false };
         training.memory.recompute = Recompute::Full;
         training.memory_limit = Some("48GB".to_owned());
         training.deterministic = true;
@@ -361,7 +375,7 @@ mod tests {
         let mut training = training();
         training.device = Device::Cpu;
         training.log_interval = 7;
-        training.checkpoint = Checkpointing { interval: 3, keep: 2, keep_best: 1 };
+        training.checkpoint = Checkpointing { interval: 3, keep: 2, keep_best: 1, background: false };
         training.memory.recompute = Recompute::Full;
         training.memory_limit = Some("48GB".to_owned());
         training.deterministic = true;

@@ -2,23 +2,32 @@
 //! model FLOP/s, memory beside its estimate, and where the time goes. Weights and tokens are random; without flags the
 //! geometry is Llama-3.1-8B's.
 
-use std::{io::Write, time::Instant};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use anyhow::{Context, Result, bail, ensure};
 use flow_dist::Group;
-use flow_plan::{Device as Wanted, MemoryEstimate, ModelConfig, Optim, Precision, Rank, Recompute, Training};
+use flow_plan::{Device as Wanted, MemoryEstimate, ModelConfig, Optim, Precision, Rank, Recompute, TrainJob, Training};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tch::{Cuda, Device, Kind, Tensor};
 
 use crate::{
     buckets::Buckets,
+    checkpoint::State,
     device,
+    events::Voice,
     model::{
         Gradients, Input, Llama, Sight, Spread,
         params::{Layout, Share},
     },
     optim::AdamW,
+    post::Post,
+    saved::Saved,
+    scribe::Scribe,
     weights,
 };
 
@@ -38,6 +47,8 @@ struct Flags {
     threads: usize,
     /// Updates too: without, a model fits whose optimizer does not.
     optimizer: bool,
+    /// Saves checkpoints into this directory: with the optimizer.
+    save: Option<PathBuf>,
     recompute: Recompute,
     precision: Precision,
     device: Wanted,
@@ -57,6 +68,7 @@ impl Default for Flags {
             steps: 8,
             threads: 1,
             optimizer: false,
+            save: None,
             recompute: Recompute::None,
             precision: Precision::Bf16,
             device: Wanted::Auto,
@@ -104,6 +116,7 @@ impl Flags {
         }))?;
         training.precision = self.precision;
         training.memory.recompute = self.recompute;
+        training.checkpoint.interval = u64::from(self.save.is_some());
         Ok(training)
     }
 }
@@ -144,7 +157,7 @@ pub fn bench(arguments: &[&str]) -> Result<()> {
     let length = flags.seq as i64;
     let (ids_bs, target_bs) = (ids.narrow(1, 0, length), ids.narrow(1, 1, length));
     let scale = 1.0 / (flags.micro * flags.seq) as f64;
-    let mut step = |mut marked: Option<&mut Phases>| -> Result<f64> {
+    let step = |optimizer: Option<&mut AdamW>, mut marked: Option<&mut Phases>| -> Result<f64> {
         let mut last = Instant::now();
         let mut mark = |of: fn(&mut Phases) -> &mut f64| {
             if let Some(phases) = &mut marked {
@@ -159,7 +172,7 @@ pub fn bench(arguments: &[&str]) -> Result<()> {
         mark(|phases| &mut phases.head);
         model.backward(tape, d_bsh, &mut |_, _| Ok(()))?;
         mark(|phases| &mut phases.backward);
-        if let Some(optimizer) = &mut optimizer {
+        if let Some(optimizer) = optimizer {
             let norm = buckets.squares(gradients).sqrt();
             optimizer.step(gradients, norm, 1.0, 1e-5, &buckets)?;
             let _ = gradients.shallow_clone().zero_();
@@ -168,20 +181,33 @@ pub fn bench(arguments: &[&str]) -> Result<()> {
         Ok(loss.double_value(&[]) * scale)
     };
     for _ in 0..2 {
-        step(None)?;
+        step(optimizer.as_mut(), None)?;
     }
     synchronize(device);
     let began = Instant::now();
     let mut loss = 0.0;
     for _ in 0..flags.steps {
-        loss = step(None)?;
+        loss = step(optimizer.as_mut(), None)?;
     }
     synchronize(device);
     let seconds = began.elapsed().as_secs_f64() / flags.steps as f64;
     let mut phases = Phases::default();
     for _ in 0..3 {
-        step(Some(&mut phases))?;
+        step(optimizer.as_mut(), Some(&mut phases))?;
     }
+
+    let saves = match (&flags.save, &mut optimizer) {
+        (None, _) => Value::Null,
+        (Some(_), None) => bail!("--save is of what --optimizer has"),
+        (Some(dir), Some(optimizer)) => {
+            let scribe = scribe(dir, &training, &layout);
+            saves(scribe, (&flat, optimizer), &mut |optimizer| {
+                step(Some(optimizer), None)?;
+                synchronize(device);
+                Ok(())
+            })?
+        }
+    };
 
     let tokens = (flags.micro * flags.seq) as f64 / seconds;
     let gib = |bytes: f64| (bytes / f64::from(1 << 30) * 100.0).round() / 100.0;
@@ -199,8 +225,59 @@ pub fn bench(arguments: &[&str]) -> Result<()> {
             "forward": phases.forward / 3.0, "head": phases.head / 3.0, "backward": phases.backward / 3.0,
             "optimizer": phases.optimizer / 3.0,
         },
+        "saves": saves,
     });
     writeln!(std::io::stdout(), "{result:#}").context("cannot write to standard output")
+}
+
+fn scribe(dir: &Path, training: &Training, layout: &Layout) -> Scribe {
+    let job = TrainJob {
+        node: "bench".to_owned(),
+        model: dir.to_owned(),
+        config: None,
+        train: Vec::new(),
+        validation: Vec::new(),
+        training: training.clone(),
+        out: dir.to_owned(),
+        scratch: dir.to_owned(),
+        threads: 1,
+    };
+    Scribe { job: job.into(), post: Post::new(0, 1, None), layout: layout.clone().into(), run_config: "".into() }
+}
+
+/// How long checkpoints hold training up that are written beside it, and one for which it waits.
+fn saves(
+    scribe: Scribe,
+    (flat, optimizer): (&Tensor, &mut AdamW),
+    step: &mut dyn FnMut(&mut AdamW) -> Result<()>,
+) -> Result<Value> {
+    let silent = Voice::new("bench", 1);
+    let (mut held, mut disk, mut steps, mut state) = (Vec::new(), Vec::new(), 0, State::default());
+    let began = Instant::now();
+    let mut saved = Saved::new(scribe, &silent, (flat, optimizer), true, 0)?;
+    saved.wait()?;
+    let room = began.elapsed().as_secs_f64();
+    for _ in 0..2 {
+        state.step += 1;
+        let began = Instant::now();
+        saved.checkpoint(&state, optimizer, None)?;
+        held.push(began.elapsed().as_secs_f64());
+        while saved.is_busy() {
+            step(optimizer)?;
+            steps += 1;
+        }
+        saved.wait()?;
+        disk.push(began.elapsed().as_secs_f64());
+    }
+    state.step += 1;
+    let began = Instant::now();
+    saved.checkpoint_now(&state, optimizer, None)?;
+    let waiting = began.elapsed().as_secs_f64();
+    let beside = disk.iter().sum::<f64>() - held.iter().sum::<f64>();
+    Ok(json!({
+        "room_seconds": room, "held_up_seconds": held, "on_disk_after_seconds": disk,
+        "step_seconds_meanwhile": beside / f64::from(steps), "waiting_seconds": waiting,
+    }))
 }
 
 fn synchronize(device: Device) {

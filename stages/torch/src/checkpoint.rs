@@ -1,31 +1,30 @@
-//! What of a run is kept on disk: checkpoints on the way in the scratch directory, the result in the end.
+//! The checkpoints in a run's scratch directory: which there are, whether they are what was written, reading one back.
 //!
-//! Both are `torch_dist`. A checkpoint also has the optimizer's state in fp32 and `flow_state.json`; it gets its name by
-//! one rename when every rank's part is on the disk, so what has a name is complete.
+//! They are `torch_dist` with the optimizer's state in fp32 and `flow_state.json`. One gets its name by a rename when every
+//! rank's part is on the disk, so what has a name is complete; [`crate::saved`] writes them.
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, ensure};
-use flow_formats::torch_dist::{self, ChunkEntry, Finish, RankWriter, Reader, TrainState};
-use flow_plan::TrainJob;
+use flow_core::Digest;
+use flow_formats::torch_dist::Reader;
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::{
-    metrics::Metrics,
-    model::params::Layout,
-    optim::{AdamW, Stretch},
-    ranks::Ranks,
-    weights,
-};
+use crate::{model::params::Layout, optim::AdamW, weights};
 
-const STATE: &str = "flow_state.json";
-const MASTER: &str = "optimizer.state.param.";
-const EXP_AVG: &str = "optimizer.state.exp_avg.";
-const EXP_AVG_SQ: &str = "optimizer.state.exp_avg_sq.";
+/// What a checkpoint says of itself: a [`State`].
+pub const STATE: &str = "flow_state.json";
+/// Before a parameter's key: the fp32 weights where the model has others.
+pub const MASTER: &str = "optimizer.state.param.";
+/// As [`MASTER`]: the first moments.
+pub const EXP_AVG: &str = "optimizer.state.exp_avg.";
+/// As [`MASTER`]: the second moments.
+pub const EXP_AVG_SQ: &str = "optimizer.state.exp_avg_sq.";
 
 /// Where a run stands.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -41,135 +40,22 @@ pub struct State {
     pub val_loss: Option<f64>,
     /// The parameters that decide the numbers: another run's checkpoint is not continued.
     pub training: serde_json::Value,
+    /// Every other file of the checkpoint, with what it holds.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub files: BTreeMap<String, Digest>,
 }
 
-/// What is saved: the model, and for a checkpoint the optimizer.
-pub struct Saved<'a> {
-    job: &'a TrainJob,
-    ranks: &'a Ranks,
-    layout: &'a Layout,
-    /// The model's weights.
-    weights: &'a Tensor,
-    /// Megatron-Bridge's description of the model.
-    run_config: &'a str,
-    /// The step whose checkpoint is on the disk already.
-    saved: u64,
-}
-
-impl<'a> Saved<'a> {
-    /// For a run that goes on from `step`, whose checkpoint is there (or which is the beginning).
-    pub fn new(
-        job: &'a TrainJob,
-        ranks: &'a Ranks,
-        layout: &'a Layout,
-        weights: &'a Tensor,
-        run_config: &'a str,
-        step: u64,
-    ) -> Self {
-        Self { job, ranks, layout, weights, run_config, saved: step }
-    }
-
-    /// Writes a checkpoint with everything that a run needs to go on, if it is not there yet, and removes those that are not
-    /// to be kept. `metrics` is on the disk before.
-    pub fn checkpoint(&mut self, state: &State, optimizer: &AdamW, metrics: Option<&Metrics>) -> Result<()> {
-        if state.step == self.saved {
-            return Ok(());
-        }
-        if let Some(metrics) = metrics {
-            metrics.sync()?;
-        }
-        let bytes = serde_json::to_vec(state)?;
-        self.save(&self.job.scratch, state, &[(STATE, &bytes)], Some(optimizer))?;
-        self.saved = state.step;
-        if self.ranks.rank == 0 {
-            let keep = &self.job.training.checkpoint;
-            thin_out(&self.job.scratch, keep.keep.max(1), keep.keep_best)?;
+impl State {
+    /// Whether the files of a checkpoint are what was written, as far as one of `size` ranks looks: each at its part of them.
+    pub fn verify(&self, checkpoint: &Path, rank: usize, size: usize) -> Result<()> {
+        for (name, digest) in self.files.iter().skip(rank).step_by(size) {
+            let path = checkpoint.join(name);
+            let mut hasher = blake3::Hasher::new();
+            hasher.update_mmap_rayon(&path).with_context(|| format!("cannot read {}", path.display()))?;
+            let found = Digest(*hasher.finalize().as_bytes());
+            ensure!(found == *digest, "{} is not what was written: it is damaged", path.display());
         }
         Ok(())
-    }
-
-    /// Writes the result: the model alone, with what lies beside the checkpoint that the run began from.
-    pub fn result(&self, state: &State) -> Result<()> {
-        let (_, iteration) = torch_dist::newest(&self.job.model)?;
-        let mut files = Vec::new();
-        collect(&iteration.join("tokenizer"), "tokenizer", &mut files)?;
-        let files: Vec<(&str, &[u8])> = files.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
-        self.save(&self.job.out, state, &files, None)?;
-        if self.ranks.rank == 0 && self.job.model != iteration {
-            let mut beside = Vec::new();
-            collect(&self.job.model.join("hf"), "hf", &mut beside)?;
-            for (name, bytes) in beside {
-                let path = self.job.out.join(name);
-                fs::create_dir_all(path.parent().context("a file has a directory")?)?;
-                fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// All ranks together: each its share, rank 0 the rest.
-    fn save(&self, root: &Path, state: &State, files: &[(&str, &[u8])], optimizer: Option<&AdamW>) -> Result<()> {
-        let (ranks, step) = (self.ranks, state.step);
-        if ranks.rank == 0 {
-            torch_dist::begin(root, step)?;
-        }
-        // Files take as long as they take: the ranks wait for each other at the store, where no collective's time runs out.
-        let name = |what: &str| format!("saved/{}/{step}/{what}", root.display());
-        ranks.share_bytes(&name("begun"), Vec::new())?;
-        // Those that share the batch hold the same, but for an optimizer's state that is shared out among them.
-        let (first, distributed) = (ranks.data.rank() == 0, self.job.training.optim.distributed);
-        let mut entries = Vec::new();
-        if first || (distributed && optimizer.is_some()) {
-            let mut writer = RankWriter::create(&torch_dist::staging(root, step), ranks.rank)?;
-            if first {
-                let all = Stretch { at: 0, values: self.weights.shallow_clone() };
-                weights::write(&mut writer, "", self.layout, &[all])?;
-            }
-            if let Some(optimizer) = optimizer {
-                let [exp_avg, exp_avg_sq] = optimizer.moments();
-                weights::write(&mut writer, EXP_AVG, self.layout, &exp_avg)?;
-                weights::write(&mut writer, EXP_AVG_SQ, self.layout, &exp_avg_sq)?;
-                if self.weights.kind() != Kind::Float {
-                    weights::write(&mut writer, MASTER, self.layout, &optimizer.masters())?;
-                }
-            }
-            if ranks.rank == 0 {
-                writer.extra_states(self.layout.layers as u64)?;
-            }
-            entries = writer.finish()?;
-        }
-        let everyone: Vec<usize> = (0..ranks.world.size()).collect();
-        let parts = ranks.gather_bytes(&name("written"), &everyone, &serde_json::to_vec(&entries)?)?;
-        if ranks.rank == 0 {
-            let mut entries: Vec<ChunkEntry> = Vec::new();
-            for part in parts {
-                entries.extend(serde_json::from_slice::<Vec<ChunkEntry>>(&part)?);
-            }
-            let train_state = TrainState {
-                step,
-                consumed_train_samples: step * self.job.training.global_batch_size as u64,
-                skipped_train_samples: 0,
-                consumed_valid_samples: self.job.training.validated_samples(state.validations),
-                floating_point_operations_so_far: 0.0,
-                do_train: true,
-                do_valid: true,
-                do_test: false,
-            };
-            let run_config = self.run_config.to_owned();
-            torch_dist::finish(root, step, entries, &Finish { run_config, train_state, files })?;
-        }
-        ranks.share_bytes(&name("named"), Vec::new()).map(drop)
-    }
-}
-
-/// Samples that so many validations read.
-trait Validated {
-    fn validated_samples(&self, validations: u64) -> u64;
-}
-
-impl Validated for flow_plan::Training {
-    fn validated_samples(&self, validations: u64) -> u64 {
-        validations * self.limit_val_batches * self.global_batch_size as u64
     }
 }
 
@@ -242,7 +128,7 @@ fn remove(path: &Path) -> Result<()> {
 }
 
 /// Removes all but the `keep` newest and the `best` with the lowest validation loss.
-fn thin_out(scratch: &Path, keep: usize, best: usize) -> Result<()> {
+pub fn thin_out(scratch: &Path, keep: usize, best: usize) -> Result<()> {
     let older = found(scratch)?.split_off(keep.min(found(scratch)?.len()));
     let mut older: Vec<(f64, PathBuf)> = older
         .into_iter()
@@ -255,31 +141,10 @@ fn thin_out(scratch: &Path, keep: usize, best: usize) -> Result<()> {
     Ok(())
 }
 
-/// Reads the files below `dir` under `name/…`, if it is there.
-fn collect(dir: &Path, name: &str, into: &mut Vec<(String, Vec<u8>)>) -> Result<()> {
-    if !dir.is_dir() {
-        return Ok(());
-    }
-    let mut entries: Vec<_> = fs::read_dir(dir)?.collect::<io::Result<_>>()?;
-    entries.sort_by_key(fs::DirEntry::file_name);
-    for entry in entries {
-        let (path, file) = (entry.path(), entry.file_name());
-        let file = file.to_str().with_context(|| format!("{} has a name that is not UTF-8", path.display()))?;
-        let name = format!("{name}/{file}");
-        if path.is_dir() {
-            collect(&path, &name, into)?;
-        } else {
-            let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            ensure!(bytes.len() < 1 << 30, "{} is no small file", path.display());
-            into.push((name, bytes));
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use flow_formats::torch_dist;
 
     #[test]
     fn the_newest_and_the_best_are_kept() {

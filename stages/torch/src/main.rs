@@ -9,6 +9,7 @@ mod batches;
 mod bench;
 mod buckets;
 mod checkpoint;
+mod common;
 mod device;
 mod eval;
 mod events;
@@ -18,9 +19,12 @@ mod model;
 mod nvml;
 mod optim;
 mod pipeline;
+mod post;
 mod ranks;
 mod report;
 mod resume;
+mod saved;
+mod scribe;
 mod signals;
 mod tensorboard;
 mod train;
@@ -126,7 +130,7 @@ fn worker(path: &Path) -> Result<Ended> {
 }
 
 /// What a panic said, without libtorch's stack.
-fn words(panic: &(dyn std::any::Any + Send)) -> String {
+pub fn words(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     text.unwrap_or("it panicked").replace("\\n", "\n").lines().next().unwrap_or_default().to_owned()
 }

@@ -93,9 +93,9 @@ impl Metrics {
         self.file.write_all(&text).with_context(|| format!("cannot write {}", self.path.display()))
     }
 
-    /// Everything so far is on the disk.
-    pub fn sync(&self) -> Result<()> {
-        self.file.sync_data().with_context(|| format!("cannot write {}", self.path.display()))
+    /// The file, for who brings it to the disk while more is added.
+    pub fn handle(&self) -> Result<File> {
+        self.file.try_clone().with_context(|| format!("cannot open {} again", self.path.display()))
     }
 
     /// Copies the file into `dir`.

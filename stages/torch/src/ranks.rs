@@ -12,7 +12,7 @@ use flow_dist::{Group, Nccl, Reduce, Store};
 use flow_plan::{Axis, Coords, Mesh, Parallel, Rank};
 use tch::{Device, Tensor};
 
-use crate::{model::params::Share, signals};
+use crate::{model::params::Share, post::Post, signals};
 
 /// Reads who this process is, under torchrun's names. Without RANK it is alone.
 pub fn from_environment() -> Result<Rank> {
@@ -35,7 +35,7 @@ pub fn from_environment() -> Result<Rank> {
 const PARTING: Duration = Duration::from_secs(10);
 
 /// How long a collective may wait for a rank: FLOW_COLLECTIVE_TIMEOUT, in seconds.
-fn collective_timeout() -> Duration {
+pub fn collective_timeout() -> Duration {
     seconds("FLOW_COLLECTIVE_TIMEOUT", 600)
 }
 
@@ -154,37 +154,10 @@ impl Ranks {
         Ok(stop.double_value(&[]) > 0.0)
     }
 
-    /// Hands `bytes` of every rank in `from` to rank 0, in that order; an empty list on the others. `name` is used once.
-    pub fn gather_bytes(&self, name: &str, from: &[usize], bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
-        let Some(Meeting { store, .. }) = &self.meeting else { return Ok(vec![bytes.to_vec()]) };
-        if from.contains(&self.rank) {
-            store.set(&format!("{name}/{}", self.rank), bytes)?;
-        }
-        if self.rank != 0 {
-            return Ok(Vec::new());
-        }
-        from.iter().map(|rank| self.get_patiently(store, &format!("{name}/{rank}"))).collect()
-    }
-
-    /// Waits for a value however long it takes, as files are written at the disk's pace: a rank that is lost meanwhile ends
-    /// this one by its silence.
-    fn get_patiently(&self, store: &Store, key: &str) -> Result<Vec<u8>> {
-        let mut pause = Duration::from_millis(1);
-        while !store.has(key)? {
-            thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(100));
-        }
-        store.get(key, collective_timeout())
-    }
-
-    /// Gives every rank what rank 0 has. `name` is used once.
-    pub fn share_bytes(&self, name: &str, bytes: Vec<u8>) -> Result<Vec<u8>> {
-        let Some(Meeting { store, .. }) = &self.meeting else { return Ok(bytes) };
-        if self.rank == 0 {
-            store.set(name, &bytes)?;
-            return Ok(bytes);
-        }
-        self.get_patiently(store, name)
+    /// A way to pass bytes between the ranks, for any thread.
+    pub fn post(&self) -> Post {
+        let store = self.meeting.as_ref().map(|meeting| Arc::clone(&meeting.store));
+        Post::new(self.rank, self.world.size(), store)
     }
 
     /// Parts in peace: rank 0, who serves the store, waits a little for the others. By then the result is there, so that

@@ -3,7 +3,6 @@
 use std::{fs, path::Path};
 
 use anyhow::{Context, Result, bail};
-use flow_dist::Reduce;
 use flow_formats::torch_dist::{self, Reader};
 use flow_plan::TrainJob;
 use tch::Tensor;
@@ -42,25 +41,24 @@ impl Resumed<'_> {
             }
         }
         // All look at what rank 0 found, in its order.
-        let shared = ranks.share_bytes("checkpoints", serde_json::to_vec(&checkpoints)?)?;
+        let post = ranks.post();
+        let shared = post.share("checkpoints", serde_json::to_vec(&checkpoints)?)?;
         let checkpoints: Vec<String> = serde_json::from_slice(&shared)?;
-        for path in checkpoints {
-            let path = Path::new(&path);
-            let loaded = self.load(path);
-            let failed = Tensor::from(if loaded.is_ok() { 0.0 } else { 1.0f64 });
-            ranks.world.all_reduce(&failed, Reduce::Max)?;
-            match loaded {
-                Ok(state) if failed.double_value(&[]) == 0.0 => {
-                    self.optimizer.publish(self.buckets)?;
-                    voice.info(format!("going on from {} after step {}", path.display(), state.step));
-                    if ranks.rank == 0 {
-                        checkpoint::forget_after(&job.scratch, state.step)?;
-                    }
-                    return Ok(state);
+        for path in checkpoints.iter().map(Path::new) {
+            let loaded = self.load(path, ranks);
+            let mine = loaded.as_ref().err().map(|why| format!("{why:#}")).unwrap_or_default();
+            let name = |what: &str| format!("{what} {}", path.display());
+            let all = post.gather(&name("taken"), mine.as_bytes())?;
+            let why = post.share(&name("verdict"), all.into_iter().find(|why| !why.is_empty()).unwrap_or_default())?;
+            if let (true, Ok(state)) = (why.is_empty(), loaded) {
+                self.optimizer.publish(self.buckets)?;
+                voice.info(format!("going on from {} after step {}", path.display(), state.step));
+                if ranks.rank == 0 {
+                    checkpoint::forget_after(&job.scratch, state.step)?;
                 }
-                Ok(_) => {}
-                Err(why) => voice.warn(format!("{} is passed over: {why:#}", path.display())),
+                return Ok(state);
             }
+            voice.warn(format!("{} is passed over: {}", path.display(), String::from_utf8_lossy(&why)));
             // Half of it may have been read.
             begin(job, self.layout, self.weights)?;
             self.optimizer.reset();
@@ -71,8 +69,9 @@ impl Resumed<'_> {
         Ok(State { training, ..State::default() })
     }
 
-    fn load(&mut self, path: &Path) -> Result<State> {
+    fn load(&mut self, path: &Path, ranks: &Ranks) -> Result<State> {
         let state = checkpoint::read_state(path)?;
+        state.verify(path, ranks.rank, ranks.world.size())?;
         checkpoint::load(path, &state, self.layout, self.weights, self.optimizer)?;
         Ok(state)
     }

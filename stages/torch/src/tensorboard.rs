@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use flow_formats::protobuf::{double, float, message, number, text};
 
 /// An event file, open at its end.
 #[derive(Debug)]
@@ -24,7 +25,7 @@ impl EventFile {
         let file = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
         let mut events = Self(file);
         // Event.file_version = 3
-        events.write(0, &field(3, b"brain.Event:2"))?;
+        events.write(0, &text(3, "brain.Event:2"))?;
         Ok(events)
     }
 
@@ -32,23 +33,16 @@ impl EventFile {
     pub fn scalars(&mut self, step: u64, values: &[(&str, f64)]) -> Result<()> {
         let mut summary = Vec::new();
         for (tag, value) in values.iter().filter(|(_, value)| value.is_finite()) {
-            // Summary.Value: tag = 1, simple_value = 2 (fixed32); Summary.value = 1
-            let mut one = field(1, tag.as_bytes());
-            one.push(2 << 3 | 5);
-            one.extend_from_slice(&(*value as f32).to_le_bytes());
-            summary.extend(field(1, &one));
+            // Summary.Value: tag = 1, simple_value = 2; Summary.value = 1
+            summary.extend(message(1, &[text(1, tag), float(2, *value as f32)].concat()));
         }
         // Event.summary = 5
-        self.write(step, &field(5, &summary))
+        self.write(step, &message(5, &summary))
     }
 
     fn write(&mut self, step: u64, what: &[u8]) -> Result<()> {
-        // Event: wall_time = 1 (double), step = 2 (varint)
-        let mut event = vec![1 << 3 | 1];
-        event.extend_from_slice(&now().to_le_bytes());
-        event.push(2 << 3);
-        varint(step, &mut event);
-        event.extend_from_slice(what);
+        // Event: wall_time = 1, step = 2
+        let event = [&double(1, now())[..], &number(2, step), what].concat();
         // A TFRecord: length, its checksum, data, its checksum.
         let length = (event.len() as u64).to_le_bytes();
         let record = [&length[..], &masked(&length).to_le_bytes(), &event, &masked(&event).to_le_bytes()].concat();
@@ -63,22 +57,6 @@ fn now() -> f64 {
 /// TFRecord's checksum: a CRC-32C that is no CRC of data that holds CRCs.
 fn masked(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
-}
-
-/// A length-delimited field of a protocol buffer.
-fn field(number: u8, content: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![number << 3 | 2];
-    varint(content.len() as u64, &mut bytes);
-    bytes.extend_from_slice(content);
-    bytes
-}
-
-fn varint(mut number: u64, into: &mut Vec<u8>) {
-    while number >= 0x80 {
-        into.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    into.push(number as u8);
 }
 
 #[cfg(test)]

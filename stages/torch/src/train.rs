@@ -13,7 +13,7 @@ use crate::{
     ahead::Ahead,
     batches::Batches,
     buckets::{Buckets, Sum},
-    checkpoint::{Saved, State},
+    checkpoint::State,
     device,
     events::Voice,
     metrics::{Line, Metrics},
@@ -23,6 +23,8 @@ use crate::{
     ranks::Ranks,
     report::Report,
     resume::{Resumed, begin},
+    saved::Saved,
+    scribe::Scribe,
     weights,
 };
 
@@ -51,7 +53,13 @@ pub fn train(job: &TrainJob, me: &Rank, ranks: &mut Option<Ranks>) -> Result<End
     let mut state = resumed.newest(job, ranks, &voice)?;
     let mut metrics = (ranks.rank == 0).then(|| Metrics::open(&job.scratch, state.step)).transpose()?;
     let run_config = config.run_config_yaml(weights::dtype(training.precision), training.seq_length);
-    let mut saved = Saved::new(job, ranks, &layout, &flat, &run_config, state.step);
+    let scribe = Scribe {
+        job: Arc::new(job.clone()),
+        post: ranks.post(),
+        layout: Arc::new(layout.clone()),
+        run_config: run_config.into(),
+    };
+    let mut saved = Saved::new(scribe, &voice, (&flat, &optimizer), ranks.data.rank() == 0, state.step)?;
     let documents = training.documents(&config);
     let ahead = Ahead::start(&data, training, ranks.coords.data, state.step)?;
     let vocab = config.vocab_size as i64;
@@ -99,6 +107,7 @@ pub fn train(job: &TrainJob, me: &Rank, ranks: &mut Option<Ranks>) -> Result<End
         }
         report.step(&line, seconds, batches.ahead.waited().as_secs_f64())?;
 
+        saved.look()?;
         if ranks.anyone_asked_to_stop()? {
             return interrupted(&voice, &mut saved, &state, &optimizer, metrics.as_ref());
         }
@@ -108,6 +117,7 @@ pub fn train(job: &TrainJob, me: &Rank, ranks: &mut Option<Ranks>) -> Result<End
         }
     }
 
+    saved.wait()?;
     saved.result(&state)?;
     if let Some(metrics) = &metrics {
         metrics.publish(&job.out)?;
@@ -168,7 +178,7 @@ fn interrupted(
     optimizer: &AdamW,
     metrics: Option<&Metrics>,
 ) -> Result<Ended> {
-    saved.checkpoint(state, optimizer, metrics)?;
+    saved.checkpoint_now(state, optimizer, metrics)?;
     voice.info(format!("interrupted after step {}; a checkpoint is there to go on from", state.step));
     Ok(Ended::Interrupted)
 }

@@ -53,17 +53,12 @@ with OnCpu(), temporary_distributed_context(backend="gloo"):
     state = {"model": plain.sharded_state_dict(metadata=metadata)}
     state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=True, metadata=metadata)
     loaded, missing, unexpected = dist_checkpointing.load(state, it, strict="return_all")
-    asked = [k for k in loaded["optimizer"]]
+    asked = sorted(loaded["optimizer"])
     print("1 megatron load ok; missing", sorted(missing), "unexpected", sorted(unexpected), "optimizer", asked)
     print("2 model:", plain.load_state_dict(loaded["model"], strict=True))
-    # What no tensor holds, which flow's own checkpoint keeps elsewhere: the groups' settings, and how many steps were done.
-    groups = optimizer.state_dict()["optimizer"]
-    for group in groups["param_groups"]:
-        group["step"] = loaded["iteration"]
-    loaded["optimizer"] |= {"optimizer": groups, "param_state_sharding_type": "fully_reshardable"}
     # Torch's own Adam has its steps beside the tensors; this way of loading knows only Apex's and Transformer Engine's.
     set_states = inner._set_main_param_and_optimizer_states
-    inner._set_main_param_and_optimizer_states = lambda p, tensors: set_states(p, {"step": torch.tensor(float(loaded["iteration"])), **tensors})
+    inner._set_main_param_and_optimizer_states = lambda p, tensors: set_states(p, {"step": torch.tensor(float(loaded["optimizer"]["optimizer"]["param_groups"][0]["step"])), **tensors})
     print("3 optimizer:", optimizer.load_state_dict(loaded["optimizer"]))
     import torch.distributed.checkpoint as dcp
     md = dcp.FileSystemReader(it).read_metadata()

@@ -1,4 +1,4 @@
-//! [`finish`]: the last rank's work that makes records a checkpoint.
+//! [`finish`]: the last rank's work that makes records a checkpoint; [`complete`] and [`publish`] are its halves.
 
 use std::{
     fs::{self, File},
@@ -17,6 +17,12 @@ use super::{
     writer::ChunkEntry,
 };
 use crate::{DType, pickle::Value};
+
+/// What `content_metadata` in `common.pt` says of a model: how its keys are to be read.
+pub const CONTENT: [(&str, Value); 2] =
+    [("singleton_local_shards", Value::Bool(false)), ("chained_optim_avoid_prefix", Value::Bool(true))];
+
+const STATE: &str = "train_state.pt";
 
 /// Where training stands, as Megatron-Bridge keeps it in `train_state.pt`.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -77,6 +83,8 @@ pub struct Finish<'a> {
     pub run_config: String,
     /// Where training stands.
     pub train_state: TrainState,
+    /// More entries of `common.pt`, which holds what no tensor does. One of a name that is there anyway replaces it.
+    pub common: Vec<(&'static str, Value)>,
     /// More files inside of the iteration's directory: name (with `/` for directories in it), content.
     pub files: &'a [(&'a str, &'a [u8])],
 }
@@ -87,7 +95,17 @@ pub struct Finish<'a> {
 ///
 /// # Errors
 /// The chunks do not cover every tensor exactly once, or the disk fails.
-pub fn finish(root: &Path, iteration: u64, mut entries: Vec<ChunkEntry>, more: &Finish<'_>) -> Result<()> {
+pub fn finish(root: &Path, iteration: u64, entries: Vec<ChunkEntry>, more: &Finish<'_>) -> Result<()> {
+    complete(root, iteration, entries, more)?;
+    publish(root, iteration)
+}
+
+/// Writes the table and the small files of an iteration beside its records. It has no name yet: the caller may add to its
+/// [`staging`] directory.
+///
+/// # Errors
+/// The chunks do not cover every tensor exactly once, or the disk fails.
+pub fn complete(root: &Path, iteration: u64, mut entries: Vec<ChunkEntry>, more: &Finish<'_>) -> Result<()> {
     entries.sort_by(|a, b| a.key.cmp(&b.key).then(a.offset.cmp(&b.offset)));
     for group in entries.chunk_by(|a, b| a.key == b.key) {
         tiles(group).with_context(|| format!("`{}` cannot be saved", group[0].key))?;
@@ -106,17 +124,26 @@ pub fn finish(root: &Path, iteration: u64, mut entries: Vec<ChunkEntry>, more: &
     for (file, bytes) in more.files {
         write(file, bytes)?;
     }
-    let state = more.train_state.to_bytes();
-    write("train_state.pt", &state)?;
+    write(STATE, &more.train_state.to_bytes())?;
     write("run_config.yaml", more.run_config.as_bytes())?;
-    write("common.pt", &torch_save("common", &common(iteration), &[]))?;
+    write("common.pt", &torch_save("common", &common(iteration, &more.common), &[]))?;
     write(
         "metadata.json",
         br#"{"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}"#,
     )?;
-    write(METADATA, &encode(&entries, name, &save_id(&entries)))?;
-    sync_dir(&dir)?;
+    write(METADATA, &encode(&entries, name, &save_id(&entries)))
+}
 
+/// Gives a completed iteration its name and makes it the newest.
+///
+/// # Errors
+/// It is not complete, or the disk fails.
+pub fn publish(root: &Path, iteration: u64) -> Result<()> {
+    let dir = staging(root, iteration);
+    let place = iteration_dir(root, iteration);
+    let name = place.file_name().and_then(|name| name.to_str()).context("an iteration has a name")?;
+    let state = fs::read(dir.join(STATE)).with_context(|| format!("{} is not complete", dir.display()))?;
+    sync_dir(&dir)?;
     // A crash between these two leaves the old iteration aside, and LATEST naming what is no longer there: so an
     // iteration of the same number is only ever replaced by the run that writes it again and will do so once more.
     let old = root.join(format!("{name}.old.tmp"));
@@ -135,18 +162,15 @@ pub fn finish(root: &Path, iteration: u64, mut entries: Vec<ChunkEntry>, more: &
     sync_dir(root)
 }
 
-fn common(iteration: u64) -> Value {
-    Value::dict([
+fn common(iteration: u64, more: &[(&'static str, Value)]) -> Value {
+    let mut entries = vec![
         ("checkpoint_version", Value::Float(3.0)),
         ("iteration", Value::Int(iteration as i64)),
-        (
-            "content_metadata",
-            Value::dict([
-                ("singleton_local_shards", Value::Bool(false)),
-                ("chained_optim_avoid_prefix", Value::Bool(true)),
-            ]),
-        ),
-    ])
+        ("content_metadata", Value::dict(CONTENT)),
+    ];
+    entries.retain(|(name, _)| more.iter().all(|(other, _)| other != name));
+    entries.extend_from_slice(more);
+    Value::dict(entries)
 }
 
 /// An identifier in the form of DCP's, which are random: from what the table says, so that the same content has the

@@ -32,7 +32,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-pub use finish::{Finish, TrainState, finish};
+pub use finish::{CONTENT, Finish, TrainState, complete, finish, publish};
 pub use payload::torch_save;
 pub use reader::{Chunk, Reader, TensorInfo};
 pub use writer::{ChunkEntry, RankWriter, Slot};

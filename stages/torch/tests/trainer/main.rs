@@ -4,4 +4,5 @@ mod common;
 mod eval;
 mod refusals;
 mod resume;
+mod saves;
 mod trace;

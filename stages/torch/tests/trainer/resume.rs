@@ -11,20 +11,28 @@ use crate::common::{Ended, Training, difference, finish, lines, reference};
 use serde_json::{Value, json};
 
 /// Reads rank 0's events until the step is reported.
-fn wait_for_step(child: &mut Child, step: u64) -> Vec<Value> {
+pub fn wait_for_step(child: &mut Child, step: u64) -> Vec<Value> {
+    wait_for(child, |event| event["event"] == "metrics" && event["step"] == step)
+}
+
+/// Reads rank 0's events until the checkpoint of a step is on the disk.
+pub fn wait_for_checkpoint(child: &mut Child, step: u64) -> Vec<Value> {
+    let words = format!("step {step} is saved: ");
+    wait_for(child, |event| event["text"].as_str().is_some_and(|text| text.starts_with(&words)))
+}
+
+fn wait_for(child: &mut Child, is_it: impl Fn(&Value) -> bool) -> Vec<Value> {
     let mut events = Vec::new();
     for line in BufReader::new(child.stdout.as_mut().unwrap()).lines() {
-        let event: Value = serde_json::from_str(&line.unwrap()).unwrap();
-        let reached = event["event"] == "metrics" && event["step"] == step;
-        events.push(event);
-        if reached {
+        events.push(serde_json::from_str(&line.unwrap()).unwrap());
+        if events.last().is_some_and(&is_it) {
             return events;
         }
     }
-    panic!("step {step} was not reached");
+    panic!("it did not come: {events:?}");
 }
 
-fn signal(child: &Child, signal: i32) {
+pub fn signal(child: &Child, signal: i32) {
     // SAFETY: sends a signal to a child that was not waited for yet.
     assert_eq!(unsafe { libc::kill(child.id() as i32, signal) }, 0);
 }
@@ -43,10 +51,10 @@ fn a_killed_run_goes_on_to_the_same_bytes() {
         let undisturbed = Training::of("untied").with(&changes);
         undisturbed.run();
         let disturbed = Training::of("untied").with(&changes);
-        // Twice, at steps that have no checkpoint; once with half a line and half a checkpoint left behind.
-        for (step, victim) in [(5, 1), (14, 0)] {
+        // Twice, beyond a checkpoint; once with half a line and half a checkpoint left behind.
+        for (step, victim) in [(3, 1), (12, 0)] {
             let mut children = disturbed.start();
-            wait_for_step(&mut children[0], step);
+            wait_for_checkpoint(&mut children[0], step);
             signal(&children[victim], libc::SIGKILL);
             let ended = finish(children);
             assert!(ended.iter().all(|ended| !ended.status.success()));
@@ -71,21 +79,28 @@ fn the_same_run_twice_gives_the_same_bytes() {
     assert!(a.result().keys().any(|name| name.ends_with("hf/config.json")));
 }
 
+/// Also when a checkpoint is on its way just then.
 #[test]
 fn a_run_that_is_asked_to_stop_can_go_on() {
     let undisturbed = Training::of("tied").with(&[("parallel", json!({"data": 2}))]);
     undisturbed.run();
-    let disturbed = Training::of("tied").with(&[("parallel", json!({"data": 2}))]);
-    let mut children = disturbed.start();
-    wait_for_step(&mut children[0], 4);
-    // One rank hears of it; all stop.
-    signal(&children[1], libc::SIGTERM);
-    for ended in finish(children) {
-        assert_eq!(ended.status.code(), Some(75), "{}", ended.stderr);
+    for (interval, number) in [(0, libc::SIGTERM), (1, libc::SIGUSR1)] {
+        let changes = [("parallel", json!({"data": 2})), ("checkpoint", json!({"interval": interval}))];
+        let disturbed = Training::of("tied").with(&changes);
+        let mut children = disturbed.start();
+        wait_for_step(&mut children[0], 4);
+        // One rank hears of it; all stop.
+        signal(&children[1], number);
+        for ended in finish(children) {
+            assert_eq!(ended.status.code(), Some(75), "{}", ended.stderr);
+        }
+        assert!(!disturbed.path("out/metrics.jsonl").exists());
+        let newest = fs::read_to_string(disturbed.path("scratch/latest_checkpointed_iteration.txt")).unwrap();
+        let steps = fs::read_to_string(disturbed.path("scratch/metrics.jsonl")).unwrap().lines().count();
+        assert_eq!(newest, steps.to_string(), "no step is done twice");
+        disturbed.run();
+        assert_eq!(disturbed.result(), undisturbed.result());
     }
-    assert!(!disturbed.path("out/metrics.jsonl").exists());
-    disturbed.run();
-    assert_eq!(disturbed.result(), undisturbed.result());
 }
 
 /// Killed again and again, each time on another mesh, with the optimizer's state shared out or not.
@@ -96,14 +111,14 @@ fn another_mesh_goes_on_from_a_checkpoint() {
         let mut run =
             Training::of("untied").with(&[("precision", json!(precision)), ("checkpoint", json!({"interval": 4}))]);
         for (step, parallel, distributed) in [
-            (6, json!({"tensor": 2, "data": 2}), true),
-            (10, json!({"pipeline": 3}), false),
-            (14, json!({"context": 2, "data": 2}), true),
+            (4, json!({"tensor": 2, "data": 2}), true),
+            (8, json!({"pipeline": 3}), false),
+            (12, json!({"context": 2, "data": 2}), true),
         ] {
             run.numbers["parallel"] = parallel;
             run.numbers["optim"]["distributed"] = json!(distributed);
             let mut children = run.start();
-            wait_for_step(&mut children[0], step);
+            wait_for_checkpoint(&mut children[0], step);
             children.iter().for_each(|child| signal(child, libc::SIGKILL));
             finish(children);
         }
@@ -123,7 +138,7 @@ fn a_damaged_checkpoint_is_passed_over() {
     undisturbed.run();
     let disturbed = Training::of("untied").with(&[("checkpoint", json!({"interval": 3, "keep": 2}))]);
     let mut children = disturbed.start();
-    wait_for_step(&mut children[0], 10);
+    wait_for_checkpoint(&mut children[0], 9);
     signal(&children[0], libc::SIGKILL);
     finish(children);
     let newest = disturbed.path("scratch/iter_0000009");
@@ -146,7 +161,7 @@ fn a_damaged_checkpoint_is_passed_over() {
 fn a_checkpoint_of_other_parameters_is_not_continued() {
     let mut run = Training::of("untied").with(&[("checkpoint", json!({"interval": 3})), ("max_steps", json!(7))]);
     let mut children = run.start();
-    wait_for_step(&mut children[0], 5);
+    wait_for_checkpoint(&mut children[0], 3);
     signal(&children[0], libc::SIGKILL);
     finish(children);
     run.numbers["seed"] = json!(43);

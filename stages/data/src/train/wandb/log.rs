@@ -4,6 +4,7 @@
 use std::{fs::File, io::Write, path::Path};
 
 use anyhow::{Context as _, Result};
+use flow_formats::protobuf::{message, number, text};
 use serde_json::Value as Json;
 
 /// `:W&B`, a magic number, version 0.
@@ -120,34 +121,6 @@ impl Log {
 fn config(config: &Json) -> Vec<u8> {
     let items = config.as_object().into_iter().flatten();
     items.flat_map(|(key, value)| message(1, &[text(1, key), text(16, &value.to_string())].concat())).collect()
-}
-
-fn text(number: u8, content: &str) -> Vec<u8> {
-    message(number, content.as_bytes())
-}
-
-/// A length-delimited field.
-fn message(number: u8, content: &[u8]) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    varint(u64::from(number) << 3 | 2, &mut bytes);
-    varint(content.len() as u64, &mut bytes);
-    bytes.extend_from_slice(content);
-    bytes
-}
-
-fn number(field: u8, value: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    varint(u64::from(field) << 3, &mut bytes);
-    varint(value, &mut bytes);
-    bytes
-}
-
-fn varint(mut number: u64, into: &mut Vec<u8>) {
-    while number >= 0x80 {
-        into.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    into.push(number as u8);
 }
 
 #[cfg(test)]
