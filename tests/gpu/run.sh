@@ -11,7 +11,7 @@ nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
 "$here/../../stages/dist/nccl/build.sh" "$out" && export FLOW_NCCL="$out/libflow_nccl.so"
 
 echo "== traces, checkpoints and resumption"
-timeout 300 python3 "$here/traces.py" "$flow_torch" "$out/traces"
+timeout 450 python3 "$here/traces.py" "$flow_torch" "$out/traces"
 
 echo "== where the time goes"
 torch=$(python3 -c 'import torch, os; print(os.path.dirname(torch.__file__))')
@@ -29,3 +29,8 @@ bench --layers 4 --seq 8192 --optimizer
 bench --layers 4 --seq 8192 --recompute selective
 bench --layers 4 --seq 8192 --recompute full
 bench --layers 32 --seq 8192
+
+echo "== checkpoints: how long one holds training up"
+bench --layers 4 --hidden 2048 --ffn 8192 --kv 8 --vocab 32000 --seq 4096 --optimizer --save "$out/saves" && rm -rf "$out/saves"
+bench --layers 4 --seq 8192 --optimizer --save "$out/saves" && rm -rf "$out/saves"
+df -h "$out" | tail -1

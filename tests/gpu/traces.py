@@ -125,29 +125,42 @@ def main():
     print("  what a step says of the GPU:", {name: values.get(name) for name in ("gpu_utilization", "gpu_memory_bytes")})
     print(f"  waited for data: {values['data_seconds'] / values['step_seconds']:.1%} of the last step")
 
-    # Stopped in the midst of it by a signal to one rank, and gone on with; then on another mesh.
-    parallel, more = {"data": 2}, {"distributed": True, "max_steps": 2000, "sched": {"name": "constant"}}
-    ranks = start("stopped", parallel, "bf16", **more)
+    # Stopped in the midst of it by a signal to one rank, and gone on with on another mesh; beside it, the same meshes without
+    # a stop. A checkpoint is on its way all the time.
+    for precision in ("fp32", "bf16"):
+        more = {"max_steps": 2000, "sched": {"name": "constant"}}
+        saves = {**more, "checkpoint": {"interval": 2}}
+        until(30, "stopped", {"data": 2}, precision, distributed=True, **saves)
+        first = trace("stopped", "scratch")
+        until(len(first) + 20, "stopped", {"tensor": 2}, precision, **saves)
+        steps = len(first) + 20
+        one = until(steps, "whole-one", {}, precision, **more)
+        print(f"{precision}, {steps} steps: loss against one GPU undisturbed")
+        for label, ours in [
+            (f"data 2 to step {len(first)}, then tensor 2", trace("stopped", "scratch")),
+            ("data 2 undisturbed", until(steps, "whole-data", {"data": 2}, precision, distributed=True, **more)),
+            ("tensor 2 undisturbed", until(steps, "whole-tensor", {"tensor": 2}, precision, **more)),
+        ]:
+            ends = [difference(ours[from_:to], one[from_:to], "loss") for from_, to in ((0, len(first)), (len(first), steps))]
+            print(f"  {label:40} before {ends[0]:.1e}, after {ends[1]:.1e}", flush=True)
+        again = until(steps, "again-data", {"data": 2}, precision, stop_at=30, distributed=True, **saves)
+        same = again[:steps] == trace("whole-data", "scratch")[:steps]
+        print(f"  data 2, stopped and gone on with on data 2: {'every number the same' if same else 'numbers differ'}")
+        for name in ("stopped", "whole-one", "whole-data", "whole-tensor", "again-data"):
+            shutil.rmtree(WORK / name)
+
+
+def until(step, name, parallel, precision, stop_at=None, **more):
+    """Trains until a step is reported and stops it then: its trace. With stop_at it is stopped before, and goes on."""
+    if stop_at:
+        until(stop_at, name, parallel, precision, **more)
+    ranks = start(name, parallel, precision, **more)
     deadline = time.time() + 60
-    while time.time() < deadline and '"step":30,' not in (WORK / "stopped/rank0.log").read_text():
+    while time.time() < deadline and f'"step":{step},' not in (WORK / name / "rank0.log").read_text():
         time.sleep(0.05)
-    ranks[1].send_signal(signal.SIGTERM)
-    finish("stopped", ranks, code=75)
-    steps = len(trace("stopped", "scratch"))
-    more["max_steps"] = 2000
-    ranks = start("stopped", {"tensor": 2}, "bf16", **{**more, "distributed": False})
-    while time.time() < deadline + 60 and f'"step":{steps + 20},' not in (WORK / "stopped/rank0.log").read_text():
-        time.sleep(0.05)
-    ranks[0].send_signal(signal.SIGUSR1)
-    finish("stopped", ranks, code=75)
-    whole = start("whole", {}, "bf16", **{**more, "distributed": False})
-    while time.time() < deadline + 120 and f'"step":{steps + 20},' not in (WORK / "whole/rank0.log").read_text():
-        time.sleep(0.05)
-    whole[0].send_signal(signal.SIGTERM)
-    finish("whole", whole, code=75)
-    ours, theirs = trace("stopped", "scratch")[: steps + 20], trace("whole", "scratch")[: steps + 20]
-    print(f"stopped after step {steps} on dp2, gone on with on tp2, against one GPU undisturbed:")
-    print("  loss", f"{difference(ours, theirs, 'loss'):.1e}")
+    ranks[-1].send_signal(signal.SIGTERM)
+    finish(name, ranks, code=75)
+    return trace(name, "scratch")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use flow_core::{Check, Ctx, Port, Ref, Stage};
 use flow_formats::{
     safetensors::{Index, Tensor},
-    torch_dist::{self, Finish, RankWriter, Slot, TrainState},
+    torch_dist::{self, Finish, RankWriter, Slot},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
