@@ -14,7 +14,7 @@ use std::{
 };
 
 use flow_cache::{Cache, Claim, ClaimOptions};
-use flow_core::{Cancel, KEY_FORMAT, KeyParts};
+use flow_core::{KEY_FORMAT, KeyParts};
 
 fn main() {
     let mut arguments = std::env::args().skip(1).filter_map(|argument| argument.parse::<u64>().ok());
@@ -87,8 +87,7 @@ fn small_nodes(dir: &Path, nodes: u64) {
         let seconds = time(|| {
             let cache = Cache::open(&root).expect("a cache");
             cache.load_memo("bench");
-            let cancel = Cancel::default();
-            let options = ClaimOptions { resumable: false, cancel: &cancel, waiting: &|_| (), ignore_hit: false };
+            let options = ClaimOptions::default();
             for input in &inputs {
                 let tree = cache.digest_path(input).expect("a digest");
                 let parts = KeyParts {

@@ -6,6 +6,7 @@ use std::{
     io::{ErrorKind, Write as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
@@ -13,7 +14,7 @@ use anyhow::{Context as _, Result};
 use crate::{
     fault::fault,
     files::{Explain as _, create_new, fresh, write_atomic},
-    holds::Holds,
+    holds::{Ask, Holds},
     index::Index,
     memo::Memo,
     spare::Spares,
@@ -88,6 +89,12 @@ impl Cache {
     #[must_use]
     pub fn runs_dir(&self) -> PathBuf {
         self.0.root.join("runs")
+    }
+
+    /// Who is asked, again and again with how long that is, while this cache waits for a gc to end; an error ends the wait,
+    /// and what waited fails with it. Only the first one is kept.
+    pub fn while_waiting(&self, ask: impl Fn(Duration) -> Result<()> + Send + Sync + 'static) {
+        let _ = self.0.holds.while_waiting.set(Ask(Box::new(ask)));
     }
 
     /// What went wrong and was survived since the last call: damaged objects, an index that cannot be used.

@@ -3,11 +3,10 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
-use flow_core::{Cancel, Cancelled, Key};
+use flow_core::Key;
 
 use crate::{
     cache::Cache,
@@ -19,16 +18,14 @@ use crate::{
 };
 
 /// How to claim.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct ClaimOptions<'a> {
     /// What is in the scratch directory survives a failure, for the next claim of the key to go on from.
     pub resumable: bool,
-    /// Ends the wait for another process.
-    pub cancel: &'a Cancel,
-    /// Called once, with the reason, if another process or thread holds the key.
-    pub waiting: &'a (dyn Fn(&str) + Sync),
-    /// A result that is there already does not count; one that somebody makes while this claim waits does.
+    /// A result that is there already does not count; one that somebody has made since the first claim was refused does.
     pub ignore_hit: bool,
+    /// What the claim before this one was refused with.
+    pub after: Option<&'a Busy>,
 }
 
 /// What a claim gives.
@@ -38,6 +35,17 @@ pub enum Claim {
     Hit(Outcome),
     /// It is not: make it, and [`Slot::commit`] it.
     Miss(Slot),
+    /// Another process or thread is making it: claim again later. A lock has no queue that could be waited in and left, and
+    /// who waits should not keep what others could use meanwhile.
+    Busy(Busy),
+}
+
+/// Who is making a result, and since when this is waited for.
+#[derive(Clone, Debug)]
+pub struct Busy {
+    /// The other, for people.
+    pub holder: String,
+    before: Option<Stat>,
 }
 
 /// The right to make a result, and the place to do it. Dropped, it releases the key and removes what was made, but
@@ -54,37 +62,38 @@ pub struct Slot {
     lock: Option<KeyLock>,
 }
 
-/// How long to sleep between looks at a lock that another has; a lock has no queue that could be waited in and left.
-const PATIENCE: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(200)];
-
 impl Cache {
-    /// Claims a key. While another process or thread makes the same result, waits, and takes it when it is there.
+    /// Claims a key: takes its result if it is there, or the right to make it.
     ///
     /// # Errors
-    /// [`Cancelled`] when asked to stop while waiting; the cache cannot be read or written.
+    /// The cache cannot be read or written.
     pub fn claim(&self, key: &Key, options: &ClaimOptions<'_>) -> Result<Claim> {
         let record = self.record_path(key);
         let stat = || -> Result<Option<Stat>> {
             let meta = Meta::find(&record, false).with_context(|| format!("cannot read {}", record.display()))?;
             Ok(meta.map(|meta| meta.stat))
         };
-        let before = stat()?;
-        if !options.ignore_hit
-            && before.is_some()
-            && let Some(outcome) = self.lookup(key)?
-        {
+        let found = stat()?;
+        let before = options.after.map_or(found, |busy| busy.before);
+        let counts = found.is_some() && (!options.ignore_hit || found != before);
+        if counts && let Some(outcome) = self.lookup(key)? {
             return Ok(Claim::Hit(outcome));
         }
         // From here on it may take days.
         self.0.holds.publish().explain(self.root(), || "note what this flow uses")?;
-        let (lock, waited) = self.lock(key, options)?;
-        // Another one may have made it since the look-up above, or while this one waited.
+        let path = self.lock_path(key);
+        let taken = KeyLock::try_take_with(&self.0.spares, &path);
+        let Some(lock) = taken.explain(self.root(), || format!("lock {}", path.display()))? else {
+            let holder = KeyLock::holder(&path).unwrap_or_else(|| "another flow".into());
+            return Ok(Claim::Busy(Busy { holder, before }));
+        };
+        // Another one may have made it since the look-up above.
         let now = stat()?;
         if now.is_some()
-            && now != before
+            && now != found
             && let Some(outcome) = self.lookup(key)?
         {
-            return Ok(Claim::Hit(Outcome { waited, ..outcome }));
+            return Ok(Claim::Hit(outcome));
         }
         lock.sign();
         fault("claim:locked")?;
@@ -96,27 +105,6 @@ impl Cache {
     pub fn has_scratch(&self, key: &Key) -> bool {
         let [_, scratch] = self.scratch_paths(key, true);
         fs::read_dir(scratch).is_ok_and(|mut entries| entries.next().is_some())
-    }
-
-    fn lock(&self, key: &Key, options: &ClaimOptions<'_>) -> Result<(KeyLock, bool)> {
-        let path = self.lock_path(key);
-        let [mut pause, longest] = PATIENCE;
-        let mut waited = false;
-        loop {
-            let taken = KeyLock::try_take_with(&self.0.spares, &path);
-            if let Some(lock) = taken.explain(self.root(), || format!("lock {}", path.display()))? {
-                return Ok((lock, waited));
-            }
-            if options.cancel.is_set() {
-                return Err(Cancelled.into());
-            }
-            if !std::mem::replace(&mut waited, true) {
-                let holder = KeyLock::holder(&path).unwrap_or_else(|| "another flow".into());
-                (options.waiting)(&format!("{holder} is making the same result"));
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(longest);
-        }
     }
 }
 

@@ -72,7 +72,7 @@ impl Slot {
         let tree = Tree::new(made.iter().map(|made| made.entry.clone()).collect()).map_err(anyhow::Error::msg)?;
         fault("commit:hashed")?;
 
-        let inside = cache.0.holds.enter();
+        let inside = cache.0.holds.enter()?;
         inside.hold(self.key.0).context("cannot note what this flow uses")?;
         let durable = cost >= DEAR || tree.size() >= HEAVY;
         let placed = if made.len() < MANY {
@@ -118,7 +118,7 @@ impl Cache {
     /// One of the objects of a result that should be here is not; the cache cannot be written.
     pub fn alias(&self, parts: &KeyParts, outcome: &Outcome) -> Result<Outcome> {
         let key = parts.key();
-        let inside = self.0.holds.enter();
+        let inside = self.0.holds.enter()?;
         inside.hold(key.0).context("cannot note what this flow uses")?;
         let mut lacks = None;
         for entry in outcome.tree.entries() {
@@ -164,7 +164,7 @@ impl Cache {
         if !freed && let Ok(meta) = Meta::of(&path, false) {
             self.memo().put_result(key, Known { record: meta.stat, tree: Arc::clone(&tree), cost });
         }
-        Ok(Outcome { key, tree, cost, waited: false })
+        Ok(Outcome { key, tree, cost })
     }
 
     /// Puts a file among the objects. Returns where it is.

@@ -8,14 +8,19 @@
 
 use std::{
     collections::HashSet,
+    fmt,
     fs::{self, File, OpenOptions},
     io::{self, Write as _},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
     time::{Duration, Instant},
 };
 
-use rustix::fs::{FlockOperation, flock};
+use anyhow::Result;
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 
 use crate::{
     files::{create_new, fresh, list},
@@ -25,6 +30,18 @@ use crate::{
 /// A key, or the digest of a tree that a view shows.
 pub(crate) type Held = [u8; 32];
 
+/// Asked again and again while gc is waited for, with how long that is; an error ends the wait.
+pub(crate) struct Ask(pub Box<dyn Fn(Duration) -> Result<()> + Send + Sync>);
+
+impl fmt::Debug for Ask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ask")
+    }
+}
+
+/// Between two looks at a gate that is closed.
+const LOOK: Duration = Duration::from_millis(20);
+
 const GATE: &str = "gate";
 const LIST: &str = "list";
 
@@ -32,6 +49,8 @@ const LIST: &str = "list";
 #[derive(Debug)]
 pub(crate) struct Holds {
     dir: PathBuf,
+    /// Who hears that gc is waited for, and may end that.
+    pub while_waiting: OnceLock<Ask>,
     state: Mutex<State>,
 }
 
@@ -63,7 +82,7 @@ pub(crate) struct Inside<'a>(&'a Holds);
 
 impl Holds {
     pub fn new(dir: PathBuf) -> Self {
-        Self { dir, state: Mutex::default() }
+        Self { dir, while_waiting: OnceLock::new(), state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -73,18 +92,38 @@ impl Holds {
 
     /// Keeps gc out; waits while it runs. On a cache that may only be read by this user it does nothing: whoever may
     /// write there is asked to mind its readers.
-    pub fn enter(&self) -> Inside<'_> {
+    ///
+    /// # Errors
+    /// Whoever is asked while it waits does not want to wait any longer.
+    pub fn enter(&self) -> Result<Inside<'_>> {
         let mut state = self.state();
-        state.inside += 1;
         if !state.locked {
             if state.gate.is_none() {
                 state.gate = open_gate(&self.dir).ok();
             }
             if let Some(gate) = &state.gate {
-                state.locked = retry(|| flock(gate, FlockOperation::LockShared)).is_ok();
+                state.locked = self.pass(gate)?;
             }
         }
-        Inside(self)
+        state.inside += 1;
+        Ok(Inside(self))
+    }
+
+    /// Takes the gate, shared. Whether it can be taken.
+    fn pass(&self, gate: &File) -> Result<bool> {
+        let began = Instant::now();
+        loop {
+            match flock(gate, FlockOperation::NonBlockingLockShared) {
+                Ok(()) => return Ok(true),
+                Err(Errno::WOULDBLOCK) => {}
+                Err(Errno::INTR) => continue,
+                Err(_) => return Ok(false),
+            }
+            if let Some(ask) = self.while_waiting.get() {
+                (ask.0)(began.elapsed())?;
+            }
+            std::thread::sleep(LOOK);
+        }
     }
 
     /// Where this process's list is, if it is published.
@@ -108,7 +147,7 @@ impl Holds {
         // if nothing was looked up yet.
         if !state.locked {
             let gate = open_gate(&self.dir)?;
-            retry(|| flock(&gate, FlockOperation::LockShared))?;
+            self.pass(&gate).map_err(io::Error::other)?;
             (state.gate, state.locked) = (Some(gate), true);
         }
         let (path, file) = fresh(&self.dir, |path| create_new(&path.with_extension(LIST), 0o644))?;
@@ -220,11 +259,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let holds = Holds::new(dir.path().to_owned());
         assert_eq!(close(dir.path()), Some(HashSet::new()));
-        holds.enter().hold([1; 32]).unwrap();
+        holds.enter().unwrap().hold([1; 32]).unwrap();
         assert_eq!(close(dir.path()), None, "found, and not yet written down");
         holds.publish().unwrap();
         assert_eq!(close(dir.path()), Some(HashSet::from([[1; 32]])));
-        let inside = holds.enter();
+        let inside = holds.enter().unwrap();
         inside.hold([2; 32]).unwrap();
         inside.hold([2; 32]).unwrap();
         assert_eq!(close(dir.path()), None);

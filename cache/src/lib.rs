@@ -10,7 +10,7 @@
 //! trees/ab/<digest>/        views: directories of symbolic links to objects
 //! scratch/<key>/            work in progress; <key>.tmp/ when a later run could not go on from it; <key>.out/ results
 //! scratch/guards/           the stages': what a killed flow left running, and who ends it
-//! locks/                    kernel locks: <key>, the gate (see `holds`), what running flows use
+//! locks/                    kernel locks: <key>, GPUs, the gate (see `holds`), what running flows use
 //! state/                    memos: index/ (sled) and one file a pipeline; team/<remote>/ (see `remote`)
 //! quarantine/               what was found damaged
 //! pins/                     what gc leaves alone, by key
@@ -23,6 +23,7 @@
 mod cache;
 mod claim;
 mod commit;
+mod devices;
 mod fault;
 mod files;
 mod free;
@@ -48,7 +49,8 @@ mod window;
 mod witness;
 
 pub use cache::Cache;
-pub use claim::{Claim, ClaimOptions, Slot};
+pub use claim::{Busy, Claim, ClaimOptions, Slot};
+pub use devices::Devices;
 pub use files::Unusable;
 pub use gc::{GcItem, GcPolicy, GcReport, KindStats, Stats};
 pub use lookup::Outcome;

@@ -35,8 +35,6 @@ pub struct Outcome {
     pub tree: Arc<Tree>,
     /// How long it took to make, in seconds.
     pub cost: f64,
-    /// Another process or thread made it while this one waited.
-    pub waited: bool,
 }
 
 /// A record in a list: of which key, in which file, and what it says.
@@ -49,7 +47,7 @@ impl Cache {
     /// # Errors
     /// It cannot be told.
     pub fn lookup(&self, key: &Key) -> Result<Option<Outcome>> {
-        let inside = self.0.holds.enter();
+        let inside = self.0.holds.enter()?;
         let outcome = self.find(key, &inside)?;
         if outcome.is_some() {
             inside.hold(key.0).context("cannot note what this flow uses")?;
@@ -63,7 +61,7 @@ impl Cache {
     /// # Errors
     /// Its record cannot be read.
     pub fn absent(&self, key: &Key) -> Result<Option<Outcome>> {
-        let inside = self.0.holds.enter();
+        let inside = self.0.holds.enter()?;
         let path = self.record_path(key);
         let Some(meta) = Meta::find(&path, false).with_context(|| format!("cannot read {}", path.display()))? else {
             return Ok(None);
@@ -73,7 +71,7 @@ impl Cache {
         inside.hold(key.0).context("cannot note what this flow uses")?;
         let (stat, ages) = touch(&path, &meta.stat);
         self.note_record(&path, &stat, ages);
-        Ok(Some(Outcome { key: *key, tree: Arc::new(record.tree), cost: record.cost, waited: false }))
+        Ok(Some(Outcome { key: *key, tree: Arc::new(record.tree), cost: record.cost }))
     }
 
     /// Whether who gave a record is trusted still.
@@ -107,7 +105,7 @@ impl Cache {
             self.memo().forget_result(key);
             return Ok(None);
         }
-        let outcome = Outcome { key: *key, tree: Arc::clone(&known.tree), cost: known.cost, waited: false };
+        let outcome = Outcome { key: *key, tree: Arc::clone(&known.tree), cost: known.cost };
         if freed {
             inside.hold(key.0).context("cannot note what this flow uses")?;
             match self.keep_files(&path) {

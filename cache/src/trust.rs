@@ -163,6 +163,15 @@ impl Cache {
         matches!(self.check_object(entry), Ok(Object::Good))
     }
 
+    /// Whether all objects of a tree are what they should be: trusted by their stat, or read. Damaged ones are put in
+    /// quarantine, and told in [`Cache::take_warnings`]; `of` says whose they are.
+    ///
+    /// # Errors
+    /// It cannot be told.
+    pub fn is_intact(&self, tree: &Arc<Tree>, of: &str) -> Result<bool> {
+        self.objects_good(tree, &|| format!("`{of}`"))
+    }
+
     /// Whether all objects of a tree are good. Damaged ones are put in quarantine; `of` says whose they are.
     pub(crate) fn objects_good(&self, tree: &Arc<Tree>, of: &dyn Fn() -> String) -> Result<bool> {
         let entries = tree.entries();

@@ -106,7 +106,7 @@ impl Cache {
         let bad = bad.into_inner().unwrap_or_else(PoisonError::into_inner);
 
         // What gc takes meanwhile would look as if it were missing.
-        let inside = self.0.holds.enter();
+        let inside = self.0.holds.enter()?;
         let mut spoiled: HashMap<PathBuf, Vec<Key>> = HashMap::new();
         let mut missing: BTreeMap<PathBuf, Vec<Key>> = BTreeMap::new();
         let checked = self.each_record(|key, path, record| {

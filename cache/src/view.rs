@@ -22,7 +22,7 @@ impl Cache {
     /// # Errors
     /// An object is not in the cache; the cache cannot be written.
     pub fn view(&self, tree: &Tree) -> Result<PathBuf> {
-        let inside = self.0.holds.enter();
+        let inside = self.0.holds.enter()?;
         let digest = tree.digest();
         inside.hold(digest.0).context("cannot note what this flow uses")?;
         let path = self.view_path(&digest);

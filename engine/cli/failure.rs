@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use flow_core::Diagnostic;
+use flow_core::{Cancelled, Diagnostic};
 use flow_engine::RunError;
 
 use crate::{
@@ -73,7 +73,7 @@ impl From<RunError> for Failure {
     fn from(error: RunError) -> Self {
         match error {
             RunError::Pipeline(diagnostics) => Self::Pipeline(diagnostics),
-            RunError::Cache(error) => Self::Cache(error),
+            RunError::Cache(error) => error.into(),
         }
     }
 }
@@ -95,6 +95,9 @@ impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
         if error.is::<out::Refused>() {
             return Self::Stage(vec![from_error(&error)]);
+        }
+        if error.chain().any(<dyn std::error::Error>::is::<Cancelled>) {
+            return Self::Interrupted;
         }
         Self::Cache(error)
     }

@@ -1,5 +1,7 @@
 //! Signals. Ctrl-C: the first asks the run to stop in order, the second ends the process at once.
 
+use std::sync::OnceLock;
+
 use flow_core::Cancel;
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
@@ -13,12 +15,20 @@ pub fn hear_of_children() {
     unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
 }
 
+/// That of [`watch`].
+static WATCHED: OnceLock<Cancel> = OnceLock::new();
+
+/// Whether the process was asked to end, and is to end in order.
+pub fn is_asked() -> bool {
+    WATCHED.get().is_some_and(Cancel::is_set)
+}
+
 /// A [`Cancel`] that is set when the process is asked to end.
 ///
 /// # Errors
 /// The signals cannot be watched.
 pub fn watch() -> std::io::Result<Cancel> {
-    let cancel = Cancel::default();
+    let cancel = WATCHED.get_or_init(Cancel::default).clone();
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
     let asked = cancel.clone();
     std::thread::Builder::new().name("signals".into()).spawn(move || {

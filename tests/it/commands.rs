@@ -278,3 +278,27 @@ fn an_object_that_is_gone_is_said_once() {
     let run = sandbox.run(&["run", "p.toml"]);
     assert!(run.code == Some(0) && run.stderr.matches("is gone").count() == 1, "{run}");
 }
+
+#[test]
+fn a_command_may_run_once_for_each_thing_that_enters() {
+    let stage = |name: &str, more: &str| format!("[stage.{name}]\nkind = \"command\"\n{more}\n");
+    let text = stage("made", "matrix = { n = [1, 2, 3] }\nrun = \"echo ${matrix.n} > {out}/x\"")
+        + &stage(
+            "one",
+            "in = { x = \"made\", y = \"made\" }\neach = \"x\"\nrun = \"cat {in.x}/x; cat {in.x}/x {in.y}/* > {out}/x\"",
+        )
+        + &stage("all", "in = { x = \"one\" }\nrun = \"cat {in.x}/x > {out}/x\"\nexport = \"all\"");
+    let sandbox = Sandbox::with(&text);
+    assert_eq!(sandbox.json(&[]).how().len(), 7);
+    assert_eq!(sandbox.read("all/x"), "1\n1\n2\n3\n2\n1\n2\n3\n3\n1\n2\n3\n");
+    // Each is cached by itself.
+    sandbox.pipeline(&text.replace("[1, 2, 3]", "[1, 4, 3]"));
+    assert_eq!(sandbox.json(&["one[0]", "one[2]"]).ran().len(), 1, "only what enters by `y`, which is all, is new");
+    for (wrong, why) in
+        [("each = \"z\"", "there is no input `z`"), ("each = \"x\"\nouts = [\"f\"]", "would make the same `outs`")]
+    {
+        sandbox.pipeline(&text.replace("each = \"x\"", wrong));
+        let check = sandbox.run(&["check", "p.toml"]);
+        assert!(check.code == Some(2) && check.stderr.contains(why), "{check}");
+    }
+}

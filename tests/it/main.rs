@@ -29,4 +29,5 @@ mod terminal;
 mod trust;
 mod versions;
 mod views;
+mod waits;
 mod weights;

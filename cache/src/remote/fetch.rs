@@ -408,7 +408,7 @@ impl Cache {
     /// Keeps what a result of others is, without its objects; unless more is known of it here.
     pub(super) fn keep_absent(&self, result: &TeamResult) -> Result<()> {
         let key = &result.record.key;
-        let inside = self.0.holds.enter();
+        let inside = self.0.holds.enter()?;
         let path = self.record_path(key);
         match fs::read(&path).map(|bytes| ResultRecord::parse(&bytes, key)) {
             Ok(Ok(ours)) if !ours.freed => return Ok(()),
@@ -424,7 +424,7 @@ impl Cache {
     /// Makes a result of others one of this cache. Its objects are here, or lie as files in `fetched`, verified.
     pub(super) fn adopt(&self, result: &TeamResult, fetched: &[(Digest, PathBuf)]) -> Result<Outcome> {
         let record = &result.record;
-        let inside = self.0.holds.enter();
+        let inside = self.0.holds.enter()?;
         inside.hold(record.key.0).context("cannot note what this flow uses")?;
         let durable = record.tree.size() >= HEAVY;
         let fetched: HashMap<Digest, &Path> = fetched.iter().map(|(digest, path)| (*digest, path.as_path())).collect();
@@ -445,7 +445,7 @@ impl Cache {
             let known = Known { record: meta.stat, tree: Arc::clone(&tree), cost: record.cost };
             self.memo().put_result(record.key, known);
         }
-        Ok(Outcome { key: record.key, tree, cost: record.cost, waited: false })
+        Ok(Outcome { key: record.key, tree, cost: record.cost })
     }
 
     /// Moves a verified file among the objects; without one, or when an entry before took it, copies the object's other

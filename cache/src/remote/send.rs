@@ -231,15 +231,14 @@ impl Remote {
         let Ok(bytes) = fs::read(&path) else { return Ok(Pushed::Gone) };
         let record =
             ResultRecord::parse(&bytes, key).map_err(|bad| Failure::wrong(format!("{}: {bad}", path.display())))?;
-        let bare = care == Care::Bare || record.freed;
-        if !bare && self.inner.config.push_limit.is_some_and(|limit| record.tree.size() > limit) {
-            return Ok(Pushed::TooBig);
-        }
+        let known = care == Care::Bare || record.freed;
+        let too_big = !known && self.inner.config.push_limit.is_some_and(|limit| record.tree.size() > limit);
+        let bare = known || too_big;
         // Before the long work: it may not be there.
         let signer = self.signer()?;
         let replaces = self.wrong().contains(key);
         if !replaces && self.has_good_record(key, bare, care).await? {
-            return Ok(Pushed::Known);
+            return Ok(if too_big { Pushed::TooBig } else { Pushed::Known });
         }
         let went = AtomicU64::new(0);
         // Of what is only known the record goes alone: keys are made of it.
@@ -272,7 +271,7 @@ impl Remote {
         };
         store.put(&record_name(key), bytes.into()).await?;
         self.wrong().remove(key);
-        Ok(Pushed::New(went.into_inner()))
+        Ok(if too_big { Pushed::TooBig } else { Pushed::New(went.into_inner()) })
     }
 
     /// Whether the team has a record that would be believed here, and objects to it unless `bare`: half of a record or a

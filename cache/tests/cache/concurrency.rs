@@ -2,17 +2,13 @@
 
 use std::{
     fs,
-    sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::{Duration, Instant},
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
 };
 
 use flow_cache::{Claim, ClaimOptions};
-use flow_core::{Cancel, Cancelled};
 
-use crate::kit::{again, assert_tidy, cache, fill, miss, options, parts, patient};
+use crate::kit::{again, assert_tidy, cache, fill, miss, options, parts, patiently};
 
 #[test]
 fn eight_threads_make_each_result_once() {
@@ -25,12 +21,13 @@ fn eight_threads_make_each_result_once() {
             let (made, waited) = (&made, &waited);
             scope.spawn(move || {
                 for n in 0..25 {
-                    match cache.claim(&parts(n).key(), &patient()).unwrap() {
-                        Claim::Hit(outcome) => {
+                    match patiently(&cache, &parts(n), &options(false)) {
+                        (Claim::Busy(_), _) => unreachable!("that was waited for"),
+                        (Claim::Hit(outcome), has_waited) => {
                             assert_eq!(outcome.tree.entries().len(), 2);
-                            waited.fetch_add(usize::from(outcome.waited), Ordering::Relaxed);
+                            waited.fetch_add(usize::from(has_waited), Ordering::Relaxed);
                         }
-                        Claim::Miss(slot) => {
+                        (Claim::Miss(slot), _) => {
                             made.fetch_add(1, Ordering::Relaxed);
                             fill(slot.out(), &[("n", &n.to_le_bytes()), ("same", b"same")]);
                             std::thread::sleep(Duration::from_millis(3));
@@ -48,27 +45,13 @@ fn eight_threads_make_each_result_once() {
 }
 
 #[test]
-fn who_waits_is_told_once_for_whom_and_may_give_up() {
+fn who_is_refused_is_told_by_whom() {
     let (_dir, cache) = cache();
     let slot = miss(&cache, &parts(1), &options(false));
-    let cancel = Cancel::default();
-    let told = Mutex::new(Vec::new());
-    let waiting = |reason: &str| told.lock().unwrap().push(reason.to_owned());
-    let options = ClaimOptions { cancel: &cancel, waiting: &waiting, ..options(false) };
-    let began = Instant::now();
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            std::thread::sleep(Duration::from_millis(100));
-            cancel.set();
-        });
-        let error = again(&cache).claim(&parts(1).key(), &options).unwrap_err();
-        assert!(error.downcast_ref::<Cancelled>().is_some(), "{error:#}");
-    });
-    assert!(began.elapsed() < Duration::from_secs(5));
-    let told = told.into_inner().unwrap();
-    assert_eq!(told.len(), 1);
-    assert!(told[0].contains(&format!("process {} on ", std::process::id())), "{told:?}");
+    let Claim::Busy(busy) = again(&cache).claim(&parts(1).key(), &options(false)).unwrap() else { panic!("no wait") };
+    assert!(busy.holder.contains(&format!("process {} on ", std::process::id())), "{busy:?}");
     drop(slot);
+    drop(miss(&again(&cache), &parts(1), &ClaimOptions { after: Some(&busy), ..options(false) }));
 }
 
 #[test]
@@ -77,7 +60,9 @@ fn after_a_failure_the_next_in_line_makes_it() {
     let slot = miss(&cache, &parts(1), &options(false));
     std::thread::scope(|scope| {
         let waiter = scope.spawn(|| {
-            let slot = miss(&again(&cache), &parts(1), &patient());
+            let (Claim::Miss(slot), true) = patiently(&again(&cache), &parts(1), &options(false)) else {
+                panic!("it is not made")
+            };
             slot.commit(&parts(1), 0.0).unwrap();
         });
         std::thread::sleep(Duration::from_millis(30));
@@ -90,14 +75,11 @@ fn after_a_failure_the_next_in_line_makes_it() {
 #[test]
 fn two_that_are_forced_do_it_once_if_one_waits() {
     let (_dir, cache) = cache();
-    let force = ClaimOptions { ignore_hit: true, ..patient() };
+    let force = ClaimOptions { ignore_hit: true, ..options(false) };
     let slot = miss(&cache, &parts(1), &force);
     std::thread::scope(|scope| {
         let other = again(&cache);
-        let waiter = scope.spawn(move || match other.claim(&parts(1).key(), &force).unwrap() {
-            Claim::Hit(outcome) => outcome.waited,
-            Claim::Miss(_) => false,
-        });
+        let waiter = scope.spawn(move || matches!(patiently(&other, &parts(1), &force), (Claim::Hit(_), true)));
         std::thread::sleep(Duration::from_millis(50));
         slot.commit(&parts(1), 0.0).unwrap();
         assert!(waiter.join().unwrap());

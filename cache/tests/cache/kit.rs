@@ -1,25 +1,28 @@
 //! What the tests share.
 
-use std::{collections::BTreeMap, fs, path::Path, sync::LazyLock};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
-use flow_cache::{Cache, Claim, ClaimOptions, Outcome, Slot};
-use flow_core::{Cancel, Digest, KEY_FORMAT, KeyParts};
+use flow_cache::{Busy, Cache, Claim, ClaimOptions, Outcome, Slot};
+use flow_core::{Digest, KEY_FORMAT, KeyParts};
 use serde_json::json;
 use tempfile::TempDir;
 
-static NEVER: LazyLock<Cancel> = LazyLock::new(Cancel::default);
-
-pub fn nobody(reason: &str) {
-    panic!("no wait was expected: {reason}");
-}
-
 pub fn options(resumable: bool) -> ClaimOptions<'static> {
-    ClaimOptions { resumable, cancel: &NEVER, waiting: &nobody, ignore_hit: false }
+    ClaimOptions { resumable, ..ClaimOptions::default() }
 }
 
-/// As `options`, and waiting is fine.
-pub fn patient() -> ClaimOptions<'static> {
-    ClaimOptions { waiting: &|_| (), ..options(false) }
+/// Claims until nobody else has it; whether there was a wait.
+pub fn patiently(cache: &Cache, parts: &KeyParts, options: &ClaimOptions<'_>) -> (Claim, bool) {
+    let mut after: Option<Busy> = None;
+    loop {
+        match cache.claim(&parts.key(), &ClaimOptions { after: after.as_ref(), ..*options }).unwrap() {
+            Claim::Busy(busy) => {
+                after = Some(busy);
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            claim => return (claim, after.is_some()),
+        }
+    }
 }
 
 pub fn parts(n: u64) -> KeyParts {
@@ -41,7 +44,7 @@ pub fn again(cache: &Cache) -> Cache {
 pub fn miss(cache: &Cache, parts: &KeyParts, options: &ClaimOptions<'_>) -> Slot {
     match cache.claim(&parts.key(), options).unwrap() {
         Claim::Miss(slot) => slot,
-        Claim::Hit(outcome) => panic!("unexpected hit: {outcome:?}"),
+        other => panic!("unexpected: {other:?}"),
     }
 }
 

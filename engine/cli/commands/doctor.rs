@@ -92,7 +92,7 @@ fn tell_settings(settings: &Settings, report: &mut Report) {
             made.push((name.clone(), path.display().to_string()));
         }
     }
-    for name in ["cache_dir", "jobs", "cpus", "gpus", "memory", "connections"] {
+    for name in ["cache_dir", "jobs", "cpus", "gpus", "memory", "wait", "connections"] {
         let variable = format!("FLOW_{}", name.to_uppercase());
         if std::env::var_os(&variable).is_some() {
             made.retain(|(known, _)| known != name);

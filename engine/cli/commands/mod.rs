@@ -24,15 +24,21 @@ mod svg;
 mod team;
 pub mod why;
 
-use std::{mem::ManuallyDrop, path::Path};
+use std::{
+    mem::ManuallyDrop,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use flow_cache::Cache;
-use flow_core::{Diagnostic, masked};
+use flow_core::{Cancelled, Diagnostic, masked};
 use flow_engine::{LoadOptions, Project, RunOptions, Settings, project_dir};
 
 use crate::{
     args::{Pipeline, Selection},
     failure::{Failure, draw_all},
+    interrupt,
     ui::{diagnostic::Severity, shell_word},
 };
 
@@ -61,11 +67,31 @@ fn text((name, value): (std::ffi::OsString, std::ffi::OsString)) -> Option<(Stri
 fn open(project: &Path) -> Result<(Settings, Cache), Failure> {
     let settings = Settings::load(project, &|name| std::env::var(name).ok())?;
     let cache = Cache::open(&settings.cache_dir)?;
+    let wait = settings.wait;
+    cache.while_waiting(move |since| wait_for_gc(since, wait));
     if let Some(remote) = &settings.remote {
         cache.connect(remote.config.clone());
     }
     Ok((settings, cache))
 }
+
+/// Says that a gc is waited for, and for how long at most.
+fn wait_for_gc(since: Duration, longest: Option<Duration>) -> anyhow::Result<()> {
+    static SAID: AtomicBool = AtomicBool::new(false);
+    if since >= WORTH_SAYING && !SAID.swap(true, Ordering::Relaxed) {
+        eprintln!("waiting  another flow removes what nobody needs from the cache (`flow cache gc`)");
+    }
+    if interrupt::is_asked() {
+        return Err(Cancelled.into());
+    }
+    if let Some(longest) = longest.filter(|longest| since >= *longest) {
+        anyhow::bail!("`flow cache gc` keeps the cache closed for longer than {longest:?} (`wait`)");
+    }
+    Ok(())
+}
+
+/// Shorter waits are nobody's concern.
+const WORTH_SAYING: Duration = Duration::from_millis(500);
 
 /// What went wrong in the cache and was survived, where no run tells it.
 fn draw_warnings(cache: &Cache) {

@@ -120,7 +120,10 @@ pub fn row(graph: &Graph, planned: &Planned) -> Row {
             parts.extend(expected.map(|of| format!("about {} (of {})", duration(of.seconds), plural(of.runs, "run"))));
             Row { note: parts.join(" · "), ..row }
         }
-        Verdict::After { upstream } => Row { note: format!("after {}", names(graph, upstream)), ..row },
+        Verdict::After { upstream, runs } => {
+            let runs = if *runs { "runs " } else { "" };
+            Row { note: format!("{runs}after {}", names(graph, upstream)), ..row }
+        }
     }
 }
 
@@ -156,10 +159,12 @@ fn names(graph: &Graph, nodes: &[usize]) -> String {
 /// `off`: how many combinations are off where others are not.
 fn summary(nodes: &[Planned], off: usize) -> String {
     let number = |word: &str| nodes.iter().filter(|planned| state(&planned.verdict) == word).count();
+    let sure = nodes.iter().filter(|planned| matches!(planned.verdict, Verdict::After { runs: true, .. })).count();
     let mut parts = vec![tally(&[
         (number("run"), "to run"),
         (number("resume"), "to resume"),
-        (number("later"), "after them (cached if these give what they gave)"),
+        (sure, "to run after them"),
+        (number("later") - sure, "after them (cached if these give what they gave)"),
         (number("cached"), "cached"),
         (number("team"), "in the team's cache"),
         (number("off") + off, "off"),
@@ -258,6 +263,9 @@ struct Line<'a> {
     puts_back: bool,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     after: Vec<&'a str>,
+    /// It runs then, whatever these give.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    runs: bool,
 }
 
 impl<'a> Line<'a> {
@@ -281,6 +289,7 @@ impl<'a> Line<'a> {
             need: None,
             puts_back: false,
             after: Vec::new(),
+            runs: false,
         }
     }
 
@@ -309,7 +318,8 @@ impl<'a> Line<'a> {
                 line.goes_on = left.as_ref().and_then(|left| left.note.as_deref());
                 (line.downloads, line.download) = (download.is_some(), download.and_then(|download| download.bytes));
             }
-            Verdict::After { upstream } => {
+            Verdict::After { upstream, runs } => {
+                line.runs = *runs;
                 line.after = upstream.iter().map(|node| graph.nodes[*node].name.as_str()).collect();
             }
         }

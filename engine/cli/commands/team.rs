@@ -38,7 +38,7 @@ pub fn push(part: &Part) -> Done {
     draw_warnings(&cache);
     let mut text = format!("{} pushed ({}), {} there before", results(new), bytes(sent), count(known));
     if too_big > 0 {
-        text += &format!(", {} above `push_limit`", count(too_big));
+        text += &format!(", {} above `push_limit` known by their records alone", count(too_big));
     }
     eprintln!("{text}");
     Ok(())

@@ -61,6 +61,7 @@ fn once(dir: &Path) {
         cpus: 2,
         gpus: 0,
         gpu_names: Vec::new(),
+        wait: None,
         memory: u64::MAX,
         network: flow_core::Network::default(),
         sources: Vec::new(),

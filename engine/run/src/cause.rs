@@ -93,7 +93,7 @@ impl<'a> Tracer<'a> {
         let (mut roots, mut stack, mut met) = (Vec::new(), vec![id], HashSet::from([id]));
         while let Some(id) = stack.pop() {
             match &plan.nodes[id].verdict {
-                Verdict::After { upstream } => stack.extend(upstream.iter().copied().filter(|up| met.insert(*up))),
+                Verdict::After { upstream, .. } => stack.extend(upstream.iter().copied().filter(|up| met.insert(*up))),
                 Verdict::Run { .. } => roots.push(id),
                 _ => {}
             }

@@ -255,7 +255,7 @@ fn with_unit(text: &str, units: &[(&str, f64)]) -> Option<u64> {
 }
 
 /// A length of time such as `500ms`, `1.5s`, `5m`, `2h`, `1d`, in milliseconds; none is no time.
-fn millis_of(text: &str) -> Option<u64> {
+pub(crate) fn millis_of(text: &str) -> Option<u64> {
     const S: f64 = 1e3;
     let units = [("ms", 1.0), ("s", S), ("m", 60.0 * S), ("min", 60.0 * S), ("h", 3600.0 * S), ("d", 86_400.0 * S)];
     with_unit(text, &units).filter(|millis| *millis > 0)
@@ -269,7 +269,7 @@ pub fn bytes_of(text: &str) -> Option<u64> {
     text.parse().ok().or_else(|| with_unit(text, &binary)).or_else(|| with_unit(text, &decimal))
 }
 
-fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+pub(crate) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     struct Time;
     impl Visitor<'_> for Time {
         type Value = Duration;

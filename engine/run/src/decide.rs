@@ -242,7 +242,7 @@ impl<'a> Decider<'a> {
     fn absent(&self, key: &Key) -> Result<Option<Outcome>> {
         let told = || {
             let record = &self.team.get(key)?.as_ref()?.record;
-            Some(Outcome { key: *key, tree: Arc::new(record.tree.clone()), cost: record.cost, waited: false })
+            Some(Outcome { key: *key, tree: Arc::new(record.tree.clone()), cost: record.cost })
         };
         Ok(self.cache.absent(key)?.or_else(told))
     }

@@ -10,9 +10,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
-use flow_cache::{Cache, Claim, ClaimOptions, Outcome, Slot};
+use flow_cache::{Busy, Cache, Claim, ClaimOptions, Outcome, Slot};
 use flow_core::{Cancel, Cancelled, Ctx, Event, How, Input, Level, Network, Pinned, Remarks, Sink, Unchanged};
-use globset::GlobSet;
 
 use crate::{
     aside::Aside,
@@ -22,6 +21,7 @@ use crate::{
     place::{Placer, Put, refusal},
     project::Project,
     taken::Taken,
+    team::Push,
 };
 
 /// What all nodes of a run share.
@@ -30,9 +30,11 @@ pub struct Env<'a> {
     pub cache: &'a Cache,
     pub sink: &'a dyn Sink,
     pub placer: &'a Placer<'a>,
-    /// The stages whose results are given to the team.
-    pub pushes: Option<GlobSet>,
+    /// What of each node's result is given to the team, if anything is.
+    pub pushes: Option<Vec<Push>>,
     pub network: &'a Network,
+    /// What programs call the GPUs of this machine.
+    pub gpus: Vec<String>,
 }
 
 /// One node's work, with all that it needs.
@@ -47,11 +49,31 @@ pub struct Job {
     /// What it takes from where others put it.
     pub taken: Vec<Taken>,
     pub threads: usize,
-    /// The GPUs that are its own.
-    pub gpus: Vec<String>,
+    /// How many GPUs are to be its own.
+    pub gpus: usize,
+    /// What it was refused with before.
+    pub after: Option<Busy>,
     pub cancel: Cancel,
     /// Its exports may overwrite files of the user's.
     pub overwrite: bool,
+}
+
+/// What came of trying to make a node's result.
+#[derive(Debug)]
+pub enum Tried {
+    /// It is there.
+    Made(Made),
+    /// Another flow is making it, or has what it takes: to be tried again.
+    Busy(Wait),
+}
+
+/// What a node waits for.
+#[derive(Debug)]
+pub struct Wait {
+    /// For people.
+    pub reason: String,
+    /// For the next try.
+    pub after: Option<Busy>,
 }
 
 /// A node's result, and how it came.
@@ -62,11 +84,12 @@ pub struct Made {
 }
 
 impl Env<'_> {
-    /// Makes a node's result, or takes it from another flow that was making it.
+    /// Makes a node's result, or takes it where it is there. What another flow is making is not waited for here: whoever
+    /// waits should have nothing that others could use.
     ///
     /// # Errors
     /// The stage failed, [`Cancelled`], the result is not what it must be, the cache cannot be written.
-    pub fn execute(&self, job: &Job) -> Result<Made> {
+    pub fn execute(&self, job: &Job) -> Result<Tried> {
         let run_parts = job.work.run_parts();
         let run_key = run_parts.key();
         // What the URL gave before is of no use if it is not what the lock file asks for.
@@ -78,17 +101,21 @@ impl Env<'_> {
         let waiting = |reason: &str| self.sink.emit(Event::Waiting { node: node.clone(), reason: reason.to_owned() });
         let options = ClaimOptions {
             resumable: self.project.graph().stage_of(job.id).kind.resumable,
-            cancel: &job.cancel,
-            waiting: &waiting,
             ignore_hit: stale || job.work.reason.ignores_hits(),
+            after: job.after.as_ref(),
+        };
+        let Some(gpus) = self.cache.take_gpus(&self.gpus, job.gpus)? else {
+            let reason = format!("another flow uses the GPUs: {} of {} are to be free", job.gpus, self.gpus.len());
+            return Ok(Tried::Busy(Wait { reason, after: job.after.clone() }));
         };
         let remarks = Mutex::default();
         // What a command has made in its places is known to be there.
         let mut placed = false;
         let (outcome, how) = match self.cache.claim(&run_key, &options)? {
-            Claim::Hit(outcome) => {
-                let how = if outcome.waited { How::Shared } else { How::Cached };
-                (outcome, how)
+            Claim::Hit(outcome) => (outcome, if job.after.is_some() { How::Shared } else { How::Cached }),
+            Claim::Busy(busy) => {
+                let reason = format!("{} is making the same result", busy.holder);
+                return Ok(Tried::Busy(Wait { reason, after: Some(busy) }));
             }
             Claim::Miss(slot) => {
                 self.sink.emit(Event::Started { node: node.clone(), key: job.work.key, why: job.why.clone() });
@@ -98,7 +125,7 @@ impl Env<'_> {
                 }
                 let began = Instant::now();
                 let aside = Aside::new(self.placer, job.id, job.overwrite, &job.cancel, &waiting)?;
-                let run = self.run_in(&slot, job, node, &remarks).map_err(|error| self.blame(error, &slot));
+                let run = self.run_in(&slot, job, gpus.names(), &remarks).map_err(|error| self.blame(error, &slot));
                 if let Some((_, before)) = &job.work.before
                     && run.as_ref().is_err_and(anyhow::Error::is::<Unchanged>)
                 {
@@ -124,7 +151,7 @@ impl Env<'_> {
         if matches!(how, How::Ran | How::Resumed) {
             self.share(job, &outcome, &job.work);
         }
-        Ok(Made { outcome, how })
+        Ok(Tried::Made(Made { outcome, how }))
     }
 
     /// A stage that fails on a full or read-only cache is not to blame, whatever it says.
@@ -138,9 +165,9 @@ impl Env<'_> {
         }
     }
 
-    fn run_in(&self, slot: &Slot, job: &Job, node: &str, remarks: &Mutex<Remarks>) -> Result<()> {
+    fn run_in(&self, slot: &Slot, job: &Job, gpus: &[String], remarks: &Mutex<Remarks>) -> Result<()> {
         let ctx = Ctx {
-            node,
+            node: &self.project.graph().nodes[job.id].name,
             inputs: &job.inputs,
             out: slot.out(),
             scratch: slot.scratch(),
@@ -149,7 +176,7 @@ impl Env<'_> {
             before: job.work.before.as_ref().map(|before| &before.0),
             remarks,
             threads: job.threads,
-            gpus: &job.gpus,
+            gpus,
             network: self.network,
             sink: self.sink,
             cancel: &job.cancel,
@@ -182,6 +209,13 @@ impl Env<'_> {
         for taken in &job.taken {
             if !self.placer.is_as_taken(taken)? {
                 return Err(changed(&taken.file));
+            }
+        }
+        // What of the cache a stage writes to, though it may not: in containers, as root, mode bits keep nobody out.
+        let made = job.inputs.values().flatten().filter(|input| input.path.starts_with(self.cache.root()));
+        for input in made {
+            if !self.cache.is_intact(&input.tree, &input.name)? {
+                return Err(changed(&input.name));
             }
         }
         Ok(())

@@ -90,6 +90,8 @@ pub enum Verdict {
     After {
         /// The nodes whose results are not known.
         upstream: Vec<NodeId>,
+        /// It runs then, whatever they give: it is asked to, or never cached.
+        runs: bool,
     },
 }
 
@@ -215,7 +217,9 @@ impl Planner<'_, '_> {
             }
             if ask.is_empty() {
                 for id in later {
-                    self.verdicts[id] = Some(Verdict::After { upstream: self.unknown(id) });
+                    let common = self.project.graph().common(id);
+                    let runs = self.selection.forced[id] || (!common.cache && self.selection.may_run[id]);
+                    self.verdicts[id] = Some(Verdict::After { upstream: self.unknown(id), runs });
                 }
                 return Ok(());
             }
@@ -289,7 +293,7 @@ impl Planner<'_, '_> {
                     need,
                 },
                 (None, Need::No) => continue,
-                (None, Need::Perhaps) => Verdict::After { upstream: self.waits_for(id) },
+                (None, Need::Perhaps) => Verdict::After { upstream: self.waits_for(id), runs: false },
                 (None, Need::Yes) => {
                     self.decider.forget(id);
                     self.run(id, &work)

@@ -10,6 +10,7 @@ mod ended;
 mod fingerprint;
 mod team;
 mod temp;
+mod waits;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
@@ -29,21 +30,21 @@ use flow_core::{Cancel, Diagnostic, Digest, Event, How, Key, Level, Remarks, Sin
 pub(crate) use fingerprint::Fingerprint;
 use team::{Team, Word};
 use temp::Temps;
+use waits::Waits;
 
 use crate::{
     decide::{Decider, Decision, Work},
-    exec::{Env, Job, Made},
+    exec::{Env, Job, Made, Tried},
     graph::NodeId,
     need::may_not_run,
     place::{Placer, Put, refusal},
     project::{Checked, Project},
     record::{Head, Recorder, stage_heads},
-    remote_settings::RemoteSettings,
     sched::{Pools, Request, Sched, State},
     select::{RunOptions, Selection},
     settings::Settings,
     summary::{RunError, Summary},
-    team::finish_uploads,
+    team::{finish_uploads, pushes},
     unchanged::attest,
     why::{Explainer, NO_DIGEST},
 };
@@ -83,11 +84,13 @@ pub fn run(
     let recorder = Recorder::new(head, cache, sink);
     let placer = Placer::new(project, cache, &recorder);
     let remote = settings.remote.as_ref().filter(|remote| remote.config.write);
-    let pushes = remote.map(RemoteSettings::pushes);
+    let pushes = remote.map(|remote| pushes(project.graph(), &remote.pushes()));
     if let Some(remote) = cache.remote().filter(Remote::writes) {
         remote.push_noted();
     }
-    let env = Env { project, cache, sink: &recorder, placer: &placer, pushes, network: &settings.network };
+    let name = |gpu: u32| settings.gpu_names.get(gpu as usize).cloned().unwrap_or_else(|| gpu.to_string());
+    let gpus = (0..settings.gpus).map(name).collect();
+    let env = Env { project, cache, sink: &recorder, placer: &placer, pushes, network: &settings.network, gpus };
     let (sender, receiver) = channel();
     let pools = Pools {
         jobs: u32::try_from(settings.jobs).unwrap_or(u32::MAX),
@@ -118,6 +121,7 @@ pub fn run(
         temps: Temps::default(),
         active: HashMap::new(),
         resting: Vec::new(),
+        waits: Waits::default(),
         sender,
         receiver,
         cancel,
@@ -150,7 +154,7 @@ pub(crate) fn memo_name(file: &Path, profile: Option<&str>) -> String {
 /// What a thread says of its node.
 struct Done {
     id: NodeId,
-    made: Result<Made>,
+    made: Result<Tried>,
 }
 
 /// What a thread is to do.
@@ -197,6 +201,7 @@ struct Runner<'a> {
     temps: Temps,
     active: HashMap<NodeId, Active>,
     resting: Vec<(Instant, NodeId)>,
+    waits: Waits,
     sender: Sender<Word>,
     receiver: Receiver<Word>,
     cancel: &'a Cancel,
@@ -256,7 +261,7 @@ impl<'a> Runner<'a> {
                 }
             }
             if self.sched.running() > 0 || self.sched.away() > 0 || !self.resting.is_empty() {
-                match self.receiver.recv_timeout(LOOK) {
+                match self.receiver.recv_timeout(self.until_the_next_look()) {
                     Ok(word) => self.hear(word),
                     Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => unreachable!("the runner has a sender itself"),
@@ -451,7 +456,7 @@ impl<'a> Runner<'a> {
                 let made = match task {
                     Task::Execute(job) => env.execute(&job),
                     Task::Place(outcome, overwrite) => {
-                        env.place(id, &outcome, overwrite, &cancel).map(|()| Made { outcome, how })
+                        env.place(id, &outcome, overwrite, &cancel).map(|()| Tried::Made(Made { outcome, how }))
                     }
                 };
                 // The runner hears until the last thread is done.
@@ -477,7 +482,6 @@ impl<'a> Runner<'a> {
         let stage = graph.stage_of(id);
         let share = self.settings.cpus as usize / stage.nodes.len().clamp(1, self.settings.jobs);
         let threads = graph.common(id).resources.cpus.map_or(share, |cpus| cpus as usize).max(1);
-        let name = |gpu: &u32| self.settings.gpu_names.get(*gpu as usize).cloned().unwrap_or_else(|| gpu.to_string());
         Ok(Task::Execute(Box::new(Job {
             id,
             why: self.explainer.explain(self.node(id), &work),
@@ -486,7 +490,8 @@ impl<'a> Runner<'a> {
             leaves: self.decider.leaves(id),
             taken: self.decider.taken(id)?,
             threads,
-            gpus: self.sched.gpus(id).iter().map(name).collect(),
+            gpus: graph.common(id).resources.gpus as usize,
+            after: self.waits.after(id),
             cancel,
             overwrite,
         })))

@@ -50,7 +50,7 @@ pub enum State {
     Queued,
     /// Running.
     Running,
-    /// Failed, and tried again later.
+    /// Tried again later: it failed, or another flow has what it takes.
     Resting,
     /// Its result is there.
     Done,
@@ -71,11 +71,6 @@ pub struct Sched<'a> {
     open: BinaryHeap<Reverse<usize>>,
     queue: BTreeSet<usize>,
     free: Pools,
-    /// The GPUs of each running node, by number.
-    gpus: Vec<Vec<u32>>,
-    /// GPUs that were given back, and the first that nobody had yet.
-    returned: BTreeSet<u32>,
-    untouched: u32,
     /// Nodes that wait for a node beyond what the graph says.
     followers: HashMap<usize, Vec<usize>>,
     /// The dependents know already that the node is done.
@@ -110,9 +105,6 @@ impl<'a> Sched<'a> {
             open: BinaryHeap::new(),
             queue: BTreeSet::new(),
             free: pools,
-            gpus: vec![Vec::new(); wanted.len()],
-            returned: BTreeSet::new(),
-            untouched: 0,
             followers: HashMap::new(),
             told: vec![false; wanted.len()],
             again: vec![false; wanted.len()],
@@ -249,11 +241,6 @@ impl<'a> Sched<'a> {
         decided.into_iter().collect()
     }
 
-    /// The GPUs of a running node, by number.
-    pub fn gpus(&self, id: usize) -> &[u32] {
-        &self.gpus[id]
-    }
-
     /// The result of an open node must be made.
     pub fn must_run(&mut self, id: usize) {
         self.expect(id, State::Open);
@@ -296,13 +283,6 @@ impl<'a> Sched<'a> {
         self.free.cpus -= want.cpus;
         self.free.gpus -= want.gpus;
         self.free.memory -= want.memory;
-        for _ in 0..want.gpus {
-            let gpu = self.returned.pop_first().unwrap_or_else(|| {
-                self.untouched += 1;
-                self.untouched - 1
-            });
-            self.gpus[id].push(gpu);
-        }
         self.states[id] = State::Running;
         self.running += 1;
         Some(id)
@@ -319,7 +299,7 @@ impl<'a> Sched<'a> {
         self.again[id]
     }
 
-    /// A running node failed and will be tried again: [`Sched::wake`].
+    /// A running node will be tried again: [`Sched::wake`].
     pub fn rest(&mut self, id: usize) {
         self.release(id);
         self.states[id] = State::Resting;
@@ -410,7 +390,6 @@ impl<'a> Sched<'a> {
         self.free.cpus += had.cpus;
         self.free.gpus += had.gpus;
         self.free.memory += had.memory;
-        self.returned.extend(self.gpus[id].drain(..));
         self.running -= 1;
     }
 

@@ -1,6 +1,9 @@
 //! [`Settings`]: what a person, a project and an environment say of the machine: where the cache is, what there is to use.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use flow_cache::Trust;
 use flow_core::{Diagnostic, Network, Value, read};
@@ -31,6 +34,8 @@ pub struct Settings {
     pub gpu_names: Vec<String>,
     /// Bytes of memory to use.
     pub memory: u64,
+    /// How long to wait for another flow that makes the same result or uses the GPUs; nothing: as long as it lives.
+    pub wait: Option<Duration>,
     /// The team's cache.
     pub remote: Option<RemoteSettings>,
     /// Whose results are believed, from there and from archives.
@@ -55,6 +60,8 @@ struct File {
     gpus: Option<u32>,
     #[serde(default, deserialize_with = "optional_bytes")]
     memory: Option<u64>,
+    #[serde(default, deserialize_with = "common::duration")]
+    wait: Option<Duration>,
     #[serde(default)]
     connections: Option<usize>,
     #[serde(default)]
@@ -73,7 +80,7 @@ type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 impl Settings {
     /// Reads the user's file (`flow/config.toml` under `$XDG_CONFIG_HOME` or `~/.config`), the project's
     /// ([`SETTINGS_FILE`]) and the environment (`FLOW_CACHE_DIR`, `FLOW_JOBS`, `FLOW_CPUS`, `FLOW_GPUS`, `FLOW_MEMORY`,
-    /// `FLOW_CONNECTIONS`, `FLOW_REMOTE`, `FLOW_REMOTE_MODE`): later wins. What nobody says, the machine says.
+    /// `FLOW_WAIT`, `FLOW_CONNECTIONS`, `FLOW_REMOTE`, `FLOW_REMOTE_MODE`): later wins. What nobody says, the machine says.
     ///
     /// # Errors
     /// A file or variable cannot be understood: all of them, with their places.
@@ -122,6 +129,7 @@ impl Settings {
                     gpus: visible.as_ref().map_or(gpus, |names| gpus.min(names.len() as u32)),
                     gpu_names: visible.unwrap_or_default(),
                     memory: merged.memory.unwrap_or_else(machine_memory),
+                    wait: merged.wait,
                     remote,
                     trust,
                     network: Network {
@@ -167,6 +175,7 @@ impl File {
         self.cpus = over.cpus.or(self.cpus);
         self.gpus = over.gpus.or(self.gpus);
         self.memory = over.memory.or(self.memory);
+        self.wait = over.wait.or(self.wait);
         self.connections = over.connections.or(self.connections);
         self.mirrors.extend(over.mirrors);
         self.remote.lay_over(over.remote, &absolute);
@@ -178,7 +187,7 @@ fn from_env(env: Env<'_>, errors: &mut Vec<Diagnostic>) -> File {
         let text = env(variable).filter(|text| !text.is_empty())?;
         let number = parse(text.trim());
         if number.is_none() {
-            errors.push(Diagnostic::new(format!("{variable}={text} is not a number")));
+            errors.push(Diagnostic::new(format!("{variable}={text} is no number")));
         }
         number
     };
@@ -188,6 +197,10 @@ fn from_env(env: Env<'_>, errors: &mut Vec<Diagnostic>) -> File {
         cpus: number("FLOW_CPUS", small).map(|n| n as u32),
         gpus: number("FLOW_GPUS", small).map(|n| n as u32),
         memory: number("FLOW_MEMORY", common::bytes_of),
+        wait: number("FLOW_WAIT", |text| {
+            text.parse().map_or_else(|_| common::millis_of(text), |s: u64| s.checked_mul(1000))
+        })
+        .map(Duration::from_millis),
         connections: number("FLOW_CONNECTIONS", small).map(|n| n as usize),
         mirrors: Mirrors::new(),
         cache_dir: env("FLOW_CACHE_DIR").filter(|path| !path.is_empty()).map(|path| {

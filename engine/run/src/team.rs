@@ -5,22 +5,48 @@ use std::time::{Duration, Instant};
 use flow_cache::{Cache, Outcome, Uploads};
 use flow_core::{Cancel, Event, Level, Sink};
 
+use globset::GlobSet;
+
 use crate::{
     decide::Work,
     exec::{Env, Job},
+    graph::{Graph, NodeId},
 };
 
 /// How often it is said how far something is.
 const SAY: Duration = Duration::from_secs(2);
 
+/// What of a node's result the team is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Push {
+    /// Nothing.
+    Nothing,
+    /// Its record: keys of what is pushed are made of it.
+    Record,
+    /// All of it.
+    Whole,
+}
+
+/// What of each node's result the team is given, if it is given the results of stages with these names.
+pub fn pushes(graph: &Graph, names: &GlobSet) -> Vec<Push> {
+    let whole = |id: &NodeId| names.is_match(&graph.stage_of(*id).name);
+    let needed = graph.closure((0..graph.nodes.len()).filter(whole), true);
+    let push = |(id, needed)| match needed {
+        false => Push::Nothing,
+        // What is not worth its room here is not worth it there: who needs it has what it is made of.
+        true if graph.common(id).temp || !whole(&id) => Push::Record,
+        true => Push::Whole,
+    };
+    needed.into_iter().enumerate().map(push).collect()
+}
+
 impl Env<'_> {
     /// Gives the team what was made here, if it is asked for that; in the background.
     pub(crate) fn share(&self, job: &Job, outcome: &Outcome, work: &Work) {
-        let graph = self.project.graph();
-        let wanted = self.pushes.as_ref().is_some_and(|pushes| pushes.is_match(&graph.stage_of(job.id).name));
-        let Some(remote) = self.cache.remote().filter(|_| wanted && work.reason.may_be_shared()) else { return };
-        // What is not worth its room here is not worth it there: who needs it has what it is made of.
-        let bare = graph.common(job.id).temp;
+        let push = self.pushes.as_ref().map_or(Push::Nothing, |pushes| pushes[job.id]);
+        let wanted = push != Push::Nothing && work.reason.may_be_shared();
+        let Some(remote) = self.cache.remote().filter(|_| wanted) else { return };
+        let bare = push == Push::Record;
         remote.push(outcome.key, bare);
         let run_key = work.run_parts().key();
         if run_key != outcome.key {

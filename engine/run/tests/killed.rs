@@ -30,6 +30,7 @@ fn child() {
         gpus: 0,
         gpu_names: Vec::new(),
         memory: 1 << 30,
+        wait: None,
         sources: Vec::new(),
         network: flow_core::Network::default(),
     };

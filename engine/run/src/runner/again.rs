@@ -65,6 +65,7 @@ impl Runner<'_> {
 
     /// What is decided anew has no work of before: that was made of other keys.
     pub(super) fn drop_work(&mut self, id: NodeId) {
+        self.waits.forget(id);
         if let Some(planned) = self.works.remove(&id)
             && let Todo::Execute(work) = planned.task
         {

@@ -9,7 +9,7 @@ use flow_cache::Unusable;
 use flow_core::{Cancelled, Event, How, Sink as _};
 
 use super::{Done, Fingerprint, Planned, Runner, Todo};
-use crate::{graph::NodeId, record::Ended, sched::State, summary::Summary};
+use crate::{exec::Tried, graph::NodeId, record::Ended, sched::State, summary::Summary};
 
 /// The wait before the second try; it doubles with every further one, up to [`LONGEST_REST`].
 const FIRST_REST: Duration = Duration::from_secs(1);
@@ -26,8 +26,15 @@ impl Runner<'_> {
         let Some(active) = self.active.remove(&id) else { return };
         let seconds = active.began.elapsed().as_secs_f64();
         self.pass_on_warnings();
+        if !matches!(made, Ok(Tried::Busy(_))) {
+            self.waits.forget(id);
+        }
         let error = match made {
-            Ok(made) => {
+            Ok(Tried::Busy(wait)) => match self.wait_for(id, wait) {
+                None => return,
+                Some(error) => error,
+            },
+            Ok(Tried::Made(made)) => {
                 if let Some(Planned { task: Todo::Execute(work), .. }) = self.works.remove(&id) {
                     self.made.insert(work.run_parts().key(), made.outcome.clone());
                 }
@@ -109,7 +116,8 @@ impl Runner<'_> {
         let complete = wanted().all(|id| self.sched.state(id) == State::Done);
         let mut summary = std::mem::take(&mut self.summary);
         // Another failure ended the run before they were tried again.
-        summary.failed += wanted().filter(|&id| self.sched.state(id) == State::Resting).count();
+        let rests = |id: &NodeId| self.sched.state(*id) == State::Resting && !self.waits.has(*id);
+        summary.failed += wanted().filter(rests).count();
         for (how, cost) in self.ends.values() {
             match how {
                 How::Ran | How::Resumed => summary.ran += 1,

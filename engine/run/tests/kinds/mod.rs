@@ -279,6 +279,7 @@ impl Lab {
             gpus: 0,
             gpu_names: Vec::new(),
             memory: 1 << 30,
+            wait: None,
             network: flow_core::Network::default(),
             sources: Vec::new(),
         }
@@ -353,7 +354,7 @@ impl Lab {
             Verdict::Cached { .. } => "cached".into(),
             Verdict::Team { .. } => "team".into(),
             Verdict::Run { why, left, .. } => format!("run ({why}){}", if left.is_some() { ", resumes" } else { "" }),
-            Verdict::After { upstream } => format!("after {}", upstream.len()),
+            Verdict::After { upstream, .. } => format!("after {}", upstream.len()),
         };
         let nodes = &project.graph().nodes;
         plan.nodes.iter().map(|planned| format!("{}: {}", nodes[planned.node].name, word(&planned.verdict))).collect()

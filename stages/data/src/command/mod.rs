@@ -34,6 +34,9 @@ pub struct Command {
     /// Names of stages and paths.
     #[serde(default, rename = "in", serialize_with = "names")]
     inputs: BTreeMap<String, Refs>,
+    /// The input of which it takes one thing at a time: it runs once for each, as a node of its own, cached by itself.
+    #[serde(default, skip_serializing)]
+    each: Option<String>,
     /// Files and directories of the project that it reads, relative to it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     files: Vec<Ref>,
@@ -77,7 +80,7 @@ impl Stage for Command {
 
     fn ports(&self) -> Vec<Port> {
         let mut ports: Vec<Port> =
-            self.inputs.iter().map(|(name, refs)| Port::all(format!("in.{name}"), refs)).collect();
+            self.inputs.iter().map(|(name, refs)| self.port(name)(format!("in.{name}"), refs)).collect();
         if !self.files.is_empty() {
             ports.push(Port::all("files", &self.files));
         }
@@ -105,6 +108,18 @@ impl Stage for Command {
             check.warnings.push(Diagnostic::new(text).field(format!("in.{name}")));
         }
         wrong.into_iter().for_each(|error| check.error("run", error));
+        if let Some(each) = self.each.as_ref().filter(|each| !self.inputs.contains_key(*each)) {
+            let error = Diagnostic::new(format!("there is no input `{each}`"));
+            let near = flow_core::did_you_mean(each, self.inputs.keys().map(String::as_str));
+            check.error("each", near.iter().fold(error, |error, near| error.hint(format!("did you mean `{near}`?"))));
+        }
+        if self.each.is_some() && !self.outs.is_empty() {
+            let error = Diagnostic::new("each node would make the same `outs`");
+            check.error(
+                "each",
+                error.hint("let it write into `{out}`, and name an `export` if it is to lie in the project"),
+            );
+        }
         for (i, file) in self.files.iter().enumerate() {
             if !is_safe_name(plain(file.text())) {
                 let error = Diagnostic::new(format!("`{}` is not in the project's folder", file.text()));
@@ -189,6 +204,11 @@ impl Stage for Command {
 }
 
 impl Command {
+    /// How an input is taken.
+    fn port(&self, name: &str) -> fn(String, &[Ref]) -> Port {
+        if self.each.as_deref() == Some(name) { Port::each } else { Port::all }
+    }
+
     /// An empty directory, with copies of the declared files under their names: what is not declared is not there,
     /// and what the command does to them is done to copies.
     fn place_files(&self, ctx: &Ctx<'_>) -> Result<PathBuf> {

@@ -9,7 +9,8 @@ use flow_core::{Diagnostic, did_you_mean};
 /// What a place is filled with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Placeholder {
-    /// `{in.NAME}`: where the input lies; several inputs, one behind the other.
+    /// `{in.NAME}`: where the input lies. Of several inputs the word that it is part of stands once for each: `{in.x}/*`
+    /// is `a/* b/*`.
     In(String),
     /// `{out}`: the directory to fill.
     Out,
@@ -78,13 +79,22 @@ impl Template {
     /// A path is no UTF-8, or `paths` fails.
     pub fn fill(&self, paths: impl Fn(&Placeholder) -> Result<Vec<PathBuf>>) -> Result<String> {
         let mut line = String::new();
-        for part in &self.parts {
+        for (at, part) in self.parts.iter().enumerate() {
             match part {
                 Part::Text(text) => line.push_str(text),
                 Part::Place(place) => {
-                    for (i, path) in paths(place)?.iter().enumerate() {
+                    let paths = paths(place)?;
+                    let after = match self.parts.get(at + 1) {
+                        Some(Part::Text(text)) if paths.len() > 1 => word(text.split(ends_word).next()),
+                        _ => "",
+                    };
+                    let before = match at.checked_sub(1).map(|at| &self.parts[at]) {
+                        Some(Part::Text(text)) if paths.len() > 1 => word(text.rsplit(ends_word).next()),
+                        _ => "",
+                    };
+                    for (i, path) in paths.iter().enumerate() {
                         if i > 0 {
-                            line.push(' ');
+                            line.extend([after, " ", before]);
                         }
                         let Ok(path) = std::str::from_utf8(path.as_os_str().as_bytes()) else {
                             bail!("{} is no UTF-8, and cannot stand in a command", path.display());
@@ -96,6 +106,16 @@ impl Template {
         }
         Ok(line)
     }
+}
+
+/// What ends a word of a shell's line.
+fn ends_word(c: char) -> bool {
+    c.is_whitespace() || ";|&<>()".contains(c)
+}
+
+/// The part of a word that is next to a place; nothing if that is in quotes, where a word may end anywhere.
+fn word(part: Option<&str>) -> &str {
+    part.filter(|part| !part.contains(['\'', '"', '`'])).unwrap_or_default()
 }
 
 fn is_name(text: &str) -> bool {
@@ -148,7 +168,10 @@ mod tests {
 
     #[test]
     fn places_are_filled_and_quoted_and_the_shell_keeps_its_own() {
-        assert_eq!(fill("cat {in.a} > {out}/x", "/a b"), "cat '/a b' b > '/a b' b/x");
+        assert_eq!(fill("cat {in.a} > x", "/a b"), "cat '/a b' b > x");
+        // The word is there for each; what is in quotes is one word however long.
+        assert_eq!(fill("cat {in.a}/* --in={in.a};", "/a"), "cat /a/* b/* --in=/a --in=b;");
+        assert_eq!(fill("sh -c 'cat {in.a}' x\"{in.a}\"/y", "/a"), "sh -c 'cat /a b' x\"/a b\"/y");
         assert_eq!(fill("{in.a}", "it's $HOME;"), r"'it'\''s $HOME;' b");
         for own in ["echo ${HOME} {1..3} {a,b} { true; } {}", "awk '{print $1}' {", "awk '{ n += $1 } END { print n }'"]
         {
