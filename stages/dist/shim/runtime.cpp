@@ -33,6 +33,15 @@ FLOW_EXPORT int flow_peak_device_bytes(int device, int64_t* bytes, char** error)
   });
 }
 
+// A copy in memory of the host that the GPUs of this process read and write at full speed. tch names a device to
+// libtorch, which warns of that with every call.
+FLOW_EXPORT int flow_pinned(const at::Tensor* x, at::Tensor** out, char** error) {
+  return flow::guarded(error, [&] {
+    at::NoGradGuard no_grad;
+    *out = new at::Tensor(x->pin_memory());
+  });
+}
+
 // One step of AdamW on fp32 tensors, in place, by libtorch's fused kernel. `step` counts from 1.
 FLOW_EXPORT int flow_adamw(
     at::Tensor* weight, at::Tensor* gradient, at::Tensor* exp_avg, at::Tensor* exp_avg_sq, double step, double lr,

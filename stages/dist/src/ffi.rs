@@ -35,6 +35,7 @@ unsafe extern "C" {
     pub fn flow_be_deterministic(error: *mut *mut c_char) -> c_int;
     pub fn flow_device_bytes(device: c_int, bytes: *mut i64, error: *mut *mut c_char) -> c_int;
     pub fn flow_peak_device_bytes(device: c_int, bytes: *mut i64, error: *mut *mut c_char) -> c_int;
+    pub fn flow_pinned(x: *const C_tensor, out: *mut *mut C_tensor, error: *mut *mut c_char) -> c_int;
 
     pub fn flow_adamw(
         weight: *const C_tensor,

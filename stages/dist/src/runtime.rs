@@ -5,6 +5,7 @@ use std::{
     mem::MaybeUninit,
     os::unix::ffi::OsStrExt,
     path::PathBuf,
+    ptr,
 };
 
 use anyhow::{Result, bail};
@@ -50,6 +51,18 @@ pub fn device_bytes(device: usize) -> Result<u64> {
     // SAFETY: both pointers are valid for the call.
     call(|error| unsafe { ffi::flow_device_bytes(c_int::try_from(device).unwrap_or(c_int::MAX), &mut bytes, error) })?;
     Ok(bytes.max(0).unsigned_abs())
+}
+
+/// A copy of a tensor of the host's in memory that a GPU reads and writes at full speed.
+///
+/// # Errors
+/// There is no GPU, or no such memory left.
+pub fn pinned(x: &Tensor) -> Result<Tensor> {
+    let mut out = ptr::null_mut();
+    // SAFETY: all pointers are valid for the call.
+    call(|error| unsafe { ffi::flow_pinned(x.as_ptr(), &mut out, error) })?;
+    // SAFETY: the shim gave us a tensor of our own.
+    Ok(unsafe { Tensor::from_ptr(out) })
 }
 
 /// The numbers of one AdamW step.

@@ -1,6 +1,7 @@
 //! Micro batches as tensors, this rank's part of each.
 
 use anyhow::{Context as _, Result, bail};
+use flow_dist::runtime;
 use flow_plan::{Data, Documents, Training};
 use tch::{Device, Kind, Tensor};
 
@@ -85,7 +86,7 @@ impl Batches<'_> {
         let mut rows_bs = Tensor::from_slice(&rows).view([-1, length as i64 + 1]);
         if self.device.is_cuda() {
             // From pinned memory, so that nobody waits until the device has done all that it was given before.
-            rows_bs = rows_bs.pin_memory(self.device).to_device_(self.device, Kind::Int64, true, false);
+            rows_bs = runtime::pinned(&rows_bs)?.to_device_(self.device, Kind::Int64, true, false);
         }
         let context = ContextParallel { group: self.ranks.context.clone() };
         let part = |from: i64| context.part(&rows_bs.narrow(1, from, length as i64), 1);

@@ -79,3 +79,63 @@ fn scheduler(training: &Training, state: &State) -> Value {
         ("wd_incr_steps", samples(training.max_steps)),
     ])
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use serde_json::{Value as Json, json};
+
+    use super::*;
+
+    /// What Megatron-Core 0.16.1 writes beside tensors is there, and of its type: `tests/golden/megatron_ckpt/README.md`.
+    #[test]
+    fn everything_that_megatron_writes_is_there() {
+        let golden =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/megatron_ckpt/optimizer_common.json");
+        let theirs: Json = serde_json::from_slice(&fs::read(golden).unwrap()).unwrap();
+        let training = json!({
+            "seq_length": 8, "micro_batch_size": 1, "global_batch_size": 2, "max_steps": 80, "sched": {"warmup_steps": 8},
+            "optim": {"lr": 1e-3, "min_lr": 1e-5, "weight_decay": 0.1},
+        });
+        let state = State { step: 10, updates: 9, ..State::default() };
+        let ours = json(&Value::dict(of(&serde_json::from_value(training).unwrap(), &state)));
+        has(&ours, &theirs, "");
+        let groups = &ours["optimizer"]["optimizer"]["param_groups"];
+        assert_eq!([&groups[0]["weight_decay"], &groups[1]["weight_decay"]], [&json!(0.1), &json!(0.0)]);
+        assert_eq!((&groups[0]["step"], &ours["opt_param_scheduler"]["num_steps"]), (&json!(9), &json!(20)));
+    }
+
+    fn has(ours: &Json, theirs: &Json, place: &str) {
+        match (ours, theirs) {
+            (Json::Object(ours), Json::Object(theirs)) => {
+                for (name, value) in theirs {
+                    has(ours.get(name).unwrap_or_else(|| panic!("{place}.{name}")), value, &format!("{place}.{name}"));
+                }
+            }
+            (Json::Array(ours), Json::Array(theirs)) => {
+                assert_eq!(ours.len(), theirs.len(), "{place}");
+                ours.iter().zip(theirs).for_each(|(ours, theirs)| has(ours, theirs, place));
+            }
+            // A setting that a model need not have.
+            (Json::Number(_), Json::Null | Json::Number(_)) => {}
+            _ => assert_eq!(ours, theirs, "{place}"),
+        }
+    }
+
+    fn json(value: &Value) -> Json {
+        match value {
+            Value::None => Json::Null,
+            Value::Bool(truth) => json!(truth),
+            Value::Int(number) => json!(number),
+            Value::Float(number) => json!(number),
+            Value::Str(text) => json!(text),
+            Value::List(values) | Value::Tuple(values) => values.iter().map(json).collect(),
+            Value::Dict(entries) => {
+                let name = |key: &Value| json(key).as_str().unwrap().to_owned();
+                Json::Object(entries.iter().map(|(key, value)| (name(key), json(value))).collect())
+            }
+            other => panic!("{other:?} is not plain data"),
+        }
+    }
+}

@@ -10,6 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
+use flow_dist::runtime;
 use tch::{Device, Kind, Tensor, no_grad};
 
 use crate::{
@@ -185,7 +186,7 @@ fn cut(parts: Parts) -> Parts {
 fn room(parts: &Parts, device: Device) -> Result<Parts> {
     let like = |stretch: &Stretch| {
         let values = Tensor::f_zeros(stretch.values.size(), (stretch.values.kind(), Device::Cpu))?;
-        let values = if device.is_cuda() { values.f_pin_memory(device)? } else { values };
+        let values = if device.is_cuda() { runtime::pinned(&values)? } else { values };
         Ok(Stretch { at: stretch.at, values })
     };
     let room = |stretches: &Vec<Stretch>| stretches.iter().map(like).collect::<Result<_>>();

@@ -1,6 +1,7 @@
 """python verify_optimizer.py HF_DIR ITER_DIR : Megatron-Core's distributed optimizer, on a CPU, takes the state of a checkpoint that flow's
-trainer saved: its own sharded state dict says what it asks for, dist_checkpointing.load gives it, load_state_dict takes it."""
-import sys, contextlib, torch
+trainer saved: its own sharded state dict says what it asks for, dist_checkpointing.load gives it, load_state_dict takes it.
+python verify_optimizer.py HF_DIR --groups : what it writes of an optimizer itself, beside tensors (optimizer_common.json)."""
+import sys, contextlib, json, torch
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 import make_golden as mg
@@ -31,6 +32,7 @@ from megatron.bridge.training.model_load_save import temporary_distributed_conte
 from megatron.core import dist_checkpointing
 from megatron.core.distributed import DistributedDataParallelConfig
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 bridge = AutoBridge.from_hf_pretrained(hf, torch_dtype=torch.bfloat16)
 prov = bridge.to_megatron_provider(load_weights=False)
 prov.transformer_layer_spec = local_layer_spec
@@ -52,6 +54,12 @@ with OnCpu(), temporary_distributed_context(backend="gloo"):
         plain = plain.module
     state = {"model": plain.sharded_state_dict(metadata=metadata)}
     state["optimizer"] = optimizer.sharded_state_dict(state["model"], is_loading=True, metadata=metadata)
+    if it == "--groups":
+        scheduler = OptimizerParamScheduler(optimizer, init_lr=0.0, max_lr=1e-3, min_lr=1e-5, lr_warmup_steps=16, lr_decay_steps=160, lr_decay_style="cosine",
+                                            start_wd=0.1, end_wd=0.1, wd_incr_steps=160, wd_incr_style="constant", override_opt_param_scheduler=False)
+        groups = {k: state["optimizer"][k] for k in ("optimizer", "param_state_sharding_type")}
+        print(json.dumps({"content_metadata": {k: v for k, v in metadata.items() if isinstance(v, (bool, str))}, "optimizer": groups, "opt_param_scheduler": scheduler.state_dict()}, indent=1, default=float))
+        sys.exit()
     loaded, missing, unexpected = dist_checkpointing.load(state, it, strict="return_all")
     asked = sorted(loaded["optimizer"])
     print("1 megatron load ok; missing", sorted(missing), "unexpected", sorted(unexpected), "optimizer", asked)
