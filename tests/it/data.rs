@@ -2,12 +2,15 @@
 
 use std::{
     io::{BufRead, BufReader, Write},
-    net::TcpListener,
+    net::{TcpListener, TcpStream},
     path::Path,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
-use crate::support::{Sandbox, copy};
+use crate::support::{Sandbox, copy, until};
 
 /// The shipped example's directory, as `example` in the project.
 fn with_example(text: &str) -> Sandbox {
@@ -105,11 +108,11 @@ fn a_part_of_a_result_is_an_input_of_its_own() {
     assert_eq!(sandbox.json(&[]).ran(), [""; 0]);
     let stats = |stage: &str| -> serde_json::Value {
         let path = sandbox.ok(&["path", "p.toml", stage]);
-        let stats = std::fs::read(Path::new(path.trim()).join("stats.json")).unwrap();
+        let stats = std::fs::read(Path::new(path.trim()).join("train_1.stats.json")).unwrap();
         serde_json::from_slice(&stats).unwrap()
     };
     let (split, tokens) = (stats("parts[1]"), stats("one"));
-    assert_eq!(tokens["files"]["train_1"]["lines"], split["parts"]["validation"]["documents"]);
+    assert_eq!(tokens["lines"], split["parts"]["validation"]["documents"]);
     let list = sandbox.ok(&["path", "p.toml", "list"]);
     let list = std::fs::read_to_string(Path::new(list.trim()).join("list")).unwrap();
     assert!(
@@ -189,4 +192,128 @@ fn an_update_of_the_lock_asks_whether_anything_changed() {
     std::fs::remove_dir_all(sandbox.cache()).unwrap();
     sandbox.ok(&["lock", "p.toml", "--update"]);
     assert_eq!(told.lock().unwrap().last().unwrap(), "three");
+}
+
+/// A server of one big file that knows ranges. Until it may go on, it sends eight MiB of an answer and no more.
+struct BigFile {
+    url: String,
+    may_go_on: Arc<AtomicBool>,
+    /// The ranges that were asked for; of the whole file none.
+    asked: Arc<Mutex<Vec<Option<(usize, usize)>>>>,
+}
+
+impl BigFile {
+    fn serve(content: Arc<Vec<u8>>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/big", listener.local_addr().unwrap());
+        let (may_go_on, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+        let (go, log) = (Arc::clone(&may_go_on), Arc::clone(&asked));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (content, go, log) = (Arc::clone(&content), Arc::clone(&go), Arc::clone(&log));
+                std::thread::spawn(move || Self::answer(stream.unwrap(), &content, &go, &log));
+            }
+        });
+        Self { url, may_go_on, asked }
+    }
+
+    /// A client that is gone is no error.
+    fn answer(mut stream: TcpStream, content: &[u8], go: &AtomicBool, log: &Mutex<Vec<Option<(usize, usize)>>>) {
+        let lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
+        let head: Vec<String> = lines.take_while(|line| !line.is_empty()).map(|line| line.to_lowercase()).collect();
+        let range = head.iter().find_map(|line| line.strip_prefix("range: bytes=")?.split_once('-'));
+        let range = range.map(|(from, to)| (from.parse().unwrap(), to.parse::<usize>().unwrap() + 1));
+        log.lock().unwrap().push(range);
+        let (from, to) = range.unwrap_or((0, content.len()));
+        let status = if range.is_some() { "206 Partial Content" } else { "200 OK" };
+        let place = format!("Content-Range: bytes {from}-{}/{}\r\n", to - 1, content.len());
+        let head = format!(
+            "HTTP/1.1 {status}\r\nContent-Length: {}\r\nETag: \"v1\"\r\nAccept-Ranges: bytes\r\n{}Connection: close\r\n\r\n",
+            to - from,
+            if range.is_some() { place.as_str() } else { "" },
+        );
+        let part = (from + (8 << 20)).min(to);
+        let sent = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&content[from..part]));
+        if sent.is_ok() {
+            until("it may go on", || go.load(Ordering::SeqCst));
+            let _ = stream.write_all(&content[part..to]);
+        }
+    }
+}
+
+#[test]
+fn killed_in_the_middle_of_a_big_file_it_goes_on_where_each_connection_was() {
+    let words = (0..68u64 << 17).map(|i| i.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes());
+    let content: Arc<Vec<u8>> = Arc::new(words.flatten().collect());
+    let server = BigFile::serve(Arc::clone(&content));
+    let sandbox = Sandbox::with(&format!("[stage.raw]\nkind = \"fetch\"\nurls = [\"{}\"]\n", server.url));
+    // What is noted beside the part that grows.
+    let spans = || -> Vec<(usize, usize)> {
+        let scratch = std::fs::read_dir(sandbox.cache().join("scratch")).into_iter().flatten();
+        let notes = scratch.filter_map(|entry| std::fs::read(entry.unwrap().path().join("part.json")).ok());
+        let note = notes.filter_map(|text| serde_json::from_slice::<serde_json::Value>(&text).ok()).next();
+        note.and_then(|note| serde_json::from_value(note["pieces"]["have"].clone()).ok()).unwrap_or_default()
+    };
+    let running = sandbox.start(&["run", "p.toml"]);
+    until("three connections are in their middles", || {
+        spans().iter().filter(|span| span.1 - span.0 > 2 << 20).count() == 3
+    });
+    running.signal(libc::SIGKILL);
+    assert_eq!(running.end().code, None);
+    let have: usize = spans().iter().map(|span| span.1 - span.0).sum();
+    server.asked.lock().unwrap().clear();
+    server.may_go_on.store(true, Ordering::SeqCst);
+    assert_eq!(sandbox.json(&[]).how()["raw"], "resumed");
+    let path = sandbox.ok(&["path", "p.toml", "raw"]);
+    assert!(std::fs::read(Path::new(path.trim()).join("big")).unwrap() == *content);
+    let asked: Option<usize> = server.asked.lock().unwrap().iter().map(|range| range.map(|(from, to)| to - from)).sum();
+    assert_eq!(asked, Some(content.len() - have), "what was there is not asked for again");
+}
+
+#[test]
+fn a_pattern_that_nothing_matches_is_told_before_the_run() {
+    let sandbox = with_example(
+        "[stage.raw]\nkind = \"fetch\"\nurls = [\"example/*.jsonl.zst\"]\n\
+         [stage.there]\nkind = \"fetch\"\nurls = [\"example/*_0.jsonl.gz\"]\nexclude = [\"val*\"]\n\
+         [stage.none]\nkind = \"fetch\"\nurls = [\"example\"]\ninclude = [\"*.parquet\"]\n",
+    );
+    let output = sandbox.run(&["check", "p.toml"]);
+    assert_eq!(output.code, Some(2), "{output}");
+    assert_eq!(output.stderr.matches("matches").count(), 2, "{output}");
+    assert!(output.stderr.contains("p.toml:5:") && output.stderr.contains("p.toml:12:"), "{output}");
+}
+
+#[test]
+fn shards_of_a_stage_lie_in_one_exported_directory() {
+    let sandbox = with_example(
+        r#"
+        [stage.raw]
+        kind = "fetch"
+        urls = ["example/train_{0..1}.jsonl.gz"]
+        [stage.clean]
+        kind = "filter"
+        input = "raw"
+        length = { min_chars = 200 }
+        export = "clean"
+        [stage.tokens]
+        kind = "tokenize"
+        input = "clean"
+        tokenizer = "example/tokenizer"
+        export = "tokens"
+        "#,
+    );
+    sandbox.ok(&["run", "p.toml"]);
+    let names = |directory: &str| {
+        let entries = std::fs::read_dir(sandbox.path(directory)).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.filter(|name| !name.starts_with('.')).collect();
+        names.sort();
+        names
+    };
+    let of = |endings: &[&str]| -> Vec<String> {
+        let all = ["train_0", "train_1"].iter().flat_map(|stem| endings.iter().map(move |e| format!("{stem}{e}")));
+        all.collect()
+    };
+    assert_eq!(names("clean"), of(&[".jsonl.zst", ".stats.json"]));
+    assert_eq!(names("tokens"), of(&[".stats.json", "_text_document.bin", "_text_document.idx"]));
 }

@@ -71,7 +71,7 @@ input = "megatron"
 source = "base"
 [stage.said]
 kind = "command"
-run = "cat {in.m}/stats.json > {out}/copy; echo 日本 > {out}/two"
+run = "cat {in.m}/validation_0.stats.json > {out}/copy; echo 日本 > {out}/two"
 in = { m = "direct" }
 "#;
 

@@ -161,8 +161,8 @@ mod tests {
         let mut stand = Stand::new();
         stand.input("input", &example.join("validation_0.jsonl.gz")).input("tokenizer", &example.join("tokenizer"));
         stand.run(&stage::<Tokenize>(json!({"input": "raw", "tokenizer": "base"}))).unwrap();
-        let stats: serde_json::Value = serde_json::from_slice(&stand.out("stats.json")).unwrap();
-        let stats = &stats["files"]["validation_0"]["keys"]["text"];
+        let stats: serde_json::Value = serde_json::from_slice(&stand.out("validation_0.stats.json")).unwrap();
+        let stats = &stats["keys"]["text"];
         let name = "out/validation_0_text_document";
         for path in ["out".to_owned(), name.to_owned(), format!("{name}.idx"), format!("{name}.bin")] {
             let found = inspect(&stand.place(&path), None).unwrap();

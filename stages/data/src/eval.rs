@@ -37,6 +37,9 @@ const TASKS: &[&str] = &["perplexity"];
 /// Text that is encoded at a time.
 const BLOCK: usize = 4 << 20;
 
+/// A longer line is not a document but a file that has no lines.
+const MAX_LINE: usize = 1 << 30;
+
 /// A worker that evaluates keeps nothing: it is given no time when the run is interrupted.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -258,7 +261,7 @@ impl Eval {
         let mut left = self.limit.unwrap_or(u64::MAX);
         let mut written = 0;
         for file in data_files(ctx)? {
-            let mut blocks = Blocks::new(Decoder::open(&file)?, BLOCK);
+            let mut blocks = Blocks::new(Decoder::open(&file)?, BLOCK, MAX_LINE);
             let (mut block, mut line_number) = (Vec::new(), 0);
             while left > 0 && blocks.next_into(&mut block).with_context(|| format!("cannot read {}", file.display()))? {
                 ctx.go_on()?;
@@ -287,7 +290,7 @@ impl Eval {
     fn look_at(&self, path: &Path) -> Result<()> {
         const LOOK: usize = 64 << 10;
         let mut block = Vec::new();
-        Blocks::new(Decoder::open(path)?.take(LOOK as u64), LOOK).next_into(&mut block)?;
+        Blocks::new(Decoder::open(path)?.take(LOOK as u64), LOOK, LOOK).next_into(&mut block)?;
         let Some(line) = Lines::new(&block).next().filter(|line| line.len() < block.len()) else { return Ok(()) };
         self.text(line).map(drop).with_context(|| format!("{}: line 1", path.display()))
     }

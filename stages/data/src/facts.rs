@@ -6,8 +6,6 @@
 use std::{
     collections::HashMap,
     fmt,
-    fs::File,
-    io::BufReader,
     path::{Path, PathBuf},
     sync::{LazyLock, Mutex, PoisonError},
     time::SystemTime,
@@ -100,9 +98,9 @@ pub fn named(path: &Path, name: &str) -> Option<PathBuf> {
 /// # Errors
 /// It cannot be read, or does not hold a `T`.
 pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
-    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-    serde_json::from_reader(BufReader::with_capacity(1 << 16, file))
-        .with_context(|| format!("{} is not what it should be", path.display()))
+    // From memory a parser is several times as fast as from a file.
+    let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_slice(&text).with_context(|| format!("{} is not what it should be", path.display()))
 }
 
 /// What of a `tokenizer.json` its size follows from.

@@ -6,6 +6,7 @@
 mod command;
 mod curate;
 mod datasets;
+mod documents;
 mod eval;
 pub mod facts;
 mod fetch;

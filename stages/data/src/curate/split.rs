@@ -1,6 +1,6 @@
 //! `split`: documents told apart for good, as those to train on and those to validate with.
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{collections::BTreeMap, path::Path, time::Instant};
 
 use anyhow::Result;
 use flow_core::{Check, Ctx, Diagnostic, Level, Port, Refs, Stage};
@@ -9,16 +9,16 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    BadLines, check_shards, shards,
-    stream::Reader,
     texts, throughput,
     write::{Output, Writer},
-    write_stats,
 };
-use crate::tokenize::{OnBadLine, encode::Bad};
+use crate::documents::{
+    Bad, BadLines, OnBadLine, Reader, check_shards, check_workers, is_jsonl, shards, stats_name, stem, write_stats,
+};
 
 /// `kind = "split"`: one node a shard. `NAME.jsonl`, also compressed → `train/NAME.jsonl.zst`, `validation/NAME.jsonl.zst` or
-/// whatever the parts are called, which other stages take as `"STAGE:train"` and `"STAGE:validation"`; and `stats.json`.
+/// whatever the parts are called, which other stages take as `"STAGE:train"` and `"STAGE:validation"`; and
+/// `NAME.stats.json`.
 ///
 /// The part of a document follows from a digest of its id, or of its text where it has none. So it stays in its part
 /// whatever comes or goes beside it, in every shard and every corpus, and copies of a text with different ids should be gone
@@ -69,8 +69,8 @@ fn default_id() -> String {
     "id".to_owned()
 }
 
-/// `stats.json`.
-#[derive(Debug, Serialize)]
+/// `NAME.stats.json`.
+#[derive(Debug, Default, Serialize)]
 struct Stats {
     documents: u64,
     /// Those that have no id.
@@ -97,7 +97,7 @@ struct Sorted {
 
 impl Stage for Split {
     const KIND: &'static str = "split";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "Splits documents into parts, such as train and validation, by a hash of their ids";
 
     fn expand(mut self, errors: &mut Vec<Diagnostic>) -> Vec<Self> {
@@ -139,9 +139,7 @@ impl Stage for Split {
             let error = Diagnostic::new(format!("the parts are {all}, and nothing is left for `{}`", self.rest));
             errors.push(error.field("parts"));
         }
-        if self.workers == Some(0) {
-            errors.push(Diagnostic::new("no worker would do anything").field("workers").hint("1 or more"));
-        }
+        check_workers(self.workers, errors);
         self.names = self.parts.keys().chain([&self.rest]).cloned().collect();
         vec![self]
     }
@@ -155,6 +153,13 @@ impl Stage for Split {
     }
 
     fn check(&self, check: &mut Check<'_>) {
+        let names =
+            check.input("input").iter().flat_map(|known| &known.files).filter(|name| is_jsonl(name, usize::MAX));
+        let of = |name: &String| {
+            let parts = self.names.iter().map(|part| self.output.name(&format!("{part}/{}", stem(name))));
+            parts.chain([stats_name(stem(name))]).collect::<Vec<_>>()
+        };
+        check.files = names.flat_map(of).collect();
         check_shards(check, "input", &self.json_key, self.on_bad_line);
     }
 
@@ -162,45 +167,50 @@ impl Stage for Split {
         let started = Instant::now();
         let input = ctx.one("input")?;
         let mut reader = Reader::new(ctx, self.workers, input.tree.size());
-        let mut stats = Stats { documents: 0, by_text: 0, bytes: 0, parts: BTreeMap::new(), bad: BadLines::default() };
+        let mut all = Stats::default();
         for (stem, path) in shards(input)? {
-            let create = |name: &String| Writer::create(ctx.out, &format!("{name}/{stem}"), self.output);
-            let mut writers = self.names.iter().map(create).collect::<Result<Vec<_>>>()?;
-            let mut lines = 0;
-            stats.bytes += reader.blocks(
-                &path,
-                |block| Ok(self.sort(block)),
-                |sorted| {
-                    for (number, bad) in &sorted.bad {
-                        stats.bad.take(ctx, self.on_bad_line, &path, lines + number, bad)?;
-                    }
-                    for (writer, (lines, documents)) in writers.iter_mut().zip(sorted.parts) {
-                        writer.append(&lines, documents)?;
-                    }
-                    lines += sorted.lines;
-                    stats.by_text += sorted.by_text;
-                    Ok(())
-                },
-            )?;
-            for (name, writer) in self.names.iter().zip(writers) {
-                let part = stats.parts.entry(name.clone()).or_default();
-                part.documents += writer.documents;
-                part.bytes += writer.bytes;
-                stats.documents += writer.documents;
-                writer.finish()?;
+            let stats = self.split(ctx, &mut reader, &stem, &path)?;
+            all.documents += stats.documents;
+            all.bytes += stats.bytes;
+            for (name, part) in &stats.parts {
+                all.parts.entry(name.clone()).or_default().documents += part.documents;
             }
+            write_stats(ctx, &stats_name(&stem), &stats)?;
         }
-        let parts = stats.parts.iter().map(|(name, part)| format!("{} {name}", part.documents));
-        let rate = throughput(stats.documents, stats.bytes, started.elapsed().as_secs_f64());
-        ctx.log(
-            Level::Info,
-            format!("{} documents: {} in {rate}", stats.documents, parts.collect::<Vec<_>>().join(", ")),
-        );
-        write_stats(ctx, &stats)
+        let parts = all.parts.iter().map(|(name, part)| format!("{} {name}", part.documents));
+        let rate = throughput(all.documents, all.bytes, started.elapsed().as_secs_f64());
+        let text = format!("{} documents: {} in {rate}", all.documents, parts.collect::<Vec<_>>().join(", "));
+        ctx.log(Level::Info, text);
+        Ok(())
     }
 }
 
 impl Split {
+    fn split(&self, ctx: &Ctx<'_>, reader: &mut Reader<'_>, stem: &str, path: &Path) -> Result<Stats> {
+        let create = |name: &String| Writer::create(ctx.out, &format!("{name}/{stem}"), self.output);
+        let mut writers = self.names.iter().map(create).collect::<Result<Vec<_>>>()?;
+        let (mut stats, mut lines) = (Stats::default(), 0);
+        let sort = |block: &[u8]| Ok(self.sort(block));
+        stats.bytes = reader.blocks(path, sort, |sorted| {
+            for (number, bad) in &sorted.bad {
+                stats.bad.take(ctx, self.on_bad_line, path, lines + number, bad)?;
+            }
+            for (writer, (lines, documents)) in writers.iter_mut().zip(sorted.parts) {
+                writer.append(&lines, documents)?;
+            }
+            lines += sorted.lines;
+            stats.by_text += sorted.by_text;
+            Ok(())
+        })?;
+        for (name, writer) in self.names.iter().zip(writers) {
+            let part = Part { documents: writer.documents, bytes: writer.bytes };
+            stats.documents += part.documents;
+            stats.parts.insert(name.clone(), part);
+            writer.finish()?;
+        }
+        Ok(stats)
+    }
+
     fn sort(&self, block: &[u8]) -> Sorted {
         let keys = [self.json_key.clone()];
         let mut sorted =
@@ -288,7 +298,7 @@ mod tests {
             let text = String::from_utf8(stand.out(&format!("{part}/a.jsonl"))).unwrap();
             text.lines().map(str::to_owned).collect()
         };
-        (split.names.iter().map(lines).collect(), serde_json::from_slice(&stand.out("stats.json")).unwrap())
+        (split.names.iter().map(lines).collect(), serde_json::from_slice(&stand.out("a.stats.json")).unwrap())
     }
 
     #[test]

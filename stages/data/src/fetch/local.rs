@@ -33,6 +33,24 @@ pub fn copy(ctx: &Ctx<'_>, input: &Input, filter: &Filter) -> Result<Vec<String>
     Ok(files.into_iter().map(|(name, _)| name.to_owned()).collect())
 }
 
+/// Whether there is a file below a directory that the filter takes. Reads names alone, and only as many as it takes to know; a
+/// directory that cannot be read is told by who reads it.
+pub fn has_any(directory: &Path, filter: &Filter) -> bool {
+    fn look(directory: &Path, prefix: &str, filter: &Filter) -> bool {
+        let Ok(entries) = std::fs::read_dir(directory) else { return true };
+        entries.map_while(Result::ok).any(|entry| {
+            let Some(name) = entry.file_name().to_str().map(|name| format!("{prefix}{name}")) else { return true };
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => look(&entry.path(), &format!("{name}/"), filter),
+                Ok(kind) if kind.is_file() => filter.takes(&name),
+                // Where a link leads is not looked into.
+                _ => true,
+            }
+        })
+    }
+    look(directory, "", filter)
+}
+
 /// Copies a file with its permissions; a file system that can share the blocks does. `step` hears of the bytes as
 /// they are copied, and may stop it.
 ///

@@ -133,6 +133,9 @@ impl Stage for Fetch {
         let filter = self.filter();
         if filter.takes_all() {
             check.result_path = Some(path.clone());
+        } else if path.is_dir() && !local::has_any(&path, &filter) {
+            let error = Diagnostic::new(format!("no file in {} matches", path.display()));
+            check.error("urls", error.hint("`*` in a path does not match `/`; in `include` and `exclude` it does"));
         }
         match facts::of_path(&path) {
             Ok(facts) => {

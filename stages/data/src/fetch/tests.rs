@@ -71,6 +71,32 @@ fn a_file_comes_whole_through_redirects_with_its_name() {
 }
 
 #[test]
+fn what_a_server_compresses_on_its_own_is_refused_and_what_lies_there_compressed_is_taken() {
+    let server = Server::start(|request, _| {
+        let coding = if request.path.contains("zst") { "zstd" } else { "x-GZip" };
+        Answer::file(request, b"as it lies there", "\"v1\"").with("Content-Encoding", coding)
+    });
+    for name in ["a.jsonl.gz", "b.tar.GZ", "c.jsonl.zst"] {
+        let stand = Stand::new();
+        run(&stand, &fetch(&server.url(&format!("/{name}"))), &nowhere()).unwrap();
+        assert_eq!(stand.out(name), b"as it lies there");
+    }
+    let before = server.requests().len();
+    for name in ["a.jsonl", "gz", "a.zst.gz.txt"] {
+        let error = error(&Stand::new(), &fetch(&server.url(&format!("/{name}"))), &nowhere());
+        assert!(error.contains("Content-Encoding: ") && error.contains("asked not to"), "{error}");
+    }
+    assert_eq!(server.requests().len(), before + 3, "it is asked once");
+
+    // Another place has it as it is.
+    let plain =
+        Server::start(|request, _| Answer::file(request, b"plain", "\"v1\"").with("Content-Encoding", "identity"));
+    let stand = Stand::new();
+    run(&stand, &stage(json!({ "urls": [[server.url("/x"), plain.url("/x")]] })), &nowhere()).unwrap();
+    assert_eq!(stand.out("x"), b"plain");
+}
+
+#[test]
 fn a_broken_connection_goes_on_from_its_last_byte() {
     let content = noise(2_000_000);
     let body = content.clone();

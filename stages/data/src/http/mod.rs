@@ -149,7 +149,11 @@ impl Http {
         // What is asked for is the file as it lies there: a .gz stays one.
         let request = client.get(url.clone()).header(header::ACCEPT_ENCODING, "identity").headers(headers);
         let response = request.send().await.map_err(|error| Failure::broken(url, error))?;
-        if response.status().is_success() { Ok(response) } else { Err(Failure::refused(url, &response)) }
+        match content_coding(url, &response) {
+            _ if !response.status().is_success() => Err(Failure::refused(url, &response)),
+            Some(coding) => Err(Failure::encoded(url, &coding)),
+            None => Ok(response),
+        }
     }
 
     /// Tries until it works, is hopeless, or got nowhere too often. `attempt` tells with its failure how many bytes
@@ -210,6 +214,23 @@ pub fn wait<T>(ctx: &Ctx<'_>, future: impl Future<Output = Result<T>>) -> Result
     result
 }
 
+/// The coding that stands between an answer's bytes and the file, though none was asked for. Of a file whose name says its
+/// compression the bytes are the file: servers tell of a `.gz` that it is gzip in this way, too.
+fn content_coding(url: &Url, response: &reqwest::Response) -> Option<String> {
+    let coding = response.headers().get(header::CONTENT_ENCODING)?.to_str().unwrap_or("?").trim().to_lowercase();
+    let endings: &[&str] = match coding.as_str() {
+        "" | "identity" => return None,
+        "gzip" | "x-gzip" => &[".gz", ".tgz"],
+        "zstd" => &[".zst"],
+        "br" => &[".br"],
+        "bzip2" | "x-bzip2" => &[".bz2"],
+        "xz" | "x-xz" => &[".xz"],
+        _ => &[],
+    };
+    let path = url.path().to_lowercase();
+    (!endings.iter().any(|ending| path.ends_with(ending))).then_some(coding)
+}
+
 /// How long a server wants to be left alone: in seconds, or until a date.
 fn retry_after(text: &str) -> Option<Duration> {
     let date = || httpdate::parse_http_date(text.trim()).ok();
@@ -255,6 +276,16 @@ impl Failure {
             status: Some(status),
             retry: again.then_some(after),
         }
+    }
+
+    /// The server answered with something that the file would have to be made of first.
+    fn encoded(url: &Url, coding: &str) -> Self {
+        let error = anyhow::anyhow!(
+            "GET {}: the server sends the file under a compression of its own (Content-Encoding: {coding}), though it was \
+             asked not to; it is taken as it lies there or not at all: another place of the same file may serve (`urls`, `[mirrors]`)",
+            redacted(url.as_str())
+        );
+        Self { error, status: None, retry: None }
     }
 
     /// Nothing that happens on this machine gets better by asking the server again.

@@ -5,10 +5,7 @@ use aho_corasick::{AhoCorasick, MatchKind};
 use serde_json::Value as Json;
 use tokenizers::Tokenizer as HfTokenizer;
 
-use super::{
-    bpe::{Bpe, Model},
-    split::Splitter,
-};
+use super::{bpe::Bpe, fast::Around, split::Splitter};
 
 /// A tokenizer of this kind.
 pub struct ByteLevel {
@@ -29,18 +26,15 @@ struct Added {
 }
 
 impl ByteLevel {
-    /// The tokenizer in `json` (a tokenizer.json), which `reference` was loaded from; none if it is of another kind. What
+    /// The tokenizer of a model and what stands around it, as `reference` has them; none if it is of another kind. What
     /// `fast` does not let pass is not looked at again.
-    pub fn new(json: &Json, reference: &HfTokenizer) -> Option<Self> {
-        if !json["normalizer"].is_null() {
+    pub fn new(bpe: Bpe, around: &Around, reference: &HfTokenizer) -> Option<Self> {
+        if !around.normalizer.is_null() {
             return None;
         }
-        let splitter = splitter(&json["pre_tokenizer"])?;
-        let added = match json["added_tokens"].as_array() {
-            Some(tokens) if !tokens.is_empty() => Some(Added::new(tokens, reference)?),
-            _ => None,
-        };
-        let bpe = Bpe::new(&Model::of_json(&json["model"])?)?;
+        let splitter = splitter(&around.pre_tokenizer)?;
+        let tokens = &around.added_tokens;
+        let added = if tokens.is_empty() { None } else { Some(Added::new(tokens, reference)?) };
         let ids = |special| Some(reference.encode_fast("a", special).ok()?.get_ids().to_vec());
         let (plain, special) = (ids(false)?, ids(true)?);
         let start = special.windows(plain.len()).position(|ids| ids == plain)?;

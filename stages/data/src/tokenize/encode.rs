@@ -2,6 +2,9 @@
 
 use std::{
     borrow::Cow,
+    fmt,
+    io::Read,
+    path::Path,
     sync::{Arc, mpsc},
     time::Duration,
 };
@@ -9,12 +12,13 @@ use std::{
 use anyhow::{Result, anyhow};
 use flow_core::{Cancel, Cancelled};
 use flow_formats::{
-    documents::{BLANK, BYTE_ORDER_MARK, HALF_SURROGATE, INVALID_UTF8, Lines, Text, texts},
+    compressed::Decoder,
+    documents::{Lines, Text},
     indexed::{Block, TokenType},
 };
-use serde::Serialize;
 
 use super::tokenizer::Tokenizer;
+use crate::documents::{Bad, document, strings};
 
 /// A longer text is encoded on a thread of its own, which an interrupted run leaves behind: nothing can ask the
 /// tokenizer to stop, and cutting the text could change ids.
@@ -22,6 +26,24 @@ const LONG: usize = 4 << 20;
 
 /// How often who waits for such a thread looks whether to stop.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// The most bytes of a file that are encoded twice before anything else.
+const HEAD: usize = 64 << 10;
+
+/// A text of each block that is not longer is encoded twice.
+const COMPARED: usize = 2 << 10;
+
+/// The faster encoder gave other ids than the reference.
+#[derive(Debug)]
+pub struct Differs;
+
+impl fmt::Display for Differs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the fast encoder differs from the reference on this text")
+    }
+}
+
+impl std::error::Error for Differs {}
 
 /// How documents become ids.
 #[derive(Debug)]
@@ -68,8 +90,9 @@ impl Encoder<'_> {
     /// the document's last sequence ends with `eod`, unless there is none; a document without sequences counts.
     ///
     /// # Errors
-    /// The tokenizer fails; [`Cancelled`] in the middle of a long text.
+    /// The tokenizer fails; [`Differs`]; [`Cancelled`] in the middle of a long text.
     pub fn encode(&self, lines: &[u8]) -> Result<Encoded> {
+        let mut compare = self.fast;
         let mut encoded = Encoded {
             blocks: self.keys.iter().map(|_| Block::new(self.dtype)).collect(),
             lines: 0,
@@ -84,6 +107,10 @@ impl Encoder<'_> {
             match document(line, self.keys, self.longest) {
                 Ok(found) => {
                     encoded.nul += u64::from(found.iter().any(|text| strings(text).iter().any(|s| s.contains('\0'))));
+                    if let Some(text) = found.iter().flat_map(strings).find(|text| compare && text.len() <= COMPARED) {
+                        compare = false;
+                        self.compare(text)?;
+                    }
                     for (block, text) in encoded.blocks.iter_mut().zip(found) {
                         self.append(block, text)?;
                     }
@@ -97,6 +124,26 @@ impl Encoder<'_> {
             }
         }
         Ok(encoded)
+    }
+
+    /// Compares both encoders on the beginning of a file: on its documents there, or, if its first line is longer than that, on the
+    /// line as it stands.
+    ///
+    /// # Errors
+    /// [`Differs`]; the file cannot be read, or the reference cannot encode it.
+    pub fn compare_head(&self, path: &Path) -> Result<()> {
+        let mut head = Vec::with_capacity(HEAD);
+        Decoder::open(path)?.take(HEAD as u64).read_to_end(&mut head)?;
+        let mut compared = false;
+        for found in Lines::new(&head).filter_map(|line| document(line, self.keys, self.longest).ok()) {
+            compared = true;
+            found.iter().flat_map(strings).try_for_each(|text| self.compare(text))?;
+        }
+        if compared { Ok(()) } else { self.compare(&String::from_utf8_lossy(&head)) }
+    }
+
+    fn compare(&self, text: &str) -> Result<()> {
+        if self.tokenizer.agrees(text, self.special)? { Ok(()) } else { Err(Differs.into()) }
     }
 
     fn append(&self, block: &mut Block, text: Text<'_>) -> Result<()> {
@@ -153,96 +200,5 @@ impl Encoder<'_> {
                 Err(mpsc::RecvTimeoutError::Disconnected) => return Err(anyhow!("the tokenizer panicked")),
             }
         }
-    }
-}
-
-/// The texts under the keys, none of them of more than `longest` bytes; or why the line is no document.
-pub fn document<'l>(line: &'l [u8], keys: &[String], longest: usize) -> Result<Vec<Text<'l>>, Bad> {
-    let mut found = vec![Text::Missing; keys.len()];
-    texts(line, keys, &mut found).map_err(|bad| Bad { reason: Reason::of_line(&bad.why), why: bad.to_string() })?;
-    for (key, text) in keys.iter().zip(&found) {
-        match text {
-            Text::One(_) | Text::Many(_) => {
-                let bytes: usize = strings(text).iter().map(|text| text.len()).sum();
-                if bytes > longest {
-                    let why = format!("`{key}` has {bytes} bytes, and `max_document_bytes` is {longest}");
-                    return Err(Bad { reason: Reason::TooLong, why });
-                }
-            }
-            Text::Missing => return Err(Bad { reason: Reason::NoText, why: missing(key, line) }),
-            Text::Other(what) => {
-                let reason = if *what == HALF_SURROGATE { Reason::HalfSurrogate } else { Reason::NoText };
-                return Err(Bad { reason, why: format!("`{key}` {what}") });
-            }
-        }
-    }
-    Ok(found)
-}
-
-/// What a document has under a key, as a list.
-fn strings<'t, 'l>(text: &'t Text<'l>) -> &'t [Cow<'l, str>] {
-    match text {
-        Text::One(text) => std::slice::from_ref(text),
-        Text::Many(texts) => texts,
-        Text::Missing | Text::Other(_) => &[],
-    }
-}
-
-/// A line that is no document.
-#[derive(Debug)]
-pub struct Bad {
-    /// What it is counted as.
-    pub reason: Reason,
-    /// Why, in words.
-    pub why: String,
-}
-
-/// What bad lines are counted as in `stats.json`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Reason {
-    /// Nothing, or white space.
-    Blank,
-    /// It begins with U+FEFF.
-    ByteOrderMark,
-    /// Its bytes are not UTF-8.
-    InvalidUtf8,
-    /// It is not a JSON object.
-    NotJson,
-    /// It has no text under a key.
-    NoText,
-    /// Its text has an escape for half of a character.
-    HalfSurrogate,
-    /// Its text is longer than `max_document_bytes`.
-    TooLong,
-}
-
-impl Reason {
-    fn of_line(why: &str) -> Self {
-        match why {
-            BLANK => Self::Blank,
-            BYTE_ORDER_MARK => Self::ByteOrderMark,
-            INVALID_UTF8 => Self::InvalidUtf8,
-            _ => Self::NotJson,
-        }
-    }
-
-    /// The line is JSON, but has not what is wanted of it.
-    pub fn is_of_key(self) -> bool {
-        matches!(self, Self::NoText | Self::HalfSurrogate)
-    }
-}
-
-/// Says what keys there are instead.
-fn missing(key: &str, line: &[u8]) -> String {
-    let keys: Vec<String> = match serde_json::from_slice(line) {
-        Ok(serde_json::Value::Object(object)) => object.into_iter().map(|(key, _)| key).collect(),
-        _ => Vec::new(),
-    };
-    let near = flow_core::did_you_mean(key, keys.iter().map(String::as_str));
-    match near {
-        Some(near) => format!("`{key}` is missing; did you mean `{near}`?"),
-        None if keys.is_empty() => format!("`{key}` is missing"),
-        None => format!("`{key}` is missing; there are {}", keys.join(", ")),
     }
 }

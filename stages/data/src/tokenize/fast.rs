@@ -2,10 +2,15 @@
 //! and only if it gives the reference's ids for a set of hard texts. Each run compares both on its own text besides.
 
 use anyhow::Result;
-use serde_json::Value as Json;
-use tokenizers::Tokenizer as HfTokenizer;
+use serde::Deserialize;
+use serde_json::{Value as Json, json};
+use tokenizers::{AddedToken, Tokenizer as HfTokenizer};
 
-use super::byte_level::ByteLevel;
+use super::{
+    bpe::{Bpe, Written},
+    byte_level::ByteLevel,
+    split,
+};
 
 /// An encoder that gives the reference's ids sooner.
 pub enum Fast {
@@ -72,17 +77,83 @@ const PROBES: [&str; 30] = [
     "İstanbul ǅ ſ ß ẞ Σς",
 ];
 
-/// The faster encoder for the tokenizer in `text` (a tokenizer.json), which `reference` was loaded from; none if there is none
-/// that can be trusted with it.
-pub fn load(text: &[u8], reference: &HfTokenizer) -> Option<Fast> {
-    let mut json: Json = serde_json::from_slice(text).ok()?;
-    if !is_supported(&json) || !added_at_once(reference) {
+/// A tokenizer.json whose model is one that a faster encoder may serve, parsed: once for both encoders, since it has megabytes.
+#[derive(Deserialize)]
+pub struct File<'t> {
+    #[serde(default)]
+    version: Json,
+    #[serde(default)]
+    added_tokens: Vec<AddedToken>,
+    #[serde(default)]
+    normalizer: Json,
+    #[serde(default)]
+    pre_tokenizer: Json,
+    #[serde(default)]
+    post_processor: Json,
+    #[serde(default)]
+    decoder: Json,
+    #[serde(borrow)]
+    model: Written<'t>,
+}
+
+impl<'t> File<'t> {
+    /// None if it is of another kind, or not what it should be.
+    pub fn read(text: &'t [u8]) -> Option<Self> {
+        serde_json::from_slice::<Self>(text).ok().filter(|file| file.model.is_plain())
+    }
+
+    /// The reference. It reads files itself, and takes ten times as long for that as for the rest: so it reads what stands around
+    /// the model, and is given that.
+    pub fn reference(&self) -> Option<HfTokenizer> {
+        let around = json!({"version": self.version, "added_tokens": [], "normalizer": self.normalizer,
+            "pre_tokenizer": self.pre_tokenizer, "post_processor": self.post_processor, "decoder": self.decoder,
+            "model": {"type": "BPE", "vocab": {}, "merges": []}});
+        let mut reference: HfTokenizer = around.to_string().parse().ok()?;
+        reference.with_model(self.model.reference()?);
+        reference.add_tokens(self.added_tokens.iter().cloned()).ok()?;
+        Some(reference)
+    }
+
+    /// Ours, of the model; none if it does not serve.
+    pub fn bpe(&self) -> Option<Bpe> {
+        split::prepare();
+        Bpe::new(&self.model.model()?)
+    }
+}
+
+/// What stands around the model.
+pub struct Around {
+    pub added_tokens: Vec<Json>,
+    pub normalizer: Json,
+    pub pre_tokenizer: Json,
+    pub post_processor: Json,
+}
+
+impl Around {
+    fn of(reference: &HfTokenizer) -> Option<Self> {
+        let mut added: Vec<_> = reference.get_added_tokens_decoder().into_iter().collect();
+        added.sort_by_key(|(id, _)| *id);
+        Some(Self {
+            added_tokens: added.into_iter().map(|(_, token)| json!(token)).collect(),
+            normalizer: serde_json::to_value(reference.get_normalizer()).ok()?,
+            pre_tokenizer: serde_json::to_value(reference.get_pre_tokenizer()).ok()?,
+            post_processor: serde_json::to_value(reference.get_post_processor()).ok()?,
+        })
+    }
+}
+
+/// The faster encoder for a tokenizer with a plain model, which is `bpe` if ours serves it, and `reference` as it is configured;
+/// none if there is none that can be trusted with it.
+pub fn load(bpe: Option<Bpe>, reference: &HfTokenizer) -> Option<Fast> {
+    let around = Around::of(reference)?;
+    if !is_supported(&around) || !added_at_once(reference) {
         return None;
     }
-    let ours = ByteLevel::new(&json, reference).map(|ours| Fast::Ours(Box::new(ours)));
+    let ours = bpe.and_then(|bpe| ByteLevel::new(bpe, &around, reference)).map(|ours| Fast::Ours(Box::new(ours)));
     if let Some(ours) = ours.filter(|ours| ours.is_sound(reference)) {
         return Some(ours);
     }
+    let mut json: Json = serde_json::from_str(&reference.to_string(false).ok()?).ok()?;
     let fields = json.as_object_mut()?;
     fields.remove("truncation");
     fields.remove("padding");
@@ -104,24 +175,13 @@ fn overlap(a: &str, b: &str) -> bool {
     a.contains(b) || b.contains(a) || joined(a, b) || joined(b, a)
 }
 
-fn is_supported(json: &Json) -> bool {
-    let model = &json["model"];
-    let is_plain = |name: &str| match &model[name] {
-        Json::Null | Json::Bool(false) => true,
-        Json::String(text) => text.is_empty(),
-        _ => false,
-    };
-    let is_bpe = model["type"] == "BPE"
-        && ["dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk", "byte_fallback"]
-            .into_iter()
-            .all(is_plain);
+fn is_supported(around: &Around) -> bool {
+    let Around { added_tokens, normalizer, pre_tokenizer, post_processor } = around;
     // `single_word` is not implemented there; stripping and normalizing are rare enough to leave to the reference.
     let flags = ["single_word", "lstrip", "rstrip", "normalized"];
-    let plain_tokens = json["added_tokens"].as_array().is_none_or(|tokens| {
-        tokens.iter().all(|token| {
-            flags.iter().all(|flag| token[*flag] != true || *flag == "normalized" && json["normalizer"].is_null())
-        })
-    });
+    let plain_tokens = added_tokens
+        .iter()
+        .all(|token| flags.iter().all(|flag| token[*flag] != true || *flag == "normalized" && normalizer.is_null()));
     let kinds = |json: &Json, list: &str, allowed: &[&str]| match json["type"].as_str() {
         None => json.is_null(),
         Some("Sequence") => json[list].as_array().is_some_and(|steps| {
@@ -129,11 +189,10 @@ fn is_supported(json: &Json) -> bool {
         }),
         Some(kind) => allowed.contains(&kind),
     };
-    let levels = json["pre_tokenizer"].to_string().contains("\"ByteLevel\"");
-    is_bpe
-        && plain_tokens
+    let levels = pre_tokenizer.to_string().contains("\"ByteLevel\"");
+    plain_tokens
         && levels
-        && kinds(&json["normalizer"], "normalizers", &["NFC"])
-        && kinds(&json["pre_tokenizer"], "pretokenizers", &["Split", "Digits", "ByteLevel"])
-        && kinds(&json["post_processor"], "processors", &["TemplateProcessing", "ByteLevel"])
+        && kinds(normalizer, "normalizers", &["NFC"])
+        && kinds(pre_tokenizer, "pretokenizers", &["Split", "Digits", "ByteLevel"])
+        && kinds(post_processor, "processors", &["TemplateProcessing", "ByteLevel"])
 }

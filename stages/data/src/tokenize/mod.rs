@@ -2,38 +2,37 @@
 
 mod bpe;
 mod byte_level;
-pub(crate) mod encode;
+mod encode;
 mod fast;
-mod pipeline;
+mod files;
+mod sentencepiece;
 mod split;
 mod tokenizer;
+mod transformers;
 
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use flow_core::{Cancel, Check, Ctx, Diagnostic, Level, Port, Ref, Refs, Stage};
-use flow_formats::{
-    compressed::{Decoder, strip_ending},
-    documents::{Blocks, Lines},
-    indexed::{IndexedWriter, TokenType},
-};
+use flow_formats::indexed::{IndexedWriter, TokenType};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{diagnostic, facts};
-use encode::{Encoder, Reason};
+use crate::{
+    diagnostic,
+    documents::{
+        BadLines, MAX_DOCUMENT_BYTES, OnBadLine, Reader, check_workers, is_jsonl, look_at, shards, stats_name, stem,
+        write_stats,
+    },
+    facts,
+};
+use encode::{Differs, Encoder};
 
-pub use tokenizer::{Files, Tokenizer};
-
-/// The most bytes of a file that are encoded twice, to see that the faster encoder gives the reference's ids.
-const COMPARED: usize = 64 << 10;
-
-/// Longer texts are hardly documents, and a text that never breaks takes some fifteen times its bytes of memory, and more
-/// where the reference encodes it.
-pub(crate) const MAX_DOCUMENT_BYTES: usize = 16 << 20;
+pub use files::Files;
+pub use tokenizer::Tokenizer;
 
 /// `kind = "tokenize"`: one node a shard. `NAME.jsonl`, also `.gz`, `.zst`, `.bz2` and `.xz` → `NAME_KEY_document.bin/.idx` for each
-/// key, and `stats.json`, which counts for each file its lines, those that are no documents by what is wrong with them
+/// key, and `NAME.stats.json`, which counts its lines, those that are no documents by what is wrong with them
 /// (`blank`, `byte_order_mark`, `invalid_utf8`, `not_json`, `no_text`, `half_surrogate`, `too_long`), the lines that end with a
 /// carriage return and the documents with U+0000, both of which are taken. For what Megatron calls partitions, give several files
 /// (`train_{0..9}.jsonl.gz`) and a `merge` behind: each file is a node, and is made again alone.
@@ -43,7 +42,9 @@ pub struct Tokenize {
     /// Documents: `.jsonl`, also compressed; one node a file.
     #[serde(skip_serializing)]
     input: Refs,
-    /// A stage or a directory with `tokenizer.json`.
+    /// A stage or a directory with `tokenizer.json`; or with a SentencePiece `.model`, or `vocab.json` and `merges.txt` as GPT-2 has
+    /// them. A `.model` gives the ids of SentencePiece itself: what stands in a text like a control token is text, and nothing is
+    /// put before or behind it unless `tokenizer_config.json` says `add_bos_token` or `add_eos_token`, or its class is Llama's or Gemma's.
     #[serde(skip_serializing)]
     tokenizer: Ref,
     /// The key whose text is taken.
@@ -77,32 +78,16 @@ pub struct Tokenize {
     workers: Option<usize>,
 }
 
-/// What happens with a line that is no document.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum OnBadLine {
-    /// The stage fails and names the line.
-    #[default]
-    Fail,
-    /// The line is counted and left out.
-    Skip,
-}
-
-/// `stats.json`.
+/// `NAME.stats.json`.
 #[derive(Debug, Serialize)]
 struct Stats {
     dtype: &'static str,
     vocabulary: usize,
-    files: BTreeMap<String, FileStats>,
-}
-
-#[derive(Debug, Serialize)]
-struct FileStats {
+    /// Without its compression.
     bytes: u64,
     lines: u64,
-    /// Lines that are no documents, and why.
-    skipped: u64,
-    reasons: BTreeMap<Reason, u64>,
+    #[serde(flatten)]
+    bad: BadLines,
     /// Lines that end with a carriage return: taken as Python does, `\r\n` and `\r` end a line as `\n` does.
     carriage_returns: u64,
     /// Documents with U+0000, which is text like any other.
@@ -119,7 +104,7 @@ struct KeyStats {
 
 impl Stage for Tokenize {
     const KIND: &'static str = "tokenize";
-    const VERSION: u32 = 2;
+    const VERSION: u32 = 3;
     const ABOUT: &'static str = "Turns JSON lines into Megatron's .bin/.idx of token ids";
 
     fn expand(mut self, errors: &mut Vec<Diagnostic>) -> Vec<Self> {
@@ -140,14 +125,16 @@ impl Stage for Tokenize {
                 errors.push(Diagnostic::new(format!("`{key}` stands there twice")).field(field));
             }
         }
-        if self.workers == Some(0) {
-            errors.push(Diagnostic::new("no worker would encode anything").field("workers").hint("1 or more"));
-        }
+        check_workers(self.workers, errors);
         vec![self]
     }
 
     fn ports(&self) -> Vec<Port> {
-        vec![Port::each("input", &self.input), Port::one("tokenizer", &self.tokenizer).only(tokenizer::FILES)]
+        let tokenizer = Port::one("tokenizer", &self.tokenizer);
+        // A model may have any name where it is named itself.
+        let is_model = self.tokenizer.text().ends_with(".model");
+        let tokenizer = if is_model { tokenizer } else { tokenizer.only(files::FILES) };
+        vec![Port::each("input", &self.input), tokenizer]
     }
 
     fn check(&self, check: &mut Check<'_>) {
@@ -162,74 +149,61 @@ impl Stage for Tokenize {
         let names = check.input("input").iter().flat_map(|known| &known.files);
         let named = names.filter(|name| is_jsonl(name, usize::MAX)).flat_map(|name| {
             let of = move |key| ["bin", "idx"].map(|ending| format!("{}_{key}_document.{ending}", stem(name)));
-            self.keys().iter().flat_map(of)
+            self.keys().iter().flat_map(of).chain([stats_name(stem(name))])
         });
-        check.files = named.chain(["stats.json".to_owned()]).collect();
-        let shards: Vec<_> = check.input("input").iter().filter_map(|known| known.path.clone()).collect();
-        for path in shards.iter().filter(|path| path.is_file()) {
-            if let Err(error) = self.look_at_shard(path) {
-                let field = error.field.clone().unwrap_or_else(|| "input".to_owned());
-                check.error(&field, error);
+        check.files = named.collect();
+        look_at(check, "input", self.keys(), self.longest(), self.on_bad_line, |error| {
+            match self.json_key {
+                // What the file does not write cannot be pointed at: then it is the input that is wrong.
+                Some(_) if self.default_key => error.hint("json_key = \"…\" names the key whose text is taken"),
+                Some(_) => error.field("json_key"),
+                None => error.field("json_keys"),
             }
-        }
+        });
     }
 
     fn run(&self, ctx: &Ctx<'_>) -> Result<()> {
-        let started = Instant::now();
-        let input = ctx.one("input")?;
-        let tokenizer = Tokenizer::of_input(ctx.one("tokenizer")?)?;
-        let mut encoder = self.encoder(&tokenizer, ctx.cancel)?;
-        let files: Vec<_> =
-            input.files().into_iter().filter(|(name, _)| is_jsonl(name, input.tree.entries().len())).collect();
-        ensure!(!files.is_empty(), "{} holds no .jsonl, plain or as .gz, .zst, .bz2 or .xz", input.name);
-        if encoder.fast && !pipeline::encoders_agree(&encoder, &files[0].1, COMPARED)? {
-            encoder.fast = false;
-            let text = "the fast encoder differs from the reference on this text: going on with the reference alone";
-            ctx.log(Level::Warning, text);
-        } else if !encoder.fast {
+        self.run_with(ctx, &Tokenizer::of_input(ctx.one("tokenizer")?)?)
+    }
+}
+
+impl Tokenize {
+    fn run_with(&self, ctx: &Ctx<'_>, tokenizer: &Arc<Tokenizer>) -> Result<()> {
+        let mut encoder = self.encoder(tokenizer, ctx.cancel)?;
+        if !encoder.fast {
             let text = "no fast encoder serves this kind of tokenizer: the reference encodes, which takes several times as long";
             ctx.log(Level::Info, text);
         }
-
-        let threads = self.workers.unwrap_or(ctx.threads).max(1);
-        let total = input.tree.size();
-        let (mut before, mut documents, mut tokens, mut bytes) = (0, 0, 0, 0);
-        let mut stats =
-            Stats { dtype: encoder.dtype.name(), vocabulary: tokenizer.vocabulary(), files: BTreeMap::new() };
-        for (name, path) in &files {
-            let stem = stem(name);
-            let create = |key: &String| {
-                let prefix = ctx.out.join(format!("{stem}_{key}_document"));
-                if let Some(parent) = prefix.parent() {
-                    std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
-                }
-                IndexedWriter::create(&prefix, encoder.dtype)
-            };
-            let mut writers = self.keys().iter().map(create).collect::<Result<Vec<_>>>()?;
-            let counts = pipeline::run(ctx, &encoder, threads, path, before, total, &mut writers)?;
-            before += path.metadata()?.len();
-            bytes += counts.bytes;
-            let mut keys = BTreeMap::new();
-            for (key, writer) in self.keys().iter().zip(writers) {
-                let (sequences, documents_here, tokens_here) = writer.counts();
-                documents += documents_here;
-                tokens += tokens_here;
-                keys.insert(key.clone(), KeyStats { documents: documents_here, sequences, tokens: tokens_here });
-                writer.finish()?;
+        match self.tokenize(ctx, &encoder) {
+            Err(error) if error.is::<Differs>() => {
+                ctx.log(Level::Warning, format!("{Differs}: going on with the reference alone"));
+                // What it gave before is not to be trusted either.
+                std::fs::remove_dir_all(ctx.out)?;
+                std::fs::create_dir(ctx.out)?;
+                encoder.fast = false;
+                self.tokenize(ctx, &encoder)
             }
-            let file = FileStats {
-                bytes: counts.bytes,
-                lines: counts.lines,
-                skipped: counts.skipped,
-                reasons: counts.reasons,
-                carriage_returns: counts.carriage_returns,
-                nul: counts.nul,
-                keys,
-            };
-            ensure!(stats.files.insert(stem.to_owned(), file).is_none(), "{} holds {stem} twice", input.name);
+            done => done,
         }
-        let text = serde_json::to_string_pretty(&stats)? + "\n";
-        std::fs::write(ctx.out.join("stats.json"), text).context("cannot write stats.json")?;
+    }
+
+    /// Encodes all files of the input.
+    fn tokenize(&self, ctx: &Ctx<'_>, encoder: &Encoder<'_>) -> Result<()> {
+        let started = Instant::now();
+        let input = ctx.one("input")?;
+        let files = shards(input)?;
+        if encoder.fast {
+            encoder.compare_head(&files[0].1)?;
+        }
+        let mut reader = Reader::new(ctx, self.workers, input.tree.size()).with_longest_text(self.longest());
+        let (mut documents, mut tokens, mut bytes) = (0, 0, 0);
+        for (stem, path) in &files {
+            let stats = self.tokenize_file(ctx, encoder, &mut reader, stem, path)?;
+            bytes += stats.bytes;
+            documents += stats.keys.values().map(|key| key.documents).sum::<u64>();
+            tokens += stats.keys.values().map(|key| key.tokens).sum::<u64>();
+            write_stats(ctx, &stats_name(stem), &stats)?;
+        }
         let seconds = started.elapsed().as_secs_f64();
         let rate = |count: u64| count as f64 / seconds;
         let text = format!(
@@ -241,9 +215,52 @@ impl Stage for Tokenize {
         ctx.log(Level::Info, text);
         Ok(())
     }
-}
 
-impl Tokenize {
+    fn tokenize_file(
+        &self,
+        ctx: &Ctx<'_>,
+        encoder: &Encoder<'_>,
+        reader: &mut Reader<'_>,
+        stem: &str,
+        path: &Path,
+    ) -> Result<Stats> {
+        let create = |key: &String| {
+            let prefix = ctx.out.join(format!("{stem}_{key}_document"));
+            if let Some(parent) = prefix.parent() {
+                std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
+            }
+            IndexedWriter::create(&prefix, encoder.dtype)
+        };
+        let mut writers = self.keys().iter().map(create).collect::<Result<Vec<_>>>()?;
+        let mut stats = Stats {
+            dtype: encoder.dtype.name(),
+            vocabulary: encoder.tokenizer.vocabulary(),
+            bytes: 0,
+            lines: 0,
+            bad: BadLines::default(),
+            carriage_returns: 0,
+            nul: 0,
+            keys: BTreeMap::new(),
+        };
+        let encode = |block: &[u8]| encoder.encode(block);
+        let bytes = reader.blocks(path, encode, |encoded| {
+            for (number, bad) in &encoded.bad {
+                stats.bad.take(ctx, self.on_bad_line, path, stats.lines + number, bad)?;
+            }
+            stats.lines += encoded.lines;
+            stats.carriage_returns += encoded.carriage_returns;
+            stats.nul += encoded.nul;
+            writers.iter_mut().zip(&encoded.blocks).try_for_each(|(writer, block)| writer.append(block))
+        });
+        stats.bytes = bytes?;
+        for (key, writer) in self.keys().iter().zip(writers) {
+            let (sequences, documents, tokens) = writer.counts();
+            stats.keys.insert(key.clone(), KeyStats { documents, sequences, tokens });
+            writer.finish()?;
+        }
+        Ok(stats)
+    }
+
     fn keys(&self) -> &[String] {
         self.json_key.as_ref().map_or(self.json_keys.as_slice(), std::slice::from_ref)
     }
@@ -277,9 +294,8 @@ impl Tokenize {
 
     /// Why the tokenizer at `path` does not serve, if it does not.
     fn look_at_tokenizer(&self, path: &Path) -> Result<(), Diagnostic> {
-        let files = Files::find(path).map_err(|error| {
-            diagnostic(&error).hint("`tokenizer` names a stage or a directory with a tokenizer.json")
-        })?;
+        let files = Files::find(path)
+            .map_err(|error| diagnostic(&error).hint("`tokenizer` names a stage or a directory with one"))?;
         let config = files.config().map_err(|error| diagnostic(&error))?;
         let needed = [
             ("append_eod", "eos_token", self.append_eod && self.eod_token.is_none()),
@@ -295,46 +311,6 @@ impl Tokenize {
         }
         Ok(())
     }
-
-    /// Whether the first line of a shard has the keys. Reads little, and is silent where it would have to read more.
-    fn look_at_shard(&self, path: &Path) -> Result<(), Diagnostic> {
-        const LOOK: usize = 64 << 10;
-        let mut block = Vec::new();
-        let first = Decoder::open(path).and_then(|decoder| {
-            let head = std::io::Read::take(decoder, LOOK as u64);
-            Ok(Blocks::new(head, LOOK).next_into(&mut block)?)
-        });
-        first.map_err(|error| diagnostic(&error))?;
-        let Some(line) = Lines::new(&block).next().filter(|line| line.len() < block.len()) else { return Ok(()) };
-        if self.on_bad_line == OnBadLine::Skip {
-            return Ok(());
-        }
-        encode::document(line, self.keys(), self.longest()).map(drop).map_err(|bad| {
-            let error = Diagnostic::new(format!("{}:1: {}", path.display(), bad.why))
-                .hint("to pass over lines that are no documents, set on_bad_line = \"skip\"");
-            match (bad.reason.is_of_key(), self.json_key.is_some()) {
-                (false, _) => error,
-                // What the file does not write cannot be pointed at: then it is the input that is wrong.
-                (true, true) if self.default_key => error.hint("json_key = \"…\" names the key whose text is taken"),
-                (true, true) => error.field("json_key"),
-                (true, false) => error.field("json_keys"),
-            }
-        })
-    }
-}
-
-/// A single file is taken whatever its name; in a directory the others are something else, as the `stats.json` that stages
-/// which write documents put beside them.
-pub(crate) fn is_jsonl(name: &str, entries: usize) -> bool {
-    let plain = strip_ending(name);
-    entries == 1 || name != "stats.json" && [".jsonl", ".ndjson", ".json"].iter().any(|ending| plain.ends_with(ending))
-}
-
-/// `wiki/train_0.jsonl.gz` → `wiki/train_0`
-pub(crate) fn stem(name: &str) -> &str {
-    let plain = strip_ending(name);
-    let endings = [".jsonl", ".ndjson", ".json"];
-    endings.iter().find_map(|ending| plain.strip_suffix(ending)).filter(|stem| !stem.is_empty()).unwrap_or(plain)
 }
 
 #[cfg(test)]

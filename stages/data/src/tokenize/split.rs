@@ -64,6 +64,11 @@ use Class::{Letter, LineEnd, Number, Other, Space};
 
 static CLASSES: LazyLock<Classes> = LazyLock::new(Classes::new);
 
+/// Asks now, and not when the first text comes.
+pub fn prepare() {
+    LazyLock::force(&CLASSES);
+}
+
 /// The classes of all characters.
 struct Classes {
     /// By character / [`PAGE`]: which page of `classes`.

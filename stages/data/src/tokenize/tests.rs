@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, fs, io::Read, path::PathBuf};
 
 use flow_formats::{
     compressed::Decoder,
+    documents::Lines,
     indexed::{IndexedDataset, TokenType},
 };
 use proptest::prelude::*;
@@ -52,8 +53,8 @@ fn assert_golden(stand: &Stand, stem: &str, expected: &Expected) {
         Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
     };
     assert_eq!((digest("bin"), digest("idx")), (expected.bin.clone(), expected.idx.clone()), "{stem}");
-    let stats: serde_json::Value = serde_json::from_slice(&stand.out("stats.json")).unwrap();
-    let counts = &stats["files"][stem]["keys"]["text"];
+    let stats: serde_json::Value = serde_json::from_slice(&stand.out(&stats_name(stem))).unwrap();
+    let counts = &stats["keys"]["text"];
     assert_eq!(
         counts,
         &json!({"documents": expected.documents, "sequences": expected.sequences, "tokens": expected.tokens})
@@ -68,7 +69,7 @@ fn the_bytes_are_megatrons() {
             let file = format!("{name}_text_document.{ending}");
             assert!(stand.out(&file) == fs::read(golden(&file)).unwrap(), "{file}");
         }
-        assert_eq!(stand.outs().len(), 3, "and stats.json: {:?}", stand.outs());
+        assert_eq!(stand.outs().len(), 3, "and the counts: {:?}", stand.outs());
     }
 }
 
@@ -119,11 +120,11 @@ fn bad_lines_fail_with_their_place_or_are_counted() {
     let shard = golden("bad.jsonl");
     let stand = run(&shard, json!({"append_eod": true, "on_bad_line": "skip"}));
     assert_golden(&stand, "bad", &manifest()["bad_skipped"]);
-    let stats: serde_json::Value = serde_json::from_slice(&stand.out("stats.json")).unwrap();
-    assert_eq!((&stats["files"]["bad"]["lines"], &stats["files"]["bad"]["skipped"]), (&json!(32), &json!(16)));
+    let stats: serde_json::Value = serde_json::from_slice(&stand.out("bad.stats.json")).unwrap();
+    assert_eq!((&stats["lines"], &stats["skipped"]), (&json!(32), &json!(16)));
     let reasons =
         json!({"blank": 2, "byte_order_mark": 1, "invalid_utf8": 1, "not_json": 5, "no_text": 6, "half_surrogate": 1});
-    assert_eq!(stats["files"]["bad"]["reasons"], reasons);
+    assert_eq!(stats["reasons"], reasons);
     assert!(stand.log().iter().any(|line| line.starts_with("bad.jsonl:2: skipped: a blank line")), "{:?}", stand.log());
 
     let mut stand = Stand::new();
@@ -153,8 +154,7 @@ fn what_is_odd_is_counted() {
     stand.input("input", &shard).input("tokenizer", &example("tokenizer"));
     let params = |bad: &str| json!({"input": "raw", "tokenizer": "base", "max_document_bytes": 9, "on_bad_line": bad});
     stand.run(&stage::<Tokenize>(params("skip"))).unwrap();
-    let stats: serde_json::Value = serde_json::from_slice(&stand.out("stats.json")).unwrap();
-    let odd = &stats["files"]["odd"];
+    let odd: serde_json::Value = serde_json::from_slice(&stand.out("odd.stats.json")).unwrap();
     let reasons = json!({"byte_order_mark": 1, "invalid_utf8": 1, "half_surrogate": 1, "too_long": 2});
     assert_eq!(odd["reasons"], reasons);
     assert_eq!((&odd["lines"], &odd["skipped"]), (&json!(8), &json!(5)));
@@ -166,6 +166,63 @@ fn what_is_odd_is_counted() {
     stand.input("input", &shard).input("tokenizer", &example("tokenizer"));
     let error = stand.error(&stage::<Tokenize>(json!({"input": "raw", "tokenizer": "base"})));
     assert!(error.contains("long.jsonl:1: `text` has 16777217 bytes, and `max_document_bytes` is 16777216"), "{error}");
+}
+
+#[test]
+fn of_a_line_without_end_no_more_is_read_than_says_so() {
+    let mut stand = Stand::new();
+    // What is in other keys counts as well.
+    let most = crate::documents::longest_line(1000);
+    let (fits, longer) = (most - 25, most - 24);
+    let line = |other: usize, text: &str| format!("{{\"other\":\"{}\",\"text\":\"{text}\"}}\r\n", "x".repeat(other));
+    let long = line(20 << 20, "long");
+    let lines = [line(0, "one"), long.clone(), line(fits, "two"), line(longer, "not"), line(0, "three"), long].concat();
+    let shard = stand.write("a.jsonl.zst", zstd::encode_all(lines.as_bytes(), 1).unwrap());
+    stand.input("input", &shard).input("tokenizer", &example("tokenizer"));
+    let params =
+        |bad: &str| json!({"input": "raw", "tokenizer": "base", "max_document_bytes": 1000, "on_bad_line": bad});
+    stand.run(&stage::<Tokenize>(params("skip"))).unwrap();
+    let stats: serde_json::Value = serde_json::from_slice(&stand.out("a.stats.json")).unwrap();
+    assert_eq!((&stats["lines"], &stats["reasons"]), (&json!(6), &json!({"too_long": 3})), "{stats}");
+    assert_eq!((&stats["bytes"], &stats["keys"]["text"]["documents"]), (&json!(lines.len()), &json!(3)));
+    stand.again();
+    let error = stand.error(&stage::<Tokenize>(params("fail")));
+    assert!(error.contains("a.jsonl.zst:2: the line has more than 1054576 bytes"), "{error}");
+}
+
+#[test]
+fn an_encoder_that_differs_is_found_in_any_block_and_not_used() {
+    // Two tokens have each other's ids, and the head of the file does not show it.
+    let own = Tokenizer::load(&Files::find(&example("tokenizer")).unwrap()).unwrap();
+    let is_whole = |id: &u32| own.encode_fast(&own.decode(&[*id]).unwrap(), false).unwrap() == [*id];
+    let [one, two] = [7000..7400u32, 7400..7900].map(|mut ids| ids.find(is_whole).unwrap());
+    let mut json: serde_json::Value = facts::read_json(&example("tokenizer/tokenizer.json")).unwrap();
+    for id in json["model"]["vocab"].as_object_mut().unwrap().values_mut() {
+        *id = if *id == one {
+            two.into()
+        } else if *id == two {
+            one.into()
+        } else {
+            id.take()
+        };
+    }
+    let mut stand = Stand::new();
+    stand.write("other/tokenizer.json", json.to_string());
+    let mut other = Tokenizer::load(&Files::find(&stand.place("other")).unwrap()).unwrap();
+    let joined = own.decode(&[one]).unwrap();
+    let line = |text: &str| json!({ "text": text }).to_string() + "\n";
+    let shard = stand.write("a.jsonl", line("短い文。").repeat(200_000) + &line(&joined).repeat(60_000));
+    let place = stand.place("other");
+    stand.input("input", &shard).input("tokenizer", &place);
+    let tokenize = stage::<Tokenize>(json!({"input": "raw", "tokenizer": "base"}));
+    stand.run(&tokenize).unwrap();
+    let results = || ["bin", "idx"].map(|ending| stand.out(&format!("a_text_document.{ending}")));
+    let expected = results();
+    stand.again();
+    other.fast = own.fast;
+    stand.ctx(|ctx| tokenize.run_with(ctx, &Arc::new(other))).unwrap();
+    assert!(stand.log().iter().any(|line| line.contains("going on with the reference alone")), "{:?}", stand.log());
+    assert!(results() == expected);
 }
 
 #[test]
@@ -202,7 +259,7 @@ fn added_tokens_of_two_sorts_are_left_to_the_reference() {
         let text = tokenizer.to_string();
         tokenizer["added_tokens"] = plain;
         let reference = tokenizers::Tokenizer::from_bytes(&text).unwrap();
-        super::fast::load(text.as_bytes(), &reference).is_some()
+        super::fast::load(super::fast::File::read(text.as_bytes()).unwrap().bpe(), &reference).is_some()
     };
     assert!(is_fast(false));
     assert!(!is_fast(true));
@@ -329,6 +386,61 @@ fn tokenizers_of_other_shapes_go_by_the_reference() {
     let tokenizer = Tokenizer::load(&Files::find(&stand.place("t")).unwrap()).unwrap();
     assert!(!tokenizer.is_fast());
     assert_eq!(tokenizer.encode_fast("a b c", true).unwrap(), [0, 1, 2], "and truncation is off");
+
+    let mut stand = stand;
+    let (shard, tokenizer) = (stand.write("a.jsonl", "{\"text\": \"a b\"}\n"), stand.place("t"));
+    stand.input("input", &shard).input("tokenizer", &tokenizer);
+    stand.run(&stage::<Tokenize>(json!({"input": "raw", "tokenizer": "base"}))).unwrap();
+    assert!(stand.log()[0].starts_with("no fast encoder serves"), "{:?}", stand.log());
+}
+
+#[test]
+fn the_reference_out_of_its_parts_is_the_one_that_it_reads() {
+    let text = fs::read_to_string(example("tokenizer/tokenizer.json")).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    json["normalizer"] = json!({"type": "NFC"});
+    json["added_tokens"].as_array_mut().unwrap().push(json!({"id": 8192, "content": "\u{304c}", "normalized": true,
+        "special": false, "single_word": false, "lstrip": true, "rstrip": false}));
+    let rules = json["model"]["merges"].as_array().unwrap().iter();
+    let both = |rule: &serde_json::Value| {
+        rule.as_str()
+            .map_or_else(|| format!("{} {}", rule[0].as_str().unwrap(), rule[1].as_str().unwrap()), str::to_owned)
+    };
+    json["model"]["merges"] = rules.map(both).collect();
+    json["model"]["ignore_merges"] = true.into();
+    for text in [text, json.to_string()] {
+        let ours = fast::File::read(text.as_bytes()).unwrap().reference().unwrap();
+        let theirs: tokenizers::Tokenizer = text.parse().unwrap();
+        assert!(ours.to_string(true).unwrap() == theirs.to_string(true).unwrap());
+    }
+}
+
+#[test]
+fn each_shape_has_its_encoder() {
+    let level =
+        |regex: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
+    let split = |regex: &str| {
+        let split = json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
+        json!({"type": "Sequence", "pretokenizers": [split, level(false)]})
+    };
+    let base: serde_json::Value = facts::read_json(&example("tokenizer/tokenizer.json")).unwrap();
+    let qwen = base["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"].as_str().unwrap().replace("{1,3}", "");
+    for (name, value, is_ours) in [
+        ("pre_tokenizer", base["pre_tokenizer"].clone(), true),
+        ("pre_tokenizer", level(true), true),
+        ("pre_tokenizer", split(&qwen), true),
+        ("pre_tokenizer", split(r"\p{L}+|\P{L}+"), false),
+        ("normalizer", json!({"type": "NFC"}), false),
+    ] {
+        let stand = Stand::new();
+        let mut json = base.clone();
+        json[name] = value.clone();
+        stand.write("t/tokenizer.json", json.to_string());
+        let tokenizer = Tokenizer::load(&Files::find(&stand.place("t")).unwrap()).unwrap();
+        assert!(tokenizer.is_fast(), "{value}");
+        assert_eq!(matches!(tokenizer.fast, Some(fast::Fast::Ours(_))), is_ours, "{value}");
+        assert!(tokenizer.agrees(&long_text(1 << 16), true).unwrap(), "{value}");
+    }
 }
 
 #[test]
@@ -377,7 +489,7 @@ fn what_cannot_work_is_said_before_the_run() {
     let (errors, ..) = stand.check(&stage::<Tokenize>(params(json!({}))));
     let fields: Vec<_> = errors.iter().map(|error| error.field.as_deref().unwrap()).collect();
     assert_eq!(fields, ["tokenizer", "input"]);
-    assert!(errors[0].message.contains("save_pretrained"), "{}", errors[0].message);
+    assert!(errors[0].message.contains("is no model of SentencePiece"), "{}", errors[0].message);
 
     let mut stand = Stand::new();
     let tokenizer = example("tokenizer/tokenizer.json");

@@ -100,8 +100,10 @@ impl<R: BufRead> Dump<R> {
                 }
                 Event::Eof if self.whole => return Ok(None),
                 Event::Eof => {
-                    let within = self.open.last().map_or("nothing".into(), |name| format!("<{name}>"));
-                    bail!("{}: the dump ends inside of {within}: it was copied or downloaded in part", self.place());
+                    let Some(within) = self.open.last() else {
+                        bail!("{} holds no dump of a wiki: it is empty, or has no <mediawiki>", self.path.display());
+                    };
+                    bail!("{}: the dump ends inside of <{within}>: it was copied or downloaded in part", self.place());
                 }
                 _ => {}
             }
@@ -175,10 +177,11 @@ impl<R: BufRead> Dump<R> {
     }
 }
 
-/// What `&amp;` stands for.
+/// What `&amp;` stands for. A number that is no character, as `&#0;`, is one that is shown in its place, as browsers do: for one
+/// such a whole dump is not lost.
 fn resolved(reference: &BytesRef<'_>) -> Result<String> {
-    if let Some(character) = reference.resolve_char_ref()? {
-        return Ok(character.into());
+    if reference.is_char_ref() {
+        return Ok(reference.resolve_char_ref().ok().flatten().unwrap_or(char::REPLACEMENT_CHARACTER).into());
     }
     let name = reference.decode()?;
     resolve_xml_entity(&name).map(str::to_owned).with_context(|| format!("`&{name};` is not known"))

@@ -4,6 +4,8 @@
 //! of the dump. What travels between them is bounded, and so is memory.
 
 mod dump;
+mod elements;
+mod entities;
 mod lines;
 mod markup;
 mod pairs;
@@ -27,13 +29,14 @@ use flow_formats::compressed::{Decoder, strip_ending};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::documents::{stats_name, write_stats};
 use dump::{Dump, Page, Site};
 use markup::Removed;
 
 /// `kind = "wiki-extract"`: one node a dump (`…-pages-articles.xml.bz2`, also the multistream one, or with another
 /// compression); its articles as JSONL with `id`, `revid`, `url`, `title` and `text`, as `wikiextractor --json` gives them.
 /// Redirects and empty pages are left out, and of the text its templates, tables, notes, pictures and categories.
-/// `stats.json` counts what was.
+/// `NAME.stats.json` counts what was.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct WikiExtract {
@@ -93,7 +96,7 @@ struct Article<'a> {
 
 impl Stage for WikiExtract {
     const KIND: &'static str = "wiki-extract";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "Takes the text of the articles out of a Wikipedia dump";
 
     fn ports(&self) -> Vec<Port> {
@@ -101,6 +104,8 @@ impl Stage for WikiExtract {
     }
 
     fn check(&self, check: &mut Check<'_>) {
+        let names = check.input("input").iter().flat_map(|known| &known.files).map(|name| stem(name));
+        check.files = names.flat_map(|stem| [format!("{stem}.jsonl"), stats_name(stem)]).collect();
         let paths: Vec<_> = check.input("input").iter().filter_map(|known| known.path.clone()).collect();
         for path in paths.iter().filter(|path| path.is_file()) {
             if let Err(error) = Decoder::open(path) {
@@ -112,20 +117,26 @@ impl Stage for WikiExtract {
     fn run(&self, ctx: &Ctx<'_>) -> Result<()> {
         let input = ctx.one("input")?;
         let total = input.tree.size();
-        let (mut stats, mut before) = (Stats::default(), 0);
+        let mut before = 0;
         for (name, path) in &input.files() {
-            let name = strip_ending(name);
-            let target = ctx.out.join(format!("{}.jsonl", name.strip_suffix(".xml").unwrap_or(name)));
+            let stem = stem(name);
+            let target = ctx.out.join(format!("{stem}.jsonl"));
             ensure!(!target.exists(), "two files of {} would both become {}", input.name, target.display());
-            stats += self.extract(ctx, path, &target, &|done| ctx.progress(before + done, Some(total), Unit::Bytes))?;
+            let progress = |done| ctx.progress(before + done, Some(total), Unit::Bytes);
+            let stats = self.extract(ctx, path, &target, &progress)?;
             before += path.metadata()?.len();
+            let Stats { articles, pages, text_bytes, .. } = stats;
+            ctx.log(Level::Info, format!("{stem}: {articles} articles of {pages} pages, {text_bytes} bytes"));
+            write_stats(ctx, &stats_name(stem), &stats)?;
         }
-        let text = format!("{} articles of {} pages, {} bytes", stats.articles, stats.pages, stats.text_bytes);
-        ctx.log(Level::Info, text);
-        let target = ctx.out.join("stats.json");
-        std::fs::write(&target, serde_json::to_string_pretty(&stats)? + "\n")
-            .with_context(|| format!("cannot write {}", target.display()))
+        Ok(())
     }
+}
+
+/// `jawiki-pages-articles.xml.bz2` → `jawiki-pages-articles`
+fn stem(name: &str) -> &str {
+    let name = strip_ending(name);
+    name.strip_suffix(".xml").unwrap_or(name)
 }
 
 /// Pages, and where what becomes of them goes.

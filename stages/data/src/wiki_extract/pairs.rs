@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::markup::verbatim_end;
+use super::elements::verbatim_end;
 
 /// What was opened, and where.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -40,7 +40,7 @@ fn a_dump_becomes_its_articles() {
     // Streams behind each other, cut at any byte, as the multistream dumps have them.
     let (head, tail) = dump.as_bytes().split_at(dump.len() / 3);
     let stand = extract("test-pages-articles.xml.bz2", &[bzip2(head), bzip2(tail)].concat());
-    assert_eq!(stand.outs(), ["stats.json", "test-pages-articles.jsonl"]);
+    assert_eq!(stand.outs(), ["test-pages-articles.jsonl", "test-pages-articles.stats.json"]);
     let out = String::from_utf8(stand.out("test-pages-articles.jsonl")).unwrap();
     let path = repository().join("tests/golden/wiki_extract/flow.jsonl");
     if std::env::var_os("FLOW_UPDATE_GOLDEN").is_some() {
@@ -48,7 +48,7 @@ fn a_dump_becomes_its_articles() {
     }
     let articles: Vec<Json> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(articles, golden("flow.jsonl"));
-    let stats: Json = serde_json::from_slice(&stand.out("stats.json")).unwrap();
+    let stats: Json = serde_json::from_slice(&stand.out("test-pages-articles.stats.json")).unwrap();
     assert_eq!((&stats["pages"], &stats["articles"]), (&json!(10), &json!(5)));
     assert_eq!(stats["dropped"], json!({"empty": 1, "other_models": 1, "other_namespaces": 2, "redirects": 1}));
     assert_eq!(stats["removed"]["unclosed_tables"], 1);
@@ -144,6 +144,14 @@ fn no_page_takes_long_or_fails() {
 }
 
 #[test]
+fn a_number_that_is_no_character_costs_that_character_alone() {
+    let page = "<page><title>T</title><ns>0</ns><id>7</id><revision><id>8</id><text>a&#0;b&#x41;c&#xd800;&amp;</text></revision></page>";
+    let stand = extract("a.xml", format!("<mediawiki>{page}</mediawiki>").as_bytes());
+    let article: Json = serde_json::from_slice(&stand.out("a.jsonl")).unwrap();
+    assert_eq!(article["text"], "a\u{fffd}bAc\u{fffd}&");
+}
+
+#[test]
 fn a_damaged_dump_is_told() {
     let dump = dump();
     let run = |name: &str, content: &[u8]| {
@@ -158,5 +166,9 @@ fn a_damaged_dump_is_told() {
     let text = run("a.xml", &dump.as_bytes()[..dump.find("</page>").unwrap()]);
     assert!(text.contains("a.xml, at byte") && text.contains("ends inside of <page>"), "{text}");
     assert!(run("a.xml", b"<html></html>").contains("<html> begins no dump"));
+    for empty in ["", " \n", "<!-- a -->"] {
+        let text = run("a.xml", empty.as_bytes());
+        assert!(text.contains("a.xml holds no dump of a wiki"), "{text}");
+    }
     assert!(run("a.xml", b"<mediawiki><page></mediawiki>").contains("at byte"));
 }

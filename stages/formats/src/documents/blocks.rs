@@ -5,55 +5,91 @@
 
 use std::io::{self, Read};
 
-/// A longer line is not a document but a file that has no lines.
-const MAX_LINE: usize = 1 << 30;
-
 /// Cuts a stream into blocks.
 #[derive(Debug)]
 pub struct Blocks<R> {
     source: R,
     size: usize,
+    longest: usize,
     /// What was read behind the last end of a line.
     rest: Vec<u8>,
+    /// The end of a line that was too long is still to come.
+    within_line: bool,
     ended: bool,
 }
 
 impl<R: Read> Blocks<R> {
-    /// Blocks of about `size` bytes; longer where a line is longer.
-    pub fn new(source: R, size: usize) -> Self {
-        Self { source, size, rest: Vec::new(), ended: false }
+    /// Blocks of about `size` bytes; longer where a line is longer. Of a line of more than `longest` bytes one more than that is
+    /// given, as the last of its block, and the others are passed over: memory is bounded whatever the stream holds.
+    pub fn new(source: R, size: usize, longest: usize) -> Self {
+        Self { source, size, longest, rest: Vec::new(), within_line: false, ended: false }
     }
 
     /// Fills `block` (its old content goes, its room stays) with the next whole lines; false at the end.
     ///
     /// # Errors
-    /// Reading failed, or a line is longer than 1 GiB.
+    /// Reading failed.
     pub fn next_into(&mut self, block: &mut Vec<u8>) -> io::Result<bool> {
         block.clear();
         block.append(&mut self.rest);
+        if std::mem::take(&mut self.within_line) {
+            self.pass_over_line(block)?;
+        }
+        let mut looked_at = 0;
         loop {
-            // So much at a time however long a line is: what lies behind its end stays little. What was looked at is not
-            // looked at again, but for its last byte, which may have been half of an end.
-            let known = block.len();
-            while !self.ended && block.len() < known + self.size {
-                // Bounded by what is wanted, so that a block's room is not doubled for a few bytes.
-                let room = (known + self.size - block.len()) as u64;
-                self.ended = self.source.by_ref().take(room).read_to_end(block)? == 0;
-            }
+            // So much at a time however long a line is: what lies behind its end stays little.
+            self.read_into(block)?;
             if self.ended {
                 return Ok(!block.is_empty());
             }
-            let looked_at = known.saturating_sub(1);
             if let Some(end) = last_end(&block[looked_at..]).map(|end| looked_at + end) {
                 self.rest.extend_from_slice(&block[end..]);
                 block.truncate(end);
                 return Ok(true);
             }
-            if block.len() > MAX_LINE {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "a line is longer than 1 GiB: this is no JSONL",
-                ));
+            if block.len() > self.longest {
+                // Half of its end may be here.
+                self.rest.extend(block.last().filter(|byte| **byte == b'\r'));
+                block.truncate(self.longest + 1);
+                self.within_line = true;
+                return Ok(true);
+            }
+            // What was looked at is not looked at again, but for its last byte, which may have been half of an end.
+            looked_at = block.len().saturating_sub(1);
+        }
+    }
+
+    /// Reads so many bytes more as a block has, unless the stream ends.
+    fn read_into(&mut self, block: &mut Vec<u8>) -> io::Result<()> {
+        let wanted = block.len() + self.size;
+        while !self.ended && block.len() < wanted {
+            // Bounded by what is wanted, so that a block's room is not doubled for a few bytes.
+            let room = (wanted - block.len()) as u64;
+            self.ended = self.source.by_ref().take(room).read_to_end(block)? == 0;
+        }
+        Ok(())
+    }
+
+    /// Leaves in `block` what stands behind the end of the line that it begins in.
+    fn pass_over_line(&mut self, block: &mut Vec<u8>) -> io::Result<()> {
+        loop {
+            self.read_into(block)?;
+            match end_of_line(block) {
+                // It may be half of a `\r\n`.
+                Some(end) if end + 1 == block.len() && block[end] == b'\r' && !self.ended => {
+                    block.drain(..end);
+                }
+                Some(end) => {
+                    let both = block[end..].starts_with(b"\r\n");
+                    block.drain(..end + 1 + usize::from(both));
+                    return Ok(());
+                }
+                None => {
+                    block.clear();
+                    if self.ended {
+                        return Ok(());
+                    }
+                }
             }
         }
     }
@@ -149,13 +185,37 @@ mod tests {
         for text in texts {
             for size in 1..12 {
                 for step in [1, 2, 3, 100] {
-                    let mut blocks = Blocks::new(Trickle(text, step), size);
+                    let mut blocks = Blocks::new(Trickle(text, step), size, 100);
                     let (mut block, mut lines) = (Vec::new(), Vec::new());
                     while blocks.next_into(&mut block).unwrap() {
                         lines.extend(Lines::new(&block).map(<[u8]>::to_vec));
                     }
                     assert_eq!(lines, reference(text), "{:?} size {size} step {step}", text.escape_ascii().to_string());
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn of_a_line_that_is_too_long_its_beginning_is_given_and_no_more_is_held() {
+        for end in ["\n", "\r\n", "\r"] {
+            let text = ["short", &"x".repeat(1000), "next", &"y".repeat(21), "last", &"z".repeat(500)].join(end);
+            for (size, step) in [(1, 1), (3, 2), (7, 100), (64, 5), (300, 300), (4096, 4096)] {
+                let mut blocks = Blocks::new(Trickle(text.as_bytes(), step), size, 20);
+                let (mut block, mut lines) = (Vec::new(), Vec::new());
+                while blocks.next_into(&mut block).unwrap() {
+                    lines.extend(Lines::new(&block).map(<[u8]>::to_vec));
+                }
+                let expected = ["short", "x", "next", "y", "last", "z"];
+                assert_eq!(lines.len(), expected.len(), "{end:?} size {size} step {step}");
+                for (line, expected) in lines.iter().zip(expected) {
+                    let is_long = expected.len() == 1;
+                    assert!(
+                        if is_long { line.len() > 20 } else { line == expected.as_bytes() },
+                        "{end:?} {size} {step}"
+                    );
+                }
+                assert!(block.capacity() <= 64.max(4 * (size + 21)), "{} bytes for {size}", block.capacity());
             }
         }
     }

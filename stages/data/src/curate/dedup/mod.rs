@@ -20,18 +20,15 @@ use serde::{Deserialize, Serialize};
 use unicode_normalization::UnicodeNormalization;
 
 use super::{
-    BadLines, check_shards, default_samples,
+    default_samples,
     limits::Family,
     sample::Sample,
-    shards,
-    stream::Reader,
     texts, throughput,
     write::{Output, Writer},
-    write_stats,
 };
 use crate::{
+    documents::{Bad, BadLines, OnBadLine, Reader, check_shards, check_workers, shards, write_stats},
     size::Size,
-    tokenize::{OnBadLine, encode::Bad},
 };
 use minhash::{MinHash, Unit, bands_and_rows};
 use sets::Sets;
@@ -237,9 +234,7 @@ impl Stage for Dedup {
             let error = Diagnostic::new("so little memory would take files without end").field("memory");
             errors.push(error.hint("16MiB or more"));
         }
-        if self.workers == Some(0) {
-            errors.push(Diagnostic::new("no worker would do anything").field("workers").hint("1 or more"));
-        }
+        check_workers(self.workers, errors);
         vec![self]
     }
 
@@ -290,7 +285,7 @@ impl Stage for Dedup {
             Level::Info,
             format!("{kept} of {documents} documents kept, {exact} exact and {near} near ones gone in {rate}"),
         );
-        write_stats(ctx, &stats)
+        write_stats(ctx, "stats.json", &stats)
     }
 }
 

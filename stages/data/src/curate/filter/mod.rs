@@ -6,7 +6,7 @@ mod language;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, time::Instant};
+use std::{collections::BTreeMap, path::Path, time::Instant};
 
 use anyhow::{Context, Result};
 use flow_core::{Check, Ctx, Diagnostic, Level, Port, Refs, Stage};
@@ -17,20 +17,19 @@ use serde::{Deserialize, Serialize};
 use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick, is_nfkc_quick};
 
 use super::{
-    BadLines, check_shards, default_samples,
+    default_samples,
     limits::{Family, Limit},
     sample::Sample,
-    shards,
-    stream::Reader,
     text, texts, throughput,
     write::{Output, Writer},
-    write_stats,
 };
-use crate::tokenize::{OnBadLine, encode::Bad};
+use crate::documents::{
+    Bad, BadLines, OnBadLine, Reader, check_shards, check_workers, is_jsonl, shards, stats_name, stem, write_stats,
+};
 
 /// `kind = "filter"`: one node a shard. `NAME.jsonl`, also `.gz`, `.zst`, `.bz2` and `.xz` → `NAME.jsonl.zst` with the
 /// documents that every rule lets pass, in their order, each on its line as it was unless `normalize` or `c4` changed its
-/// text; and `stats.json`, which says of each rule how many documents it dropped, with a few of them. The rules are asked
+/// text; and `NAME.stats.json`, which says of each rule how many documents it dropped, with a few of them. The rules are asked
 /// in the order in which they stand here, and the first that drops a document counts it.
 ///
 /// A word is what stands between white space. In scripts without spaces it is a piece of a run of one script: two Han
@@ -74,7 +73,7 @@ pub struct Filter {
     /// How the documents are written: `zst` if nothing is said.
     #[serde(default)]
     output: Output,
-    /// How many of the documents that a rule dropped are shown in `stats.json`; 5 if left out.
+    /// How many of the documents that a rule dropped are shown in the counts; 5 if left out.
     #[serde(default = "default_samples")]
     samples: usize,
     /// What happens with a line that is no document.
@@ -132,7 +131,7 @@ impl Drop {
     }
 }
 
-/// `stats.json`.
+/// `NAME.stats.json`.
 #[derive(Debug, Serialize)]
 struct Stats {
     documents: u64,
@@ -142,9 +141,10 @@ struct Stats {
     changed: u64,
     bytes: u64,
     kept_bytes: u64,
+    #[serde(flatten)]
+    bad: BadLines,
     /// In the order in which they are asked.
     rules: Vec<RuleStats>,
-    files: BTreeMap<String, FileStats>,
 }
 
 #[derive(Debug, Serialize)]
@@ -152,16 +152,6 @@ struct RuleStats {
     rule: &'static str,
     dropped: u64,
     sample: Sample,
-}
-
-#[derive(Debug, Default, Serialize)]
-struct FileStats {
-    documents: u64,
-    kept: u64,
-    bytes: u64,
-    kept_bytes: u64,
-    #[serde(flatten)]
-    bad: BadLines,
 }
 
 /// What became of a block of lines.
@@ -177,7 +167,7 @@ struct Sifted {
 
 impl Stage for Filter {
     const KIND: &'static str = "filter";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "Drops documents by length, language, quality, repetition and patterns";
 
     fn expand(self, errors: &mut Vec<Diagnostic>) -> Vec<Self> {
@@ -192,6 +182,9 @@ impl Stage for Filter {
     }
 
     fn check(&self, check: &mut Check<'_>) {
+        let names =
+            check.input("input").iter().flat_map(|known| &known.files).filter(|name| is_jsonl(name, usize::MAX));
+        check.files = names.flat_map(|name| [self.output.name(stem(name)), stats_name(stem(name))]).collect();
         check_shards(check, "input", &self.json_key, self.on_bad_line);
     }
 
@@ -200,50 +193,60 @@ impl Stage for Filter {
         let input = ctx.one("input")?;
         let sieve = Sieve::new(self, &self.read_bad_words(ctx)?)?;
         let mut reader = Reader::new(ctx, self.workers, input.tree.size());
-        let mut rules: Vec<RuleStats> =
-            sieve.rules().into_iter().map(|rule| RuleStats { rule, dropped: 0, sample: Sample::default() }).collect();
-        let mut files = BTreeMap::new();
-        let mut changed = 0;
+        let (mut documents, mut kept, mut bytes) = (0, 0, 0);
+        let mut dropped: Vec<(&str, u64)> = sieve.rules().into_iter().map(|rule| (rule, 0)).collect();
         for (stem, path) in shards(input)? {
-            let mut writer = Writer::create(ctx.out, &stem, self.output)?;
-            let (mut file, mut lines) = (FileStats::default(), 0);
-            let sift = |block: &[u8]| sieve.sift(block);
-            file.bytes = reader.blocks(&path, sift, |sifted| {
-                for (number, bad) in &sifted.bad {
-                    file.bad.take(ctx, self.on_bad_line, &path, lines + number, bad)?;
-                }
-                writer.append(&sifted.kept, sifted.documents)?;
-                file.documents += sifted.lines - sifted.bad.len() as u64;
-                changed += sifted.changed;
-                for (rule, (dropped, sample)) in sifted.dropped {
-                    if let Some(stats) = rules.iter_mut().find(|stats| stats.rule == rule) {
-                        stats.dropped += dropped;
-                        stats.sample.merge(self.samples, sample, &stem, lines);
-                    }
-                }
-                lines += sifted.lines;
-                Ok(())
-            })?;
-            (file.kept, file.kept_bytes) = (writer.documents, writer.bytes);
-            writer.finish()?;
-            files.insert(stem, file);
+            let stats = self.filter(ctx, &sieve, &mut reader, &stem, &path)?;
+            documents += stats.documents;
+            kept += stats.kept;
+            bytes += stats.bytes;
+            dropped.iter_mut().zip(&stats.rules).for_each(|(all, rule)| all.1 += rule.dropped);
+            write_stats(ctx, &stats_name(&stem), &stats)?;
         }
-        let sum = |of: fn(&FileStats) -> u64| files.values().map(of).sum::<u64>();
-        let (documents, kept, bytes) = (sum(|file| file.documents), sum(|file| file.kept), sum(|file| file.bytes));
-        let kept_bytes = sum(|file| file.kept_bytes);
-        for stats in rules.iter().filter(|stats| stats.dropped > 0) {
-            ctx.log(Level::Info, format!("{} dropped by {}", stats.dropped, stats.rule));
+        for (rule, dropped) in dropped.iter().filter(|rule| rule.1 > 0) {
+            ctx.log(Level::Info, format!("{dropped} dropped by {rule}"));
         }
         let rate = throughput(documents, bytes, started.elapsed().as_secs_f64());
         ctx.log(Level::Info, format!("{kept} of {documents} documents kept in {rate}"));
-        write_stats(
-            ctx,
-            &Stats { documents, kept, dropped: documents - kept, changed, bytes, kept_bytes, rules, files },
-        )
+        Ok(())
     }
 }
 
 impl Filter {
+    fn filter(
+        &self,
+        ctx: &Ctx<'_>,
+        sieve: &Sieve<'_>,
+        reader: &mut Reader<'_>,
+        stem: &str,
+        path: &Path,
+    ) -> Result<Stats> {
+        let rule = |rule| RuleStats { rule, dropped: 0, sample: Sample::default() };
+        let mut rules: Vec<RuleStats> = sieve.rules().into_iter().map(rule).collect();
+        let mut writer = Writer::create(ctx.out, stem, self.output)?;
+        let (mut lines, mut documents, mut changed, mut bad) = (0, 0, 0, BadLines::default());
+        let sift = |block: &[u8]| sieve.sift(block);
+        let bytes = reader.blocks(path, sift, |sifted| {
+            for (number, wrong) in &sifted.bad {
+                bad.take(ctx, self.on_bad_line, path, lines + number, wrong)?;
+            }
+            writer.append(&sifted.kept, sifted.documents)?;
+            documents += sifted.lines - sifted.bad.len() as u64;
+            changed += sifted.changed;
+            for (rule, (dropped, sample)) in sifted.dropped {
+                if let Some(stats) = rules.iter_mut().find(|stats| stats.rule == rule) {
+                    stats.dropped += dropped;
+                    stats.sample.merge(self.samples, sample, stem, lines);
+                }
+            }
+            lines += sifted.lines;
+            Ok(())
+        })?;
+        let (kept, kept_bytes) = (writer.documents, writer.bytes);
+        writer.finish()?;
+        Ok(Stats { documents, kept, dropped: documents - kept, changed, bytes, kept_bytes, bad, rules })
+    }
+
     fn bad_words(&self) -> Option<&flow_core::Ref> {
         self.c4.0.as_ref()?.bad_words.as_ref()
     }
@@ -311,9 +314,7 @@ impl Filter {
                 }
             }
         }
-        if self.workers == Some(0) {
-            errors.push(Diagnostic::new("no worker would do anything").field("workers").hint("1 or more"));
-        }
+        check_workers(self.workers, errors);
     }
 }
 

@@ -8,31 +8,27 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use flow_core::{Check, Ctx, Diagnostic, Level, Port, Ref, Stage, is_safe_name};
 use flow_formats::documents::Lines;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    BadLines, check_shards,
     limits::Limit,
-    shards,
-    stream::Reader,
     texts, throughput,
     write::{Output, Writer},
-    write_stats,
 };
 use crate::{
+    documents::{Bad, BadLines, OnBadLine, Reader, check_shards, check_workers, shards, stats_name, write_stats},
     size::Size,
-    tokenize::{OnBadLine, encode::Bad},
 };
 
 /// By how many bits of their digests documents are counted.
 const BINS: usize = 1 << 16;
 
 /// `kind = "mix"`: documents of several sources as one corpus, `NAME.jsonl.zst`, in which each has its weight, or comes
-/// so many times; and `stats.json`, which says what was taken of each. Which documents of a source are taken follows from
+/// so many times; and `NAME.stats.json`, which says what was taken of each. Which documents of a source are taken follows from
 /// their digests, exactly as many as there is room for; they stand source by source, and round by round where a source
 /// comes more than once, since whoever trains shuffles them.
 ///
@@ -105,7 +101,7 @@ fn one() -> u64 {
     1
 }
 
-/// `stats.json`.
+/// `NAME.stats.json`.
 #[derive(Debug, Serialize)]
 struct Stats {
     documents: u64,
@@ -148,7 +144,7 @@ type Digested = (Vec<u8>, Vec<Result<u64, Bad>>);
 
 impl Stage for Mix {
     const KIND: &'static str = "mix";
-    const VERSION: u32 = 1;
+    const VERSION: u32 = 2;
     const ABOUT: &'static str = "Mixes documents of several sources into one corpus, by weights or epochs";
 
     fn expand(self, errors: &mut Vec<Diagnostic>) -> Vec<Self> {
@@ -162,6 +158,8 @@ impl Stage for Mix {
     }
 
     fn check(&self, check: &mut Check<'_>) {
+        let files = self.names().map(|name| self.output.name(&name));
+        check.files = files.chain([stats_name(&self.name)]).collect();
         for i in 0..self.sources.len() {
             check_shards(check, &port_name(i), &self.json_key, self.on_bad_line);
         }
@@ -195,11 +193,8 @@ impl Stage for Mix {
             taken_bytes: 0,
         };
         let mut sources_stats: Vec<SourceStats> = self.sources.iter().zip(&counts).map(stats).collect();
-        let create = |shard: u64| {
-            let name = if self.shards == 1 { self.name.clone() } else { format!("{}_{shard}", self.name) };
-            Writer::create(ctx.out, &name, self.output)
-        };
-        let mut writers = (0..self.shards).map(create).collect::<Result<Vec<_>>>()?;
+        let create = |name: String| Writer::create(ctx.out, &name, self.output);
+        let mut writers = self.names().map(create).collect::<Result<Vec<_>>>()?;
         let rounds = plans.iter().map(|plan| plan.whole + 1).max().unwrap_or(0);
         for round in 0..rounds {
             for ((files, plan), stats) in sources.iter().zip(&mut plans).zip(&mut sources_stats) {
@@ -218,13 +213,14 @@ impl Stage for Mix {
             bytes += writer.bytes;
             writer.finish()?;
         }
+        ensure!(documents > 0, "nothing would be in the corpus: no document fits into the budget, or there is none");
         for source in &sources_stats {
             let SourceStats { source, documents, taken_documents, .. } = source;
             ctx.log(Level::Info, format!("{source}: {taken_documents} documents of {documents}"));
         }
         let rate = throughput(documents, bytes, started.elapsed().as_secs_f64());
         ctx.log(Level::Info, format!("{documents} documents in {rate}"));
-        write_stats(ctx, &Stats { documents, bytes, sources: sources_stats, bad })
+        write_stats(ctx, &stats_name(&self.name), &Stats { documents, bytes, sources: sources_stats, bad })
     }
 }
 
@@ -285,9 +281,13 @@ impl Mix {
         if !is_safe_name(&self.name) || self.name.contains('/') {
             say("name".into(), format!("`{}` is not a file name", self.name), "a name without `/`, such as \"corpus\"");
         }
-        if self.workers == Some(0) {
-            say("workers".into(), "no worker would do anything".into(), "1 or more");
-        }
+        check_workers(self.workers, errors);
+    }
+
+    /// Of the files, without their endings.
+    fn names(&self) -> impl Iterator<Item = String> {
+        (0..self.shards)
+            .map(|shard| if self.shards == 1 { self.name.clone() } else { format!("{}_{shard}", self.name) })
     }
 
     fn digest(&self, line: &[u8]) -> u64 {
@@ -337,12 +337,13 @@ impl Mix {
     fn plans(&self, counts: &[Counts]) -> Result<Vec<Plan>> {
         let by_documents = self.documents.is_some();
         let size = |counts: &Counts| if by_documents { counts.documents } else { counts.bytes };
-        if let Some(empty) = counts.iter().position(|counts| counts.documents == 0) {
-            ensure!(false, "{} holds no document", self.sources[empty].input.text());
-        }
         let epochs: Vec<f64> = if self.sources.iter().any(|source| source.epochs.is_some()) {
             self.sources.iter().map(|source| source.epochs.unwrap_or(1.0)).collect()
         } else {
+            if let Some(empty) = counts.iter().position(|counts| counts.documents == 0) {
+                let name = self.sources[empty].input.text();
+                bail!("`{name}` holds no document, so it cannot have a weight: leave it away, or say `epochs`");
+            }
             let weights: Vec<f64> = self.sources.iter().map(|source| source.weight.unwrap_or(1.0)).collect();
             let all: f64 = weights.iter().sum();
             // What there would be in all if this source came once.

@@ -32,7 +32,7 @@ fn mixed(stand: &Stand, mut params: Json, sources: [Json; 2]) -> Result<([BTreeM
             *found[usize::from(line.contains("code"))].entry(line.to_owned()).or_default() += 1;
         }
     }
-    Ok((found, serde_json::from_slice(&stand.out("stats.json")).unwrap()))
+    Ok((found, serde_json::from_slice(&stand.out("mixed.stats.json")).unwrap()))
 }
 
 #[test]
@@ -86,4 +86,20 @@ fn what_cannot_be_is_said_before_anything_runs() {
         let error = error(params);
         assert!(error.field.as_deref() == Some(field) && error.message.contains(words), "{error:?}");
     }
+}
+
+#[test]
+fn a_corpus_of_nothing_and_a_weight_of_nothing_are_errors() {
+    let mut stand = stand();
+    let nothing = stand.write("nothing.jsonl", "");
+    stand.inputs.get_mut(&port_name(1)).unwrap().clear();
+    stand.input(&port_name(1), &nothing);
+    let error = mixed(&stand, json!({}), [json!({ "weight": 1 }), json!({ "weight": 1 })]).unwrap_err().to_string();
+    assert!(error.contains("`code` holds no document"), "{error}");
+    let ([wiki, code], _) = mixed(&stand, json!({}), [json!({ "epochs": 1 }), json!({ "epochs": 1 })]).unwrap();
+    assert_eq!((wiki.len(), code.len()), (1000, 0));
+
+    let stand = self::stand();
+    let error = mixed(&stand, json!({ "bytes": 10 }), [json!({}), json!({})]).unwrap_err().to_string();
+    assert!(error.contains("no document fits into the budget"), "{error}");
 }

@@ -26,7 +26,9 @@
 //! the one and a symbol that begins with the other: what lies on both sides is merged apart. Pairs that a rule joins are
 //! bits as well, and again one too many costs time alone.
 
-use std::{cmp::Reverse, collections::HashMap};
+use std::cmp::Reverse;
+
+use ahash::AHashMap;
 
 use super::{
     Merge, Model,
@@ -73,7 +75,7 @@ impl Chars {
         for (byte, symbol) in (0..=u8::MAX).zip(&mut bytes) {
             *symbol = *model.tokens.get([byte].as_slice())?;
         }
-        let texts: HashMap<u32, &[u8]> = model.tokens.iter().map(|(text, id)| (*id, text.as_slice())).collect();
+        let texts: AHashMap<u32, &[u8]> = model.tokens.iter().map(|(text, id)| (*id, text.as_slice())).collect();
         let sides = Sides::new(&model.merges);
         let mut known = Vec::new();
         for token in model.tokens.keys() {
@@ -97,7 +99,7 @@ impl Chars {
 
         let mut chars = Self { bytes, pages: vec![0; 0x11_0000 / PAGE], infos: vec![UNKNOWN; PAGE], joined };
         for (char, symbol, behind, before) in known {
-            let mask = |symbols: Vec<&[u8]>, bits: &HashMap<&[u8], u64>| {
+            let mask = |symbols: Vec<&[u8]>, bits: &AHashMap<&[u8], u64>| {
                 symbols.iter().fold(0, |mask, text| mask | bits[text])
             };
             let info = chars.info_mut(char);
@@ -109,13 +111,13 @@ impl Chars {
         Some(chars)
     }
 
-    fn set_ends_and_begins(&mut self, end_bits: &HashMap<&[u8], u64>, begin_bits: &HashMap<&[u8], u64>) {
+    fn set_ends_and_begins(&mut self, end_bits: &AHashMap<&[u8], u64>, begin_bits: &AHashMap<&[u8], u64>) {
         let pages = self.pages.clone();
         let is_known = |char: &char| pages[*char as usize / PAGE] != 0;
         for char in ('\0'..=char::MAX).filter(is_known) {
             let mut room = [0; 4];
             let text = char.encode_utf8(&mut room).as_bytes();
-            let bit = |part: &[u8], bits: &HashMap<&[u8], u64>| bits.get(part).copied().unwrap_or(0);
+            let bit = |part: &[u8], bits: &AHashMap<&[u8], u64>| bits.get(part).copied().unwrap_or(0);
             let (mut ends, mut begins) = (0, 0);
             for at in 1..text.len() {
                 ends |= bit(&text[at..], end_bits);
@@ -243,7 +245,7 @@ struct Joined {
 }
 
 impl Joined {
-    fn new(model: &Model, texts: &HashMap<u32, &[u8]>, symbols: &HashMap<char, u32>) -> Self {
+    fn new(model: &Model, texts: &AHashMap<u32, &[u8]>, symbols: &AHashMap<char, u32>) -> Self {
         let pair = |merge: &Merge| {
             let (left, right) = (last_char(texts[&merge.left])?, first_char(texts[&merge.right])?);
             Some((*symbols.get(&left)?, *symbols.get(&right)?))
@@ -274,8 +276,8 @@ impl Joined {
 }
 
 /// A bit for each text, of its own for those that stand there most often.
-fn bits<'t>(texts: impl Iterator<Item = &'t [u8]>) -> HashMap<&'t [u8], u64> {
-    let mut counts = HashMap::<&[u8], u32>::new();
+fn bits<'t>(texts: impl Iterator<Item = &'t [u8]>) -> AHashMap<&'t [u8], u64> {
+    let mut counts = AHashMap::<&[u8], u32>::new();
     for text in texts {
         *counts.entry(text).or_default() += 1;
     }

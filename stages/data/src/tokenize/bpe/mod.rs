@@ -12,12 +12,11 @@ mod short;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
-
+use ahash::AHashMap;
 use chars::Chars;
 use rules::{NONE, Rules};
 
-pub use model::Model;
+pub use model::{Model, Written};
 
 /// A rule: what it joins and what it makes, as ids. Its rank is its place among the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +34,7 @@ pub struct Bpe {
     rules: Rules,
     chars: Chars,
     /// Tokens that merging does not lead to, of models that take a piece whole if it is a token.
-    unreached: HashMap<Box<str>, u32>,
+    unreached: AHashMap<Box<str>, u32>,
 }
 
 impl Bpe {
@@ -43,10 +42,10 @@ impl Bpe {
     pub fn new(model: &Model) -> Option<Self> {
         let rules = Rules::new(&model.merges)?;
         let chars = Chars::new(model, &rules)?;
-        let mut bpe = Self { rules, chars, unreached: HashMap::new() };
+        let mut bpe = Self { rules, chars, unreached: AHashMap::new() };
         if model.ignore_merges {
             let (mut symbols, mut ids) = (Vec::new(), Vec::new());
-            let mut unreached = HashMap::new();
+            let mut unreached = AHashMap::new();
             for (token, id) in &model.tokens {
                 let Ok(text) = std::str::from_utf8(token) else { continue };
                 ids.clear();

@@ -1,6 +1,6 @@
 //! Which two symbols become one, and how soon.
 
-use std::collections::HashMap;
+use ahash::AHashMap;
 
 use super::Merge;
 
@@ -42,7 +42,7 @@ impl Rules {
             return None;
         }
         // Of rules for the same pair the last one holds.
-        let ranks: HashMap<u64, u64> =
+        let ranks: AHashMap<u64, u64> =
             merges.iter().zip(0..).map(|(merge, rank)| (pair(merge.left, merge.right), rank)).collect();
         let merged: Vec<u32> = merges.iter().map(|merge| merge.merged).collect();
         let counts_up = merged.is_sorted_by(|before, after| before + 1 == *after);
@@ -60,7 +60,7 @@ impl Rules {
     }
 
     /// Tries the next seed.
-    fn fill(&mut self, ranks: &HashMap<u64, u64>) -> bool {
+    fn fill(&mut self, ranks: &AHashMap<u64, u64>) -> bool {
         self.seed = self.seed.wrapping_mul(0xd134_2543_de82_ef95).wrapping_add(2);
         let mut groups = vec![Vec::new(); 1 << self.group_bits];
         for (pair, rank) in ranks {
