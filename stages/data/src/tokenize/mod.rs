@@ -130,11 +130,7 @@ impl Stage for Tokenize {
     }
 
     fn ports(&self) -> Vec<Port> {
-        let tokenizer = Port::one("tokenizer", &self.tokenizer);
-        // A model may have any name where it is named itself.
-        let is_model = self.tokenizer.text().ends_with(".model");
-        let tokenizer = if is_model { tokenizer } else { tokenizer.only(files::FILES) };
-        vec![Port::each("input", &self.input), tokenizer]
+        vec![Port::each("input", &self.input), Port::one("tokenizer", &self.tokenizer).only(files::FILES)]
     }
 
     fn check(&self, check: &mut Check<'_>) {
