@@ -73,7 +73,7 @@ impl Slot {
         fault("commit:hashed")?;
 
         let inside = cache.0.holds.enter()?;
-        inside.hold(self.key.0).context("cannot note what this flow uses")?;
+        inside.hold(self.key.0).explain(cache.root(), || "note what this flow uses")?;
         let durable = cost >= DEAR || tree.size() >= HEAVY;
         let placed = if made.len() < MANY {
             made.iter().map(|made| cache.place(made, durable)).collect::<Result<Vec<_>>>()
@@ -119,7 +119,7 @@ impl Cache {
     pub fn alias(&self, parts: &KeyParts, outcome: &Outcome) -> Result<Outcome> {
         let key = parts.key();
         let inside = self.0.holds.enter()?;
-        inside.hold(key.0).context("cannot note what this flow uses")?;
+        inside.hold(key.0).explain(self.root(), || "note what this flow uses")?;
         let mut lacks = None;
         for entry in outcome.tree.entries() {
             if !matches!(self.check_object(entry)?, Object::Good) {

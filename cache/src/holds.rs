@@ -23,6 +23,7 @@ use rustix::{
 };
 
 use crate::{
+    fault::fault,
     files::{create_new, fresh, list},
     lock::try_exclusive,
 };
@@ -179,7 +180,7 @@ impl Inside<'_> {
         let mut state = self.0.state();
         if state.held.insert(held)
             && let Some(list) = &mut state.list
-            && let Err(e) = list.file.write_all(&held)
+            && let Err(e) = fault("hold:note").and_then(|()| list.file.write_all(&held))
         {
             state.held.remove(&held);
             return Err(e);

@@ -14,7 +14,7 @@ use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, UTIME_NOW, utimensat};
 
 use crate::{
     cache::Cache,
-    files::{par_shards, shards, write_atomic},
+    files::{Explain as _, par_shards, shards, write_atomic},
     holds::Inside,
     memo::Known,
     paths::parse_record,
@@ -50,7 +50,7 @@ impl Cache {
         let inside = self.0.holds.enter()?;
         let outcome = self.find(key, &inside)?;
         if outcome.is_some() {
-            inside.hold(key.0).context("cannot note what this flow uses")?;
+            inside.hold(key.0).explain(self.root(), || "note what this flow uses")?;
         }
         Ok(outcome)
     }
@@ -68,7 +68,7 @@ impl Cache {
         };
         let record = self.read_record(key)?.filter(|record| record.freed);
         let Some(record) = record.filter(|record| self.is_believed(record, &path)) else { return Ok(None) };
-        inside.hold(key.0).context("cannot note what this flow uses")?;
+        inside.hold(key.0).explain(self.root(), || "note what this flow uses")?;
         let (stat, ages) = touch(&path, &meta.stat);
         self.note_record(&path, &stat, ages);
         Ok(Some(Outcome { key: *key, tree: Arc::new(record.tree), cost: record.cost }))
@@ -107,7 +107,7 @@ impl Cache {
         }
         let outcome = Outcome { key: *key, tree: Arc::clone(&known.tree), cost: known.cost };
         if freed {
-            inside.hold(key.0).context("cannot note what this flow uses")?;
+            inside.hold(key.0).explain(self.root(), || "note what this flow uses")?;
             match self.keep_files(&path) {
                 Ok(stat) => known.record = stat,
                 // In a cache that this user may only read, nothing is freed by this user; else the next who finds it tries.

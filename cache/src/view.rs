@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use flow_core::{Entry, Tree};
 
 use crate::{
@@ -24,7 +24,7 @@ impl Cache {
     pub fn view(&self, tree: &Tree) -> Result<PathBuf> {
         let inside = self.0.holds.enter()?;
         let digest = tree.digest();
-        inside.hold(digest.0).context("cannot note what this flow uses")?;
+        inside.hold(digest.0).explain(self.root(), || "note what this flow uses")?;
         let path = self.view_path(&digest);
         for _ in 0..10 {
             if self.view_is_good(&path, tree) {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
-use crate::complete;
+use crate::{amounts, complete};
 
 /// Runs pipelines of language-model training: what is already done is never done again.
 #[derive(Debug, Parser)]
@@ -322,13 +322,13 @@ pub enum Cache {
     /// Remove old results and what no result names
     Gc {
         /// Remove results that were not used for this long: 30d, 12h, 90m
-        #[arg(long, alias = "older", value_name = "AGE", value_parser = age)]
+        #[arg(long, alias = "older", value_name = "AGE", value_parser = amounts::age)]
         max_age: Option<std::time::Duration>,
         /// Then remove the least recently used until the cache is at most this big: 500G, 1.5T
-        #[arg(long, alias = "max", value_name = "SIZE", value_parser = size)]
+        #[arg(long, alias = "max", value_name = "SIZE", value_parser = amounts::size)]
         max_size: Option<u64>,
         /// Keep what the last runs of each pipeline used, if they began within this time; 0d keeps nothing for them
-        #[arg(long, value_name = "AGE", value_parser = age, default_value = "30d")]
+        #[arg(long, value_name = "AGE", value_parser = amounts::age, default_value = "30d")]
         keep_runs: std::time::Duration,
         /// Say what would be removed, and remove nothing
         #[arg(long)]
@@ -342,9 +342,10 @@ pub enum Cache {
         #[arg(value_hint = clap::ValueHint::FilePath)]
         file: Option<std::path::PathBuf>,
         /// A stage, or one node as `tokens[2]` [default: all]
+        #[arg(add = complete::stages())]
         stage: Option<String>,
         /// The profile to lay over the file
-        #[arg(long, short)]
+        #[arg(long, short, add = complete::profiles())]
         profile: Option<String>,
     },
     /// Let go of what was pinned, also of results that the pipeline no longer has
@@ -353,6 +354,7 @@ pub enum Cache {
         #[arg(value_hint = clap::ValueHint::FilePath)]
         file: std::path::PathBuf,
         /// A stage, or one node as `tokens[2]` [default: all]
+        #[arg(add = complete::stages())]
         stage: Option<String>,
     },
     /// Give results to the team: a pipeline's, or all
@@ -391,13 +393,13 @@ pub struct Part {
     #[arg(value_name = "PIPELINE", value_hint = ValueHint::FilePath)]
     pub file: Option<PathBuf>,
     /// Merge this [profile.…] table over the file
-    #[arg(long, short, value_name = "NAME", requires = "file")]
+    #[arg(long, short, value_name = "NAME", requires = "file", add = complete::profiles())]
     pub profile: Option<String>,
     /// Set a value, as `stage.train.max_steps=300`; may be given again
     #[arg(long, value_name = "KEY=VALUE", requires = "file")]
     pub set: Vec<String>,
     /// Only these stages and what they need
-    #[arg(value_name = "STAGE", requires = "file")]
+    #[arg(value_name = "STAGE", requires = "file", add = complete::stages())]
     pub stages: Vec<String>,
 }
 
@@ -442,35 +444,6 @@ pub struct Completions {
     pub shell: clap_complete::Shell,
 }
 
-/// `30d`, `12h`, `90m`, `10s`.
-fn age(text: &str) -> Result<std::time::Duration, String> {
-    let wrong = || "write a number and one of s, m, h, d, w: 30d".to_owned();
-    let unit = text.chars().last().ok_or_else(wrong)?;
-    let seconds = match unit {
-        's' => 1.0,
-        'm' => 60.0,
-        'h' => 3600.0,
-        'd' => 86_400.0,
-        'w' => 7.0 * 86_400.0,
-        _ => return Err(wrong()),
-    };
-    let number: f64 = text[..text.len() - unit.len_utf8()].trim().parse().map_err(|_| wrong())?;
-    std::time::Duration::try_from_secs_f64(number * seconds).map_err(|_| wrong())
-}
-
-/// `500G`, `1.5T`, `100MB`, `1GiB`: powers of 1000, of 1024 with `i`.
-fn size(text: &str) -> Result<u64, String> {
-    let wrong = || "write a number and a unit: 500G, 1.5T, 64GiB".to_owned();
-    let at = text.find(|c: char| c.is_ascii_alphabetic()).unwrap_or(text.len());
-    let number: f64 = text[..at].trim().parse().map_err(|_| wrong())?;
-    let unit = text[at..].to_ascii_lowercase();
-    let unit = unit.strip_suffix('b').unwrap_or(&unit);
-    let (prefix, base) = unit.strip_suffix('i').map_or((unit, 1000f64), |prefix| (prefix, 1024.0));
-    let power = ["", "k", "m", "g", "t", "p"].iter().position(|known| *known == prefix).ok_or_else(wrong)?;
-    let size = number * base.powi(power as i32);
-    if (0.0..=u64::MAX as f64).contains(&size) { Ok(size as u64) } else { Err(wrong()) }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -480,21 +453,5 @@ mod tests {
     #[test]
     fn the_table_of_arguments_is_sound() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn ages_and_sizes() {
-        assert_eq!(age("30d").unwrap().as_secs(), 30 * 86_400);
-        assert_eq!(age("1.5h").unwrap().as_secs(), 5400);
-        for bad in ["", "d", "30", "-1d", "3é", "NaNd"] {
-            assert!(age(bad).is_err(), "{bad}");
-        }
-        assert_eq!(
-            ["500G", "1.5TB", "1GiB", "7", "2k"].map(|t| size(t).unwrap()),
-            [500_000_000_000, 1_500_000_000_000, 1 << 30, 7, 2000]
-        );
-        for bad in ["", "G", "5X", "-5G", "1e400G"] {
-            assert!(size(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -1,5 +1,6 @@
 //! The command line: reads what was typed, calls the engine, draws what it says. Decides nothing.
 
+mod amounts;
 mod args;
 mod commands;
 mod complete;

@@ -105,6 +105,7 @@ fn a_cache_that_fails_meanwhile_ends_with_3_and_says_what_to_do() {
         }
     };
     full("commit:record=enospc");
+    full("hold:note=enospc");
     // The command says that it failed; that the disk is full is found out.
     full("probe=enospc");
     let sandbox = Sandbox::with(text);

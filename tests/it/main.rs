@@ -31,3 +31,4 @@ mod versions;
 mod views;
 mod waits;
 mod weights;
+mod words;

@@ -261,6 +261,13 @@ fn shells_complete_the_stages_and_profiles_of_the_pipeline_on_the_line() {
     assert_eq!(complete(&["flow", "run", "p.toml", "--only", "t"]), ["tokens", "train"]);
     assert_eq!(complete(&["flow", "why", "p.toml", "tr"]), ["train"]);
     assert_eq!(complete(&["flow", "plan", "p.toml", "--profile", ""]), ["full", "mini"]);
+    for command in ["push", "pull", "export out.zst", "pin", "unpin"] {
+        let words: Vec<&str> = ["flow", "cache"].into_iter().chain(command.split(' ')).chain(["p.toml"]).collect();
+        assert_eq!(complete(&[&words[..], &["tr"]].concat()), ["train"], "{command}");
+        if command != "unpin" {
+            assert_eq!(complete(&[&words[..], &["-p", ""]].concat()), ["full", "mini"], "{command}");
+        }
+    }
     assert_eq!(complete(&["flow", "comp"]), ["completions"]);
     sandbox.ok(&["run", "p.toml"]);
     assert_eq!(complete(&["flow", "log", "tok"]), ["tokens"]);

@@ -415,7 +415,7 @@ impl Cache {
             Ok(Ok(ours)) if ours.shared.is_none() && result.record.shared.is_some() => return Ok(()),
             // What was made from it here would not be what it says any more.
             Ok(Ok(ours)) if ours.tree != result.record.tree && self.is_believed(&ours, &path) => return Ok(()),
-            _ => inside.hold(key.0).context("cannot note what this flow uses")?,
+            _ => inside.hold(key.0).explain(self.root(), || "note what this flow uses")?,
         }
         write_atomic(&self.tmp(), &path, &marked(&result.bytes, true)?, false, "team:known")
             .explain(self.root(), || format!("write {}", path.display()))
@@ -425,7 +425,7 @@ impl Cache {
     pub(super) fn adopt(&self, result: &TeamResult, fetched: &[(Digest, PathBuf)]) -> Result<Outcome> {
         let record = &result.record;
         let inside = self.0.holds.enter()?;
-        inside.hold(record.key.0).context("cannot note what this flow uses")?;
+        inside.hold(record.key.0).explain(self.root(), || "note what this flow uses")?;
         let durable = record.tree.size() >= HEAVY;
         let fetched: HashMap<Digest, &Path> = fetched.iter().map(|(digest, path)| (*digest, path.as_path())).collect();
         for entry in record.tree.entries() {

@@ -72,7 +72,11 @@ pub fn check(args: &args::Check) -> Done {
             _ => format!(", {}", plural(profiles, "profile")),
         };
         let (stages, nodes) = (plural(graph.stages.len(), "stage"), plural(graph.nodes.len(), "node"));
-        eprintln!("{}: {stages} in {nodes}{with}, nothing wrong", pipeline.file.display());
+        let but = match said.warnings.len() {
+            0 => String::new(),
+            number => format!(", {}", plural(number, "warning")),
+        };
+        eprintln!("{}: {stages} in {nodes}{with}, nothing wrong{but}", pipeline.file.display());
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Result;
 use flow_cache::Cache;
 use flow_core::{How, Key};
-use flow_engine::{History, Measured, NodeRecord, RunInfo, changes};
+use flow_engine::{History, Measured, NodeRecord, RunInfo, apart, changes};
 use serde_json::json;
 
 use super::{
@@ -15,12 +15,12 @@ use super::{
 };
 use crate::{
     args, out,
-    ui::format::{bytes, clock, duration, fit, value},
+    ui::format::{bytes, clock, duration, value},
 };
 
 /// Times that differ by less than this part, or by less than a second, are the same to people.
 const NOISE: f64 = 0.1;
-/// A value is shown up to so many columns.
+/// A value is shown up to so many characters.
 const VALUE: usize = 40;
 
 /// What is, or may be, different.
@@ -53,11 +53,10 @@ pub fn diff(args: &args::Diff) -> Done {
     }
     let [from, to] = &runs;
     let mut table = vec![vec![String::new(), String::new(), from.id.clone(), to.id.clone()]];
-    table.extend(
-        fold(rows)
-            .into_iter()
-            .map(|Row { node, what, sides: [from, to], .. }| vec![node, what, fit(&from, VALUE), fit(&to, VALUE)]),
-    );
+    table.extend(fold(rows).into_iter().map(|Row { node, what, sides: [from, to], .. }| {
+        let [from, to] = apart(&from, &to, VALUE);
+        vec![node, what, from, to]
+    }));
     Ok(out::write(&out::table(&table, &[]))?)
 }
 

@@ -27,18 +27,17 @@ pub fn log(args: &args::Log) -> Done {
         Some(id) => vec![find(&history, id)?],
         None => history.list()?.collect(),
     };
-    // The newest run in which it ran; or, to follow, the one that goes on and will run it.
-    let newest = runs.iter().find_map(|run| {
-        let logs = logs(run, &args.stage);
-        (!logs.is_empty() || (args.follow && run.alive)).then_some((run, logs))
-    });
-    let Some((run, logs)) = newest else {
+    // To follow, one that goes on: that runs it, or else will. Or the newest run in which it ran.
+    let living = || runs.iter().filter(|run| args.follow && run.alive);
+    let with_log = |run: &'_ RunInfo| !logs(run, &args.stage).is_empty();
+    let chosen = living().find(|run| with_log(run)).or_else(|| living().find(|run| run.has(&args.stage)));
+    let Some(run) = chosen.or_else(|| runs.iter().find(|run| with_log(run))) else {
         return without_log(&runs, &args.stage);
     };
     if args.follow {
         follow(&history, &run.id, &args.stage)?;
     } else {
-        print(&logs)?;
+        print(&logs(run, &args.stage))?;
     }
     Ok(())
 }

@@ -69,10 +69,10 @@ pub fn pin(file: &Path, stage: Option<&str>, profile: Option<&str>) -> Done {
 }
 
 /// Lets go of what was pinned for a pipeline or one of its stages, whatever the file says by now.
-pub fn unpin(file: &Path, stage: Option<&str>) -> Done {
-    let dir = project_dir(file);
+pub fn unpin(path: &Path, stage: Option<&str>) -> Done {
+    let dir = project_dir(path);
     let (_, cache) = open(&dir)?;
-    let file = file.file_name().map_or_else(|| dir.clone(), |name| dir.join(name)).display().to_string();
+    let file = path.file_name().map_or_else(|| dir.clone(), |name| dir.join(name)).display().to_string();
     let mut unpinned = 0;
     for Pin { key, note, .. } in cache.pins()?.into_iter().filter(|pin| pin.whole) {
         let mut lines = note.lines();
@@ -81,6 +81,11 @@ pub fn unpin(file: &Path, stage: Option<&str>) -> Done {
         if of == file && stage.is_none_or(of_stage) && cache.unpin(&key)? {
             unpinned += 1;
         }
+    }
+    // What was pinned for a file is let go of when that is gone, too.
+    if unpinned == 0 && !path.exists() {
+        let error = Diagnostic::new(format!("there is no file `{}`, and nothing is pinned for it", path.display()));
+        return Err(error.hint("`flow cache pin` lists what is pinned").into());
     }
     eprintln!("unpinned {}", plural(unpinned, "result"));
     Ok(())

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use anyhow::Result;
 use flow_cache::Cache;
-use flow_core::{Diagnostic, Event, did_you_mean};
+use flow_core::{Diagnostic, Event, did_you_mean, masked_json};
 use flow_engine::{History, Measured, NodeRecord, RunInfo};
 
 use super::{Done, open_here, runs, status};
@@ -142,7 +142,7 @@ fn details(cache: &Cache, history: &History, run: &RunInfo, nodes: &[(String, No
         }
         if let Some(result) = cache.record(&record.key)? {
             let _ = writeln!(text, "  kind {} version {}", result.parts.kind, result.parts.version);
-            for (name, value) in result.parts.params.as_object().into_iter().flatten() {
+            for (name, value) in masked_json(&result.parts.params).as_object().into_iter().flatten() {
                 let _ = writeln!(text, "    {name} = {}", fit(&value.to_string(), VALUE));
             }
             for (port, digests) in &result.parts.inputs {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use flow_core::KeyParts;
+use flow_core::{KeyParts, masked_json};
 use flow_engine::{Cause, Change, Verdict, Why};
 use serde_json::{Value as Json, json};
 
@@ -16,7 +16,7 @@ use crate::{
     ui::format::{bytes, duration, fit},
 };
 
-/// A value of a key is shown up to so many columns.
+/// A value of a key is shown up to so many characters.
 const VALUE: usize = 100;
 /// So many inputs of one node that changed are told one by one.
 const INPUTS: usize = 8;
@@ -109,14 +109,12 @@ fn text(why: &Why, off: &str) -> String {
 fn change_lines(changes: &[Change], indent: usize, text: &mut String) {
     let inputs = |change: &&Change| change.input.is_some();
     for change in changes.iter().filter(|change| !inputs(change)).chain(changes.iter().filter(inputs).take(INPUTS)) {
-        let value = |value: &Option<String>| value.as_deref().map_or("nothing".to_owned(), |value| fit(value, VALUE));
         let of = match &change.cause {
             Some(Cause { of, is_path: true, .. }) => format!(", `{of}` changed"),
             Some(cause) => format!(", the result of {}{}", cause.of, note(cause)),
             None => String::new(),
         };
-        let (from, to) = (value(&change.from), value(&change.to));
-        let _ = writeln!(text, "{:indent$}{}: {from} -> {to}{of}", "", change.what);
+        let _ = writeln!(text, "{:indent$}{}{of}", "", change.line(VALUE));
         if let Some(cause) = &change.cause {
             below(cause, indent + 2, text);
         }
@@ -141,14 +139,15 @@ fn more(count: usize, indent: usize, text: &mut String) {
 /// What the key is made of.
 fn parts_lines(parts: &KeyParts) -> String {
     let mut text = format!("    kind {} version {}\n", parts.kind, parts.version);
-    match parts.params.as_object() {
+    let params = masked_json(&parts.params);
+    match params.as_object() {
         Some(params) => {
             for (name, value) in params {
                 let _ = writeln!(text, "    {name} = {}", fit(&value.to_string(), VALUE));
             }
         }
         None => {
-            let _ = writeln!(text, "    params = {}", fit(&parts.params.to_string(), VALUE));
+            let _ = writeln!(text, "    params = {}", fit(&params.to_string(), VALUE));
         }
     }
     for (port, digests) in &parts.inputs {
@@ -164,7 +163,7 @@ fn json_line(why: &Why) -> String {
         "node": why.node,
         "state": state(&why.verdict),
         "key": why.key,
-        "parts": why.parts,
+        "parts": why.parts.as_ref().map(|parts| KeyParts { params: masked_json(&parts.params), ..parts.clone() }),
         "previous": why.previous.as_ref().map(|previous| json!({ "run": previous.run, "key": previous.key })),
         "changes": json_changes(&why.changes),
         "waits_for": why.waits_for.iter().map(json_cause).collect::<Vec<_>>(),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use flow_core::{Diagnostic, Span};
+use flow_core::{Diagnostic, Span, holds_secret};
 use unicode_width::UnicodeWidthChar;
 
 use super::{format::tame, paint::Paint};
@@ -28,7 +28,10 @@ pub fn draw(diagnostic: &Diagnostic, severity: Severity, paint: Paint) -> String
     };
     let _ = writeln!(text, "{head} {}", paint.bold(&lines(&diagnostic.message)));
     if let Some(span) = &diagnostic.span {
-        excerpt(span, severity, paint, &mut text);
+        place(span, paint, &mut text);
+        if !diagnostic.secret {
+            excerpt(span, severity, paint, &mut text);
+        }
     }
     for cause in &diagnostic.causes {
         let _ = writeln!(text, "  {} {}", paint.red("caused by:"), lines(cause));
@@ -44,11 +47,19 @@ fn lines(text: &str) -> String {
     text.trim_end().lines().map(tame).collect::<Vec<_>>().join("\n    ")
 }
 
-/// `--> file:line:column`, the line, and carets under the span.
+/// `--> file:line:column`
+fn place(span: &Span, paint: Paint, text: &mut String) {
+    let (line, column) = span.line_column();
+    let _ = writeln!(text, "  {} {}:{line}:{column}", paint.cyan("-->"), span.source.path.display());
+}
+
+/// The line, and carets under the span; not a line that holds a secret.
 fn excerpt(span: &Span, severity: Severity, paint: Paint, text: &mut String) {
     let (line_number, column) = span.line_column();
-    let _ = writeln!(text, "  {} {}:{line_number}:{column}", paint.cyan("-->"), span.source.path.display());
     let Some(line) = span.source.text.split('\n').nth(line_number - 1) else { return };
+    if holds_secret(line) {
+        return;
+    }
     let line = line.trim_end_matches('\r');
     let first = column - 1;
     // A span over several lines is underlined to the end of its first.

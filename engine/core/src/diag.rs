@@ -65,12 +65,15 @@ pub struct Diagnostic {
     pub hints: Vec<String>,
     /// It is about a name that stands nowhere: what could not be read may hold it.
     pub absent: bool,
+    /// Its line holds a secret, and is not shown.
+    pub secret: bool,
 }
 
 impl Diagnostic {
     /// An error with a message alone.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), span: None, field: None, causes: Vec::new(), hints: Vec::new(), absent: false }
+        let (causes, hints) = (Vec::new(), Vec::new());
+        Self { message: message.into(), span: None, field: None, causes, hints, absent: false, secret: false }
     }
 
     /// With a place, if there is none yet.
@@ -91,6 +94,13 @@ impl Diagnostic {
     #[must_use]
     pub fn absent(mut self) -> Self {
         self.absent = true;
+        self
+    }
+
+    /// About a line that holds a secret.
+    #[must_use]
+    pub fn secret(mut self) -> Self {
+        self.secret = true;
         self
     }
 

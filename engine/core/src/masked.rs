@@ -1,6 +1,9 @@
-//! [`masked`]: a text without the secrets of the URLs in it.
+//! [`masked`]: a text without the secrets in it.
 
-/// The text as it is, but of its URLs neither user nor password nor query: a signed URL is a key.
+use crate::secret::without_tokens;
+
+/// The text as it is, but of its URLs neither user nor password nor query (a signed URL is a key), and without tokens that
+/// are known by how they look.
 #[must_use]
 pub fn masked(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -14,7 +17,7 @@ pub fn masked(text: &str) -> String {
         out.extend([before, "://", user, host, path, query]);
         rest = behind;
     }
-    out + rest
+    without_tokens(out + rest)
 }
 
 #[cfg(test)]

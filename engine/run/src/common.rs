@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flow_core::{Diagnostic, Ref, Span, Table, Value, ValueKind, read};
+use flow_core::{Diagnostic, Kind, Ref, Span, Table, Value, ValueKind, did_you_mean, read};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{
     Deserialize, Deserializer,
@@ -211,6 +211,27 @@ pub fn split(name: &str, stage: Value, errors: &mut Vec<Diagnostic>) -> Option<P
         read.value.unwrap_or_default()
     };
     Some(Parts { kind, common, said, own: Value { kind: ValueKind::Table(table), span } })
+}
+
+/// Of a key that a kind does not know: what was meant may be one of those that every stage has.
+pub fn name_all_keys(errors: &mut [Diagnostic], own: &Value, kind: &Kind) {
+    let keys = || own.as_table().into_iter().flat_map(|table| &table.entries);
+    for error in errors {
+        let is_of = |(key, span, _): &&(String, Option<Span>, Value)| {
+            *span == error.span && error.message == format!("unknown key `{key}`")
+        };
+        let Some((key, ..)) = keys().find(is_of) else { continue };
+        let schema = (kind.schema)();
+        let own: Vec<&str> =
+            schema["properties"].as_object().into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+        let every = || COMMON_KEYS.into_iter().chain(["matrix"]);
+        error.hints = vec![match did_you_mean(key, own.iter().copied().chain(every())) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => {
+                format!("known keys: {}; of every stage: {}", own.join(", "), every().collect::<Vec<_>>().join(", "))
+            }
+        }];
+    }
 }
 
 fn yes() -> bool {

@@ -361,6 +361,13 @@ impl RunInfo {
         }
     }
 
+    /// Whether the stage of a name is part of the run.
+    #[must_use]
+    pub fn has(&self, name: &str) -> bool {
+        let stage = bracket(name).map_or(name, |(stage, _)| stage);
+        self.stages().iter().any(|known| known.name == stage)
+    }
+
     /// How many nodes of the run a name means.
     #[must_use]
     pub fn count(&self, name: &str) -> usize {

@@ -9,6 +9,7 @@
 //! No stage kind is named here (the registry is handed in), and nothing is drawn.
 
 mod above;
+mod apart;
 mod aside;
 mod assign;
 mod cause;
@@ -54,6 +55,7 @@ mod unchanged;
 mod when;
 mod why;
 
+pub use apart::apart;
 pub use cause::Cause;
 pub use common::{Common, Resources};
 pub use graph::{Graph, Node, NodeId, PortInputs, Source, StageId, StageInfo, Variant};

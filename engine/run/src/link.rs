@@ -263,7 +263,8 @@ fn read_stage(stage: StageTable, kinds: &'static [Kind], home: Option<&Path>, er
                 wrong.push(error.at(parts.own.span.clone()).hint("make two stages of it"));
             }
             draft.kind = kind;
-            let Parsed { nodes, errors, sound } = (kind.parse)(&parts.own);
+            let Parsed { nodes, mut errors, sound } = (kind.parse)(&parts.own);
+            common::name_all_keys(&mut errors, &parts.own, kind);
             wrong.extend(errors.into_iter().map(|error| place(error, &parts.own, draft.span.as_ref())));
             draft.actions.extend(nodes.into_iter().map(|stage| {
                 let ports = stage.ports().into_iter().map(|port| Taken { port, targets: Vec::new() }).collect();

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use flow_core::{Diagnostic, Span, Table, Value, ValueKind, did_you_mean};
+use flow_core::{Diagnostic, Span, Table, Value, ValueKind, did_you_mean, is_secret_name};
 
 use crate::matrix::{self, Combination};
 
@@ -76,11 +76,29 @@ impl Params {
             let (name, rest) = split_path(path);
             match self.index.get(name) {
                 _ if name == MATRIX => of_matrix(rest.unwrap_or_default(), span, errors),
-                Some(&at) => member(&self.values[at].1, name, rest, span, errors),
+                Some(&at) => {
+                    let found = member(&self.values[at].1, name, rest, span, errors);
+                    if found.as_ref().is_some_and(|found| is_secret(path, found)) {
+                        errors.push(secret(path).at(span.cloned()));
+                    }
+                    found
+                }
                 None => unknown(name, names(), span, errors),
             }
         });
     }
+}
+
+/// Whether a parameter is a secret itself, and not the variable that holds one (`$PASSWORD`).
+fn is_secret(path: &str, value: &Value) -> bool {
+    is_secret_name(path) && value.as_str().is_some_and(|text| !text.is_empty() && !text.starts_with('$'))
+}
+
+fn secret(path: &str) -> Diagnostic {
+    let error = Diagnostic::new(format!("`{path}` looks like a secret, and what a stage is made of is recorded"));
+    let variable = path.to_uppercase().replace(['-', '.'], "_");
+    let hint = format!("leave it out, and name a variable of the environment that flow is started in: `${variable}`");
+    error.hint(hint).secret()
 }
 
 struct Resolver<'a> {

@@ -463,6 +463,10 @@ pub fn outputs(
     let mut outputs = Vec::new();
     for id in graph.select(name).map_err(|error| RunError::Pipeline(vec![error]))? {
         let node = &graph.nodes[id].name;
+        if let Some(why) = &graph.stage_of(id).off {
+            let off = Diagnostic::new(format!("`{node}` is off: it has no result")).cause(why.clone());
+            return Err(RunError::Pipeline(vec![off.hint("its `when` says in which runs it has one")]));
+        }
         let Some((_, tree, _)) = decider.result(id) else {
             return Err(not_here(cache, node, &plan.nodes[id].verdict));
         };

@@ -6,10 +6,11 @@ use std::{
 };
 
 use flow_cache::Cache;
-use flow_core::{Diagnostic, Digest, How, Key, KeyParts};
+use flow_core::{Diagnostic, Digest, How, Key, KeyParts, is_secret_name, masked};
 use serde_json::Value as Json;
 
 use crate::{
+    apart::apart,
     cause::{Cause, Tracer, known_parts},
     decide::{Reason, Work},
     graph::Node,
@@ -35,19 +36,23 @@ pub struct Change {
     pub cause: Option<Cause>,
 }
 
-impl std::fmt::Display for Change {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl Change {
+    /// `params.lr: 1 → 2`, each side cut to at most `room` characters around what differs.
+    #[must_use]
+    pub fn line(&self, room: usize) -> String {
         let of = |side: &Option<String>| side.clone().unwrap_or_else(|| "nothing".into());
-        write!(f, "{}: {} → {}", self.what, of(&self.from), of(&self.to))
+        let [from, to] = apart(&of(&self.from), &of(&self.to), room);
+        format!("{}: {from} → {to}", self.what)
     }
 }
 
-/// What differs between two keys' parts, in a fixed order.
+/// What differs between two keys' parts, in a fixed order. Secrets are not told.
 #[must_use]
 pub fn changes(from: &KeyParts, to: &KeyParts) -> Vec<Change> {
     let mut changes = Vec::new();
     let mut differ = |what: String, from: Option<String>, to: Option<String>| {
         if from != to {
+            let [from, to] = shown(&what, [&from, &to]);
             changes.push(Change { what, from, to, input: None, cause: None });
         }
     };
@@ -64,6 +69,16 @@ pub fn changes(from: &KeyParts, to: &KeyParts) -> Vec<Change> {
     }
     inputs(from, to, &mut changes);
     changes
+}
+
+/// The two sides of a change without the secrets in them.
+fn shown(what: &str, sides: [&Option<String>; 2]) -> [Option<String>; 2] {
+    let side = |text: &String| if is_secret_name(what) { "***".into() } else { masked(text) };
+    let [before, mut after] = sides.map(|text| text.as_ref().map(side));
+    if before == after {
+        after = after.map(|text| text + " (another secret)");
+    }
+    [before, after]
 }
 
 fn flatten(path: &str, value: &Json, into: &mut BTreeMap<String, String>) {
@@ -181,6 +196,8 @@ pub struct Explainer<'a> {
     times: OnceCell<BTreeMap<String, Vec<f64>>>,
 }
 
+/// In a line that says why a node runs, each side of a change has so many characters.
+const SIDE: usize = 36;
 /// How many past runs are looked through for the last one that had a node.
 const LOOK_BACK: usize = 20;
 
@@ -245,7 +262,7 @@ impl<'a> Explainer<'a> {
         }
         let Ok(Some(record)) = self.cache.record(&before.key) else { return "changed since the last run".into() };
         let changes = changes(&record.parts, &work.parts);
-        let mut text: Vec<String> = changes.iter().take(3).map(Change::to_string).collect();
+        let mut text: Vec<String> = changes.iter().take(3).map(|change| change.line(SIDE)).collect();
         if changes.len() > 3 {
             text.push(format!("and {} more", changes.len() - 3));
         }

@@ -15,7 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use flow_core::{Check, Ctx, Diagnostic, Port, Ref, Refs, Stage, is_safe_name};
+use flow_core::{Check, Ctx, Diagnostic, Port, Ref, Refs, Stage, holds_secret, is_safe_name, is_secret_name};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -63,14 +63,6 @@ fn names<S: Serializer>(inputs: &BTreeMap<String, Refs>, serializer: S) -> Resul
 fn outs<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
     let outs = Vec::<String>::deserialize(deserializer)?;
     Ok(outs.iter().map(|out| plain(out).to_owned()).collect())
-}
-
-/// Whether a variable of this name holds what nobody else should see.
-fn looks_secret(name: &str) -> bool {
-    let name = name.to_uppercase();
-    ["TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "ACCESS_KEY", "PRIVATE_KEY"]
-        .iter()
-        .any(|word| name == *word || name.ends_with(&format!("_{word}")))
 }
 
 impl Stage for Command {
@@ -153,12 +145,15 @@ impl Stage for Command {
                 check.error(&field, error.hint("put it in a file, and the file into `files`"));
             }
         }
-        for name in self.env.keys().filter(|name| looks_secret(name)) {
+        for (name, _) in self.env.iter().filter(|(name, value)| is_secret_name(name) || holds_secret(value)) {
             let error = Diagnostic::new(format!("`{name}` looks like a secret, and what is in the file is recorded"));
-            check.error(
-                &format!("env.{name}"),
-                error.hint("leave it out: the command inherits the environment that flow was started in"),
-            );
+            let hint = "leave it out: the command inherits the environment that flow was started in";
+            check.error(&format!("env.{name}"), error.hint(hint).secret());
+        }
+        if holds_secret(&self.run) {
+            let error = Diagnostic::new("`run` holds what looks like a token or a password, and is recorded");
+            let hint = "name a variable in its place, as `$TOKEN`: the command inherits the environment that flow was started in";
+            check.error("run", error.hint(hint).secret());
         }
         for name in self.env.keys().filter(|name| name.is_empty() || name.contains(['=', '\0'])) {
             check.error("env", Diagnostic::new(format!("`{name}` is not the name of a variable")));
