@@ -369,9 +369,8 @@ impl Gc<'_> {
     /// Why something last used then is too old, if it is.
     fn too_old(&self, used: i64) -> Option<String> {
         let age = Duration::from_nanos(self.now.saturating_sub(used).max(0) as u64);
-        let days = |age: Duration| age.as_secs_f64() / 86400.0;
-        let max = self.policy.max_age.filter(|max| age > *max)?;
-        Some(format!("not used for {:.1} days, and {:.1} are allowed", days(age), days(max)))
+        self.policy.max_age.filter(|max| age > *max)?;
+        Some(format!("not used for {}", rough(age)))
     }
 
     /// Removes something, unless it is only to be said. Nothing if it was not there.
@@ -417,6 +416,18 @@ fn candidate(key: Key, path: PathBuf, record: Result<ResultRecord, Bad>) -> Resu
     let objects = objects.collect();
     let (used, bytes, view, kind) = (meta.stat.mtime, meta.stat.size, record.tree.digest(), record.parts.kind);
     Ok(Some(Candidate { key, path, kind, used, bytes, view, objects, freed: record.freed, fixed: false, known: false }))
+}
+
+/// A time for people: `3 minutes`, `40 days`.
+fn rough(age: Duration) -> String {
+    let seconds = age.as_secs();
+    let (number, unit) = match seconds {
+        0..120 => (seconds, "second"),
+        120..7200 => (seconds / 60, "minute"),
+        7200..172_800 => (seconds / 3600, "hour"),
+        _ => (seconds / 86_400, "day"),
+    };
+    format!("{number} {unit}{}", if number == 1 { "" } else { "s" })
 }
 
 fn item(kind: &str, path: PathBuf, why: &str, bytes: u64) -> GcItem {

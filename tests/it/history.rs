@@ -222,6 +222,9 @@ fn a_followed_log_ends_with_its_stage_and_not_with_the_run() {
     ));
     let run = sandbox.start(&["run", "p.toml"]);
     until("the log begins", || sandbox.run(&["log", "a"]).stdout == "first\n");
+    let status = sandbox.run(&["status"]);
+    assert!(status.stderr.trim_end().ends_with("running · 1 node to go"), "{status}");
+    assert!(sandbox.ok(&["show"]).contains("1 node to go\n"));
     let follow = sandbox.start(&["log", "a", "-f"]);
     fs::write(go, "").unwrap();
     let followed = follow.end();

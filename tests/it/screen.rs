@@ -215,13 +215,16 @@ fn ctrl_c_twice_ends_at_once() {
     let run = sandbox.start(&["run", "p.toml"]);
     crate::support::until("it runs", || sandbox.lines("ids").len() == 1);
     run.signal(libc::SIGINT);
+    // Before it is ended it has noted that it was asked to.
+    crate::support::until("it is noted", || sandbox.ok(&["runs", "--json"]).contains("\"interrupted\":true"));
     run.signal(libc::SIGTERM);
     assert_eq!(run.end().code, Some(130));
     let id = sandbox.lines("ids")[0].parse().unwrap();
     // SAFETY: signal 0 only asks whether there is such a process.
     crate::support::until("it is gone", || unsafe { libc::kill(id, 0) } != 0);
     // Nobody could write how it ended: it is known all the same.
-    assert!(sandbox.ok(&["runs"]).contains(" killed "));
+    assert!(sandbox.ok(&["runs"]).contains(" interrupted "));
+    assert!(sandbox.ok(&["status"]).starts_with("interrupted  a"));
 }
 
 fn is_there(shell: &str) -> bool {

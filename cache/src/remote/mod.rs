@@ -310,6 +310,13 @@ impl Remote {
         self.inner.wrong.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many of these the remote has, and are not believed.
+    #[must_use]
+    pub fn refused(&self, keys: &[Key]) -> usize {
+        let wrong = self.wrong();
+        keys.iter().filter(|key| wrong.contains(key)).count()
+    }
+
     fn is_strict(&self) -> bool {
         self.inner.strict.load(std::sync::atomic::Ordering::Relaxed)
     }

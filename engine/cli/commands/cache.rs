@@ -1,12 +1,12 @@
 //! `flow cache`
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::HashSet,
     time::{Duration, Instant},
 };
 
 use anyhow::Result;
-use flow_cache::{GcPolicy, ResultRecord};
+use flow_cache::{Cache, GcPolicy, ResultRecord};
 use flow_core::Key;
 use flow_engine::History;
 use serde_json::json;
@@ -68,7 +68,7 @@ fn ls(as_json: bool) -> Done {
     let (_, cache) = open_here()?;
     let mut results: Vec<ResultRecord> = cache.results().collect();
     results.sort_by(|a, b| b.created.total_cmp(&a.created).then(a.key.cmp(&b.key)));
-    let uses = uses(&History::open(&cache))?;
+    let uses = History::open(&cache).uses()?;
     if as_json {
         let line = |result: &ResultRecord| {
             json!({
@@ -102,25 +102,6 @@ fn ls(as_json: bool) -> Done {
     Ok(out::write(&out::table(&rows, &[5, 6]))?)
 }
 
-/// Who used a result last.
-struct Use {
-    pipeline: String,
-    node: String,
-    when: f64,
-}
-
-/// By key: the last of the runs that are kept in which it was made or taken.
-fn uses(history: &History) -> Result<BTreeMap<Key, Use>> {
-    let mut uses = BTreeMap::new();
-    for run in history.list()? {
-        for (node, record) in run.nodes().unwrap_or_default() {
-            let pipeline = run.head.pipeline.clone();
-            uses.entry(record.key).or_insert(Use { pipeline, node, when: run.head.started });
-        }
-    }
-    Ok(uses)
-}
-
 /// What a result holds, in a few names.
 fn files(result: &ResultRecord) -> String {
     const SHOWN: usize = 2;
@@ -132,14 +113,18 @@ fn files(result: &ResultRecord) -> String {
 
 fn gc(max_age: Option<Duration>, max_size: Option<u64>, keep_runs: Duration, dry_run: bool) -> Done {
     let (_, cache) = open_here()?;
-    let recent = if keep_runs.is_zero() { HashSet::new() } else { History::open(&cache).used_within(keep_runs)? };
+    let history = History::open(&cache);
+    let recent = if keep_runs.is_zero() { HashSet::new() } else { history.used_within(keep_runs)? };
+    let uses = history.uses()?;
     let report = cache.gc(&GcPolicy { max_age, max_size, dry_run, keep: &|key| recent.contains(key) })?;
     let rows: Vec<Vec<String>> = report
         .items
         .iter()
         .map(|item| {
             let name = item.key.map_or_else(|| item.path.display().to_string(), |key| key.short());
-            vec![item.kind.clone(), name, bytes(item.bytes), item.why.clone()]
+            let of = item.key.and_then(|key| uses.get(&key));
+            let of = of.map_or_else(String::new, |of| format!("{} of {}", of.node, of.pipeline));
+            vec![item.kind.clone(), name, bytes(item.bytes), of, item.why.clone()]
         })
         .collect();
     out::write(&out::table(&rows, &[2]))?;
@@ -155,9 +140,34 @@ fn gc(max_age: Option<Duration>, max_size: Option<u64>, keep_runs: Duration, dry
     .collect();
     let stay = if stay.is_empty() { String::new() } else { format!(" ({})", stay.join(", ")) };
     eprintln!("{verb} {}; {}{stay} stay, {}", bytes(report.freed), plural(report.kept, "result"), bytes(report.size));
+    let gone: HashSet<Key> = report.items.iter().filter_map(|item| item.key).collect();
+    remove_runs(&cache, &history, keep_runs, dry_run, &gone)?;
     if max_size.is_some_and(|max| report.size > max) {
         eprintln!("what stays is more than was asked for: `--keep-runs` and `flow cache unpin` let go of it");
     }
+    Ok(())
+}
+
+/// Removes the runs that are older and that nothing is left of but what they say.
+fn remove_runs(cache: &Cache, history: &History, age: Duration, dry_run: bool, gone: &HashSet<Key>) -> Result<()> {
+    let stay: HashSet<Key> = cache.results().map(|result| result.key).filter(|key| !gone.contains(key)).collect();
+    let old = history.old(age, &|key| stay.contains(key))?;
+    if old.is_empty() {
+        return Ok(());
+    }
+    if !dry_run {
+        old.iter().try_for_each(|run| history.remove(run))?;
+    }
+    let verb = if dry_run { "would remove" } else { "removed" };
+    let age = if age.is_zero() {
+        String::new()
+    } else {
+        format!(" that began more than {} ago", duration(age.as_secs_f64()))
+    };
+    eprintln!(
+        "{verb} {}{age}; the last of each pipeline stays, and what made a result that stays",
+        plural(old.len(), "run")
+    );
     Ok(())
 }
 

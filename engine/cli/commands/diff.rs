@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Result;
 use flow_cache::Cache;
 use flow_core::{How, Key};
-use flow_engine::{History, Measured, NodeRecord, RunInfo, apart, changes};
+use flow_engine::{History, Measured, NodeRecord, Past, RunInfo, apart, changes};
 use serde_json::json;
 
 use super::{
@@ -110,12 +110,13 @@ fn nodes(cache: &Cache, history: &History, runs: &[RunInfo; 2], all: bool) -> Re
             wanted.iter().filter_map(|node| Some(((*node).clone(), records.get(*node)?.key))).collect();
         metrics.push(history.measured(run, keys)?);
     }
+    let past = Past::new(cache);
     let mut rows = Vec::new();
     for node in names {
         let pair = records.each_ref().map(|records| records.get(node));
         rows.push(row(node, "how", pair.map(|record| record.map_or("", |r| r.how.map_or("failed", word)).to_owned())));
         let [Some(from), Some(to)] = pair else { continue };
-        rows.extend(parts(cache, node, from, to)?);
+        rows.extend(parts(cache, &past, node, [(&runs[0].id, from), (&runs[1].id, to)])?);
         let ran = |record: &NodeRecord| matches!(record.how, Some(How::Ran | How::Resumed)).then_some(record.seconds);
         rows.push(time(node, [ran(from), ran(to)]));
         let size = |record: &NodeRecord| if record.how == Some(How::Off) { String::new() } else { bytes(record.bytes) };
@@ -128,14 +129,16 @@ fn nodes(cache: &Cache, history: &History, runs: &[RunInfo; 2], all: bool) -> Re
 }
 
 /// What differs between the keys.
-fn parts(cache: &Cache, node: &str, from: &NodeRecord, to: &NodeRecord) -> Result<Vec<Row>> {
-    if from.key == to.key {
+fn parts(cache: &Cache, past: &Past, node: &str, sides: [(&String, &NodeRecord); 2]) -> Result<Vec<Row>> {
+    let [from, to] = sides.map(|(_, record)| record.key);
+    if from == to {
         return Ok(Vec::new());
     }
-    let (Some(before), Some(after)) = (cache.record(&from.key)?, cache.record(&to.key)?) else {
-        return Ok(vec![row(node, "key", [from.key.short(), to.key.short()])]);
+    let of = |(run, record): (&String, &NodeRecord)| past.parts(cache, run, node, &record.key);
+    let (Some(before), Some(after)) = (of(sides[0])?, of(sides[1])?) else {
+        return Ok(vec![row(node, "key", [from.short(), to.short()])]);
     };
-    let changes = changes(&before.parts, &after.parts).into_iter();
+    let changes = changes(&before, &after).into_iter();
     Ok(changes
         .map(|change| row(node, &change.what, [change.from.unwrap_or_default(), change.to.unwrap_or_default()]))
         .collect())

@@ -23,23 +23,33 @@ const LOOK_BACK: usize = 20;
 pub fn log(args: &args::Log) -> Done {
     let (_, cache) = open_here()?;
     let history = History::open(&cache);
-    let runs = match &args.run {
-        Some(id) => vec![find(&history, id)?],
-        None => history.list()?.collect(),
+    let runs: Box<dyn Iterator<Item = RunInfo>> = match &args.run {
+        Some(id) => Box::new(std::iter::once(find(&history, id)?)),
+        None => Box::new(history.busy()?),
     };
-    // To follow, one that goes on: that runs it, or else will. Or the newest run in which it ran.
-    let living = || runs.iter().filter(|run| args.follow && run.alive);
-    let with_log = |run: &'_ RunInfo| !logs(run, &args.stage).is_empty();
-    let chosen = living().find(|run| with_log(run)).or_else(|| living().find(|run| run.has(&args.stage)));
-    let Some(run) = chosen.or_else(|| runs.iter().find(|run| with_log(run))) else {
-        return without_log(&runs, &args.stage);
-    };
-    if args.follow {
-        follow(&history, &run.id, &args.stage)?;
-    } else {
-        print(&logs(run, &args.stage))?;
+    let with_log = |run: &RunInfo| !logs(run, &args.stage).is_empty();
+    if !args.follow {
+        let (mut runs, mut without) = (runs, Vec::new());
+        let newest = runs.find(|run| {
+            let found = with_log(run);
+            if !found && without.len() < LOOK_BACK {
+                without.push(run.clone());
+            }
+            found
+        });
+        return match newest {
+            Some(run) => Ok(print(&logs(&run, &args.stage))?),
+            None => without_log(&without, &args.stage),
+        };
     }
-    Ok(())
+    // One that goes on: that runs it, or else will. Or the newest run in which it ran.
+    let runs: Vec<RunInfo> = runs.collect();
+    let living = || runs.iter().filter(|run| run.alive);
+    let chosen = living().find(|run| with_log(run)).or_else(|| living().find(|run| run.has(&args.stage)));
+    match chosen.or_else(|| runs.iter().find(|run| with_log(run))) {
+        Some(run) => Ok(follow(&history, &run.id, &args.stage)?),
+        None => without_log(&runs, &args.stage),
+    }
 }
 
 /// Says why there is no log of a stage.

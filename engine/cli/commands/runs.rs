@@ -42,8 +42,8 @@ fn row(run: &RunInfo) -> Vec<String> {
 pub fn state(run: &RunInfo) -> &'static str {
     match run.head {
         _ if run.alive => "running",
-        _ if run.head.finished.is_none() => "killed",
         _ if run.head.interrupted => "interrupted",
+        _ if run.head.finished.is_none() => "killed",
         _ if run.head.ok == Some(true) => "done",
         _ => "failed",
     }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use anyhow::Result;
 use flow_cache::Cache;
 use flow_core::{Diagnostic, Event, did_you_mean, masked_json};
-use flow_engine::{History, Measured, NodeRecord, RunInfo};
+use flow_engine::{History, Measured, NodeRecord, Past, RunInfo};
 
 use super::{Done, open_here, runs, status};
 use crate::{
@@ -37,7 +37,9 @@ pub fn show(args: &args::Show) -> Done {
     if args.json {
         return Ok(out::write(&status::json(&run, &|_| true)?)?);
     }
-    let text = [head(&run), "\n".to_owned(), status::table(&run)?, metrics(&run)?, failures(&run)?].concat();
+    let (table, to_go) = status::table(&run)?;
+    let to_go = if to_go.is_empty() { to_go } else { format!("{to_go}\n") };
+    let text = [head(&run), "\n".to_owned(), table, to_go, metrics(&run)?, failures(&run, &|_| true)?].concat();
     Ok(out::write(&text)?)
 }
 
@@ -92,10 +94,13 @@ fn measured_text(measured: &Measured) -> String {
 }
 
 /// What failed, with its causes and its last lines.
-fn failures(run: &RunInfo) -> Result<String> {
+fn failures(run: &RunInfo, wanted: &dyn Fn(&str) -> bool) -> Result<String> {
     let mut text = String::new();
     for record in run.events()? {
         let Event::Failed { node, causes, log, retry_after: None, .. } = record.event else { continue };
+        if !wanted(&node) {
+            continue;
+        }
         let _ = writeln!(text, "\n{node} failed");
         for cause in &causes {
             let _ = writeln!(text, "  caused by: {}", cause.lines().map(tame).collect::<Vec<_>>().join("\n    "));
@@ -132,23 +137,25 @@ fn select(run: &RunInfo, name: &str) -> Result<Vec<(String, NodeRecord)>, Failur
 fn details(cache: &Cache, history: &History, run: &RunInfo, nodes: &[(String, NodeRecord)]) -> Result<String> {
     let keys = nodes.iter().map(|(node, record)| (node.clone(), record.key)).collect();
     let measured = history.measured(run, keys)?;
-    let mut text = String::new();
+    let (mut text, past) = (String::new(), Past::new(cache));
     for (node, record) in nodes {
-        let how = record.how.map_or("without a result", status::word);
+        let how = record.how.map_or(if record.failed { "failed" } else { "without a result" }, status::word);
         let _ = writeln!(text, "{node}\n  {how} in {}", duration(record.seconds));
         let _ = writeln!(text, "  key {}", record.key);
         if let Some(measured) = measured.get(node) {
             let _ = writeln!(text, "  {}", measured_text(measured));
         }
-        if let Some(result) = cache.record(&record.key)? {
-            let _ = writeln!(text, "  kind {} version {}", result.parts.kind, result.parts.version);
-            for (name, value) in masked_json(&result.parts.params).as_object().into_iter().flatten() {
+        if let Some(parts) = past.parts(cache, &run.id, node, &record.key)? {
+            let _ = writeln!(text, "  kind {} version {}", parts.kind, parts.version);
+            for (name, value) in masked_json(&parts.params).as_object().into_iter().flatten() {
                 let _ = writeln!(text, "    {name} = {}", fit(&value.to_string(), VALUE));
             }
-            for (port, digests) in &result.parts.inputs {
+            for (port, digests) in &parts.inputs {
                 let digests: Vec<String> = digests.iter().map(flow_core::Digest::short).collect();
                 let _ = writeln!(text, "    input {port}: {}", fit(&digests.join(", "), VALUE));
             }
+        }
+        if let Some(result) = cache.record(&record.key)? {
             let made = format!("made {} on {} by flow {}", clock(result.created), result.host, result.version);
             let _ = writeln!(text, "  {made}, in {}", duration(result.cost));
             let files = result.tree.entries();
@@ -160,9 +167,10 @@ fn details(cache: &Cache, history: &History, run: &RunInfo, nodes: &[(String, No
             }
         }
         let log = run.log_path(node);
-        if log.is_file() {
+        if log.is_file() && !record.failed {
             let _ = writeln!(text, "  log: {}", log.display());
         }
     }
-    Ok(text)
+    let failed = |node: &str| nodes.iter().any(|(known, record)| known == node && record.failed);
+    Ok(text + &failures(run, &failed)?)
 }

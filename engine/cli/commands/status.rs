@@ -46,17 +46,19 @@ pub fn status(args: &args::Status) -> Done {
     if args.json {
         return Ok(out::write(&json(&run, &|_| true)?)?);
     }
-    out::write(&table(&run)?)?;
+    let (table, to_go) = table(&run)?;
+    out::write(&table)?;
     let head = &run.head;
     let counted = tally(&[(head.ran, "ran"), (head.skipped, "skipped"), (head.failed, "failed")]);
     let counted = if head.finished.is_some() { format!(": {counted}") } else { String::new() };
     let nodes = plural(head.nodes, "node");
     eprintln!(
-        "{} · run {} of {} · {nodes} · {}{counted}",
+        "{} · run {} of {} · {nodes} · {}{counted}{}{to_go}",
         head.pipeline,
         run.id,
         clock(head.started),
-        runs::state(&run)
+        runs::state(&run),
+        if to_go.is_empty() { "" } else { " · " }
     );
     Ok(())
 }
@@ -78,10 +80,15 @@ fn no_file(file: &Path) -> Failure {
     wrong.hint(hint).into()
 }
 
-/// A table of the nodes of a run.
-pub fn table(run: &RunInfo) -> Result<String> {
+/// A table of the nodes of a run to which it came, and how many there are besides: empty if there are none.
+pub fn table(run: &RunInfo) -> Result<(String, String)> {
     let rows = nodes(run)?;
-    Ok(super::nodes::table(
+    let to_go = match run.head.nodes.saturating_sub(rows.len()) {
+        0 => String::new(),
+        number if run.alive => format!("{} to go", plural(number, "node")),
+        number => format!("{} not begun", plural(number, "node")),
+    };
+    let table = super::nodes::table(
         rows.into_iter()
             .map(|(node, state)| Row {
                 state: state.word.to_owned(),
@@ -93,7 +100,8 @@ pub fn table(run: &RunInfo) -> Result<String> {
                 below: Vec::new(),
             })
             .collect(),
-    ))
+    );
+    Ok((table, to_go))
 }
 
 /// The nodes of a run that are `wanted`, one JSON object a line.
@@ -144,12 +152,18 @@ fn nodes(run: &RunInfo) -> Result<Vec<(String, State)>> {
         }
     }
     for state in states.values_mut() {
-        if state.word == "running" || state.word == "waiting" {
-            if run.alive {
+        if ["running", "waiting", "retry"].contains(&state.word) {
+            if run.alive && state.word != "retry" {
                 let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
                 state.seconds = state.seconds.map(|since| (now.as_secs_f64() - since).max(0.0));
-            } else {
-                (state.word, state.seconds) = (if run.head.interrupted { "interrupted" } else { "killed" }, None);
+            } else if !run.alive {
+                let word = match run.head.finished {
+                    _ if run.head.interrupted => "interrupted",
+                    // It was to be looked at again, and the run ended before.
+                    Some(_) => "not run",
+                    None => "killed",
+                };
+                (state.word, state.seconds) = (word, None);
             }
         }
     }

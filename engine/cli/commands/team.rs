@@ -83,7 +83,8 @@ pub fn pull(part: &Part) -> Done {
         return Err(Failure::Interrupted);
     }
     pulled?;
-    let absent = open.len() - found.len() - bare.len() + unknown;
+    let refused = remote.refused(&open);
+    let absent = open.len() - found.len() - bare.len() - refused + unknown;
     draw_warnings(&cache);
     let mut text = format!("{} fetched ({})", results(taken), bytes(fetched));
     if !bare.is_empty() {
@@ -91,6 +92,10 @@ pub fn pull(part: &Part) -> Done {
     }
     if absent > 0 {
         text += &format!(", {} that the team does not have", count(absent as u64));
+    }
+    // Why each is not was said.
+    if refused > 0 {
+        text += &format!(", {} that the team has and that cannot be trusted", count(refused as u64));
     }
     eprintln!("{text}");
     Ok(())

@@ -110,7 +110,7 @@ fn change_lines(changes: &[Change], indent: usize, text: &mut String) {
     let inputs = |change: &&Change| change.input.is_some();
     for change in changes.iter().filter(|change| !inputs(change)).chain(changes.iter().filter(inputs).take(INPUTS)) {
         let of = match &change.cause {
-            Some(Cause { of, is_path: true, .. }) => format!(", `{of}` changed"),
+            Some(cause @ Cause { of, is_path: true, .. }) => format!(", `{of}` changed{}", note(cause)),
             Some(cause) => format!(", the result of {}{}", cause.of, note(cause)),
             None => String::new(),
         };

@@ -75,7 +75,10 @@ pub fn summary(board: &Board, end: End, rerun: &Rerun, paint: Paint) -> String {
         skipped += &format!(" ({})", from.join(", "));
     }
     parts.push(skipped);
-    for (number, name) in [(board.of(&[How::Off]), "off"), (board.failed.len(), "failed"), (board.blocked, "not run")] {
+    let off = board.of(&[How::Off]);
+    let rest = board.total.saturating_sub(board.ran() + board.skipped() + off + board.failed.len());
+    let not = if end.interrupted { "not done" } else { "not run" };
+    for (number, name) in [(off, "off"), (board.failed.len(), "failed"), (rest, not)] {
         if number > 0 {
             parts.push(format!("{} {name}", count(number as u64)));
         }

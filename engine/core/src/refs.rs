@@ -23,6 +23,12 @@ impl Ref {
         Self { text: text.into(), span: None }
     }
 
+    /// Another reference that stands in the same place: one of those that braces stand for.
+    #[must_use]
+    pub fn with_text(&self, text: impl Into<String>) -> Self {
+        Self { text: text.into(), span: self.span.clone() }
+    }
+
     /// What the user wrote.
     #[must_use]
     pub fn text(&self) -> &str {

@@ -1,26 +1,47 @@
 //! Values from outside of the file: `--set path=value`, and `FLOW_PARAM_<NAME>` in the environment.
 
-use std::{collections::HashMap, ops::Range, path::Path, sync::Arc};
+use std::{collections::BTreeMap, ops::Range, path::Path, sync::Arc};
 
 use flow_core::{Diagnostic, Source, Span, Table, Value, ValueKind, did_you_mean};
 
 use crate::syntax;
 
-/// `FLOW_PARAM_<NAME>` sets the parameter of that name, if the file has it. Others are for other pipelines.
-pub fn apply_env(root: &mut Table, env: &[(String, String)], errors: &mut Vec<Diagnostic>) {
-    let set: HashMap<&str, &str> =
-        env.iter().filter_map(|(name, value)| Some((name.strip_prefix("FLOW_PARAM_")?, value.as_str()))).collect();
+/// How variables that set parameters begin.
+const PREFIX: &str = "FLOW_PARAM_";
+
+/// `FLOW_PARAM_<NAME>` sets the parameter of that name. Others may be for other pipelines, and are only told.
+pub fn apply_env(
+    root: &mut Table,
+    env: &[(String, String)],
+    errors: &mut Vec<Diagnostic>,
+    warnings: &mut Vec<Diagnostic>,
+) {
+    let mut set: BTreeMap<&str, &str> =
+        env.iter().filter_map(|(name, value)| Some((name.strip_prefix(PREFIX)?, value.as_str()))).collect();
     if set.is_empty() {
         return;
     }
-    let Some(Value { kind: ValueKind::Table(params), .. }) = root.get_mut("params") else { return };
-    for (name, _, value) in &mut params.entries {
+    let params = match root.get_mut("params") {
+        Some(Value { kind: ValueKind::Table(params), .. }) => params.entries.as_mut_slice(),
+        _ => &mut [],
+    };
+    let mut variables = Vec::new();
+    for (name, _, value) in params {
         let variable = name.to_uppercase().replace('-', "_");
-        if let Some(text) = set.get(variable.as_str()) {
-            let prefix = format!("FLOW_PARAM_{variable}=");
+        variables.push(format!("{PREFIX}{variable}"));
+        if let Some(text) = set.remove(variable.as_str()) {
+            let prefix = format!("{PREFIX}{variable}=");
             let source = source("environment", &format!("{prefix}{text}"));
             *value = syntax::parse_assigned(&source, prefix.len(), errors);
         }
+    }
+    for name in set.into_keys().map(|name| format!("{PREFIX}{name}")) {
+        let warning = Diagnostic::new(format!("`{name}` is set, and the pipeline has no such parameter"));
+        warnings.push(match did_you_mean(&name, variables.iter().map(String::as_str)) {
+            Some(near) => warning.hint(format!("did you mean `{near}`?")),
+            None if variables.is_empty() => warning.hint("it has none: [params] holds them"),
+            None => warning.hint(format!("it has: {}", variables.join(", "))),
+        });
     }
 }
 

@@ -4,13 +4,14 @@ use std::collections::HashSet;
 
 use anyhow::Result;
 use flow_cache::Cache;
-use flow_core::{Key, KeyParts};
+use flow_core::KeyParts;
 
 use crate::{
     decide::{Decider, Decision},
     graph::{Graph, NodeId, Source},
+    kept::{Past, changed_files},
     plan::{Plan, Verdict},
-    why::{Change, changes},
+    why::{Change, Previous, changes},
 };
 
 /// Why something that enters a node is not what it was.
@@ -31,8 +32,9 @@ pub(crate) struct Tracer<'a> {
     pub graph: &'a Graph,
     pub cache: &'a Cache,
     pub decider: &'a Decider<'a>,
-    /// The key that a node had.
-    pub before: &'a dyn Fn(&str) -> Option<Key>,
+    /// The key that a node had, and in which run.
+    pub before: &'a dyn Fn(&str) -> Option<Previous>,
+    past: &'a Past,
     seen: HashSet<NodeId>,
 }
 
@@ -41,9 +43,10 @@ impl<'a> Tracer<'a> {
         graph: &'a Graph,
         cache: &'a Cache,
         decider: &'a Decider<'a>,
-        before: &'a dyn Fn(&str) -> Option<Key>,
+        before: &'a dyn Fn(&str) -> Option<Previous>,
+        past: &'a Past,
     ) -> Self {
-        Self { graph, cache, decider, before, seen: HashSet::new() }
+        Self { graph, cache, decider, before, past, seen: HashSet::new() }
     }
 
     /// Adds the causes of a node's changes to them.
@@ -52,15 +55,29 @@ impl<'a> Tracer<'a> {
             let Some((port, index)) = &change.input else { continue };
             let ports = self.graph.nodes[id].inputs.iter().filter(|inputs| inputs.name == *port);
             let source = ports.flat_map(|inputs| &inputs.sources).nth(*index);
+            let place = (port.as_str(), *index);
             change.cause = match source {
                 Some(Source::Node(from) | Source::Part { node: from, .. } | Source::Out { node: from, .. }) => {
                     Some(self.node(*from)?)
                 }
-                Some(source) => Some(Cause { of: source.to_string(), is_path: true, changes: Vec::new(), note: None }),
+                Some(source) => {
+                    let note = self.files(id, source, place)?;
+                    Some(Cause { of: source.to_string(), is_path: true, changes: Vec::new(), note })
+                }
                 None => None,
             };
         }
         Ok(())
+    }
+
+    /// Which files of a directory that enters a node are others than they were.
+    fn files(&self, id: NodeId, source: &Source, (port, index): (&str, usize)) -> Result<Option<String>> {
+        let node = &self.graph.nodes[id].name;
+        let Some(Previous { run, key }) = (self.before)(node) else { return Ok(None) };
+        let parts = self.past.parts(self.cache, &run, node, &key)?;
+        let digest = parts.as_ref().and_then(|parts| parts.inputs.get(port)?.get(index));
+        let before = digest.and_then(|digest| self.past.files(&run, node, &key, digest));
+        Ok(before.zip(self.decider.content(source)).and_then(|(before, now)| changed_files(&before, now)))
     }
 
     /// Why the result of a node is not what it was.
@@ -77,13 +94,13 @@ impl<'a> Tracer<'a> {
         }
         let Some(before) = (self.before)(&of) else { return Ok(cause(Vec::new(), Some("it is new"))) };
         let Some(now) = known_parts(self.decider, self.cache, id)? else { return Ok(cause(Vec::new(), None)) };
-        if before == now.key() {
+        if before.key == now.key() {
             return Ok(cause(Vec::new(), Some("it ran again, and gave other bytes under the same key")));
         }
-        let Some(record) = self.cache.record(&before)? else {
+        let Some(parts) = self.past.parts(self.cache, &before.run, &of, &before.key)? else {
             return Ok(cause(Vec::new(), Some("what it was made from before is not in the cache any more")));
         };
-        let mut changes = changes(&record.parts, &now);
+        let mut changes = changes(&parts, &now);
         self.trace(id, &mut changes)?;
         Ok(cause(changes, None))
     }

@@ -82,10 +82,21 @@ pub struct Leaf {
     /// [`flow_core::Port::only`]
     only: &'static [&'static str],
     /// The content that the node's key was made of.
+    tree: Arc<Tree>,
     digest: Digest,
 }
 
 impl Leaf {
+    /// The content that the node's key was made of.
+    pub fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// All that lies there.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
     /// Whether the path still has that content.
     ///
     /// # Errors
@@ -280,7 +291,8 @@ impl<'a> Decider<'a> {
     /// Whether all that a node takes is known.
     pub fn is_decidable(&self, id: NodeId) -> bool {
         let graph = self.project.graph();
-        let known = |&id: &NodeId| self.results[id].is_some() || graph.stage_of(id).off.is_some();
+        let known =
+            |&id: &NodeId| self.results[id].is_some() || graph.stage_of(id).off.is_some() || !self.selection.wanted[id];
         graph.nodes[id].dependencies.iter().all(known)
     }
 
@@ -392,6 +404,11 @@ impl<'a> Decider<'a> {
         Ok(inputs)
     }
 
+    /// The content of a path that enters.
+    pub fn content(&self, source: &Source) -> Option<&Tree> {
+        self.paths.get(source).map(|(tree, _)| &**tree)
+    }
+
     /// What a node takes from where others put it.
     ///
     /// # Errors
@@ -408,8 +425,9 @@ impl<'a> Decider<'a> {
         let inputs = self.project.graph().nodes[id].inputs.iter();
         let sources = inputs.flat_map(|port| port.sources.iter().map(|source| (source, port.only)));
         let leaf = |(source, only): (&Source, _)| {
-            let digest = self.paths.get(source)?.0.only(only).digest();
-            Some(Leaf { source: source.clone(), only, digest })
+            let tree = Arc::clone(&self.paths.get(source)?.0);
+            let digest = tree.only(only).digest();
+            Some(Leaf { source: source.clone(), only, tree, digest })
         };
         sources.filter_map(leaf).collect()
     }

@@ -17,9 +17,11 @@ use crate::{
     aside::Aside,
     decide::{Leaf, PIN, Work},
     graph::NodeId,
+    kept::keep,
     lockfile::{LOCK_FILE, LockFile},
     place::{Placer, Put, refusal},
     project::Project,
+    record::Recorder,
     taken::Taken,
     team::Push,
 };
@@ -28,7 +30,7 @@ use crate::{
 pub struct Env<'a> {
     pub project: &'a Project,
     pub cache: &'a Cache,
-    pub sink: &'a dyn Sink,
+    pub sink: &'a Recorder<'a>,
     pub placer: &'a Placer<'a>,
     /// What of each node's result is given to the team, if anything is.
     pub pushes: Option<Vec<Push>>,
@@ -119,6 +121,9 @@ impl Env<'_> {
             }
             Claim::Miss(slot) => {
                 self.sink.emit(Event::Started { node: node.clone(), key: job.work.key, why: job.why.clone() });
+                if let Some(run) = self.sink.dir() {
+                    keep(&run, node, &job.work, &job.leaves);
+                }
                 for taken in &job.taken {
                     let mut held = || waiting(&format!("another flow is making `{}`", taken.file));
                     self.placer.put_taken(taken, job.id, &job.cancel, &mut held)?;

@@ -239,6 +239,19 @@ impl Graph {
         nodes.chunk_by(alike).flat_map(|group| group.chunks(LARGE))
     }
 
+    /// These nodes and all that they take from: without what only comes before them.
+    #[must_use]
+    pub fn taken_by(&self, nodes: Vec<NodeId>) -> Vec<bool> {
+        let (mut in_it, mut stack) = (vec![false; self.nodes.len()], nodes);
+        while let Some(node) = stack.pop() {
+            if !std::mem::replace(&mut in_it[node], true) {
+                let sources = self.nodes[node].inputs.iter().flat_map(|port| &port.sources);
+                stack.extend(sources.filter_map(Source::node));
+            }
+        }
+        in_it
+    }
+
     /// These nodes and all that they need (`up`), or all that needs them.
     #[must_use]
     pub fn closure(&self, of: impl IntoIterator<Item = NodeId>, up: bool) -> Vec<bool> {

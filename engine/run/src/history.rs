@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     graph::{bracket, chooses},
-    record::{ALIVE, EVENTS, HEARTBEAT, RUN, RunHead, StageHead, host, log_path, now},
+    record::{ALIVE, EVENTS, HEARTBEAT, LOGS, RUN, RunHead, StageHead, host, log_path, now},
 };
 
 /// A run on another machine that did not show itself for so long is dead.
@@ -94,6 +94,24 @@ impl History {
     /// The directory of runs cannot be read.
     pub fn list(&self) -> Result<impl Iterator<Item = RunInfo>> {
         Ok(self.ids()?.into_iter().filter_map(|id| self.read(&id).ok()))
+    }
+
+    /// Every run, the newest first, read on all cores.
+    ///
+    /// # Errors
+    /// The directory of runs cannot be read.
+    pub fn all(&self) -> Result<Vec<RunInfo>> {
+        Ok(self.ids()?.into_par_iter().with_min_len(64).filter_map(|id| self.read(&id).ok()).collect())
+    }
+
+    /// The runs in which anything happened, the newest first, read as they are asked for: not those that only found all as
+    /// another had left it.
+    ///
+    /// # Errors
+    /// The directory of runs cannot be read.
+    pub fn busy(&self) -> Result<impl Iterator<Item = RunInfo>> {
+        let ids = self.ids()?.into_iter().filter(|id| self.dir(id).join(LOGS).is_dir());
+        Ok(ids.filter_map(|id| self.read(&id).ok()))
     }
 
     /// The run with this id, or with the only id that begins so; `last` is the newest, `last-1` the one before it.
@@ -176,8 +194,7 @@ impl History {
     pub fn used_within(&self, age: Duration) -> Result<HashSet<Key>> {
         let since = now() - age.as_secs_f64();
         let (mut seen, mut keys) = (HashSet::new(), HashSet::new());
-        for id in self.ids()? {
-            let Ok(run) = self.read(&id) else { continue };
+        for run in self.all()? {
             if run.head.started < since {
                 continue;
             }
@@ -192,7 +209,18 @@ impl History {
         Ok(keys)
     }
 
-    fn ids(&self) -> Result<Vec<String>> {
+    /// Where the files of a run are.
+    pub(crate) fn dir(&self, id: &str) -> PathBuf {
+        self.runs.join(id)
+    }
+
+    /// For what is on its way.
+    pub(crate) fn tmp(&self) -> PathBuf {
+        self.runs.with_file_name("tmp")
+    }
+
+    /// The newest first.
+    pub(crate) fn ids(&self) -> Result<Vec<String>> {
         let entries = fs::read_dir(&self.runs).with_context(|| format!("cannot read {}", self.runs.display()))?;
         let mut ids: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
         ids.sort_unstable_by(|a, b| b.cmp(a));
@@ -200,7 +228,7 @@ impl History {
     }
 
     fn read(&self, id: &str) -> Result<RunInfo> {
-        let dir = self.runs.join(id);
+        let dir = self.dir(id);
         let bytes = fs::read(dir.join(RUN)).with_context(|| format!("there is no run `{id}`"))?;
         let head: RunHead = serde_json::from_slice(&bytes).with_context(|| format!("the record of run `{id}`"))?;
         let alive = head.finished.is_none() && is_alive(&dir.join(ALIVE), &head);

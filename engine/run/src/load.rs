@@ -45,6 +45,8 @@ pub struct Merged {
     pub stages: Vec<StageTable>,
     /// What is wrong so far; where it is, values are [`ValueKind::Wrong`].
     pub errors: Vec<Diagnostic>,
+    /// What may surprise.
+    pub warnings: Vec<Diagnostic>,
     /// Every included file could be read. If not, what is said to be nowhere ([`Diagnostic::absent`]) may be in one that
     /// could not.
     pub complete: bool,
@@ -76,7 +78,7 @@ pub struct Variant {
 /// What keeps the stages from being looked at: a file that cannot be read, a profile that is not there. All else that is
 /// wrong is in [`Merged::errors`].
 pub fn load(file: &Path, options: &LoadOptions) -> Result<Merged, Vec<Diagnostic>> {
-    let mut errors = Vec::new();
+    let (mut errors, mut warnings) = (Vec::new(), Vec::new());
     let Whole { table: mut root, complete } = include::read(file, &mut errors)?;
     let profiles = profile_names(&root);
     check_profiles(&root, &mut errors);
@@ -90,7 +92,7 @@ pub fn load(file: &Path, options: &LoadOptions) -> Result<Merged, Vec<Diagnostic
         return Err(errors);
     }
     root.remove("profile");
-    apply_env(&mut root, &options.env, &mut errors);
+    apply_env(&mut root, &options.env, &mut errors, &mut warnings);
     for assignment in &options.set {
         let wrong = apply_set(&mut root, assignment, &mut errors).err();
         errors.extend(wrong);
@@ -108,12 +110,16 @@ pub fn load(file: &Path, options: &LoadOptions) -> Result<Merged, Vec<Diagnostic
         }
     }
     let stages = take_table(&mut root, "stage", &mut errors).entries;
+    let mut idle = Vec::new();
     let stages = stages.into_iter().map(|(name, span, value)| {
         errors.extend(stage_name_error(&name).map(|error| error.at(span.clone())));
-        let variants = variants(&name, value, &params, &mut errors);
+        let variants = variants(&name, value, &params, &mut errors, &mut idle);
         StageTable { name, span, variants }
     });
     let stages = stages.collect();
+    // What is laid over the file may have left fewer combinations.
+    let is_as_written = options.profile.is_none() && options.set.is_empty();
+    if is_as_written { &mut errors } else { &mut warnings }.append(&mut idle);
     for (key, span, value) in &root.entries {
         let error = Diagnostic::new(format!("unknown key `{key}`")).at(span.clone());
         let known = ["pipeline", "params", "stage", "profile", "include"];
@@ -133,11 +139,17 @@ pub fn load(file: &Path, options: &LoadOptions) -> Result<Merged, Vec<Diagnostic
         });
     }
     let stem = || file.file_stem().map_or_else(|| "pipeline".into(), |stem| stem.to_string_lossy().into_owned());
-    Ok(Merged { name: name.unwrap_or_else(stem), profiles, stages, errors, complete })
+    Ok(Merged { name: name.unwrap_or_else(stem), profiles, stages, errors, warnings, complete })
 }
 
 /// A stage's table with parameters filled in, for each combination of its matrix.
-fn variants(name: &str, mut stage: Value, params: &Params, errors: &mut Vec<Diagnostic>) -> Vec<Variant> {
+fn variants(
+    name: &str,
+    mut stage: Value,
+    params: &Params,
+    errors: &mut Vec<Diagnostic>,
+    idle: &mut Vec<Diagnostic>,
+) -> Vec<Variant> {
     let matrix = match &mut stage.kind {
         ValueKind::Table(table) => table.remove("matrix"),
         _ => None,
@@ -148,7 +160,7 @@ fn variants(name: &str, mut stage: Value, params: &Params, errors: &mut Vec<Diag
     };
     let mut wrong = Vec::new();
     params.fill(&mut matrix, &mut wrong);
-    let combinations = if matrix.is_sound() { matrix::combinations(matrix, &mut wrong) } else { Vec::new() };
+    let combinations = if matrix.is_sound() { matrix::combinations(matrix, &mut wrong, idle) } else { Vec::new() };
     if combinations.is_empty() || !wrong.is_empty() {
         // What `${matrix.…}` stands for is not known, and no further error.
         errors.extend(wrong);

@@ -19,12 +19,13 @@ pub struct Combination {
     pub values: Table,
 }
 
-/// The combinations of a matrix. What is wrong with it goes to `errors`.
-pub fn combinations(matrix: Value, errors: &mut Vec<Diagnostic>) -> Vec<Combination> {
+/// The combinations of a matrix. What is wrong with it goes to `errors`; to `idle` that an `exclude` meets nothing, by
+/// which no other combinations are meant.
+pub fn combinations(matrix: Value, errors: &mut Vec<Diagnostic>, idle: &mut Vec<Diagnostic>) -> Vec<Combination> {
     let before = errors.len();
     let span = matrix.span.clone();
     let tables = match matrix.kind {
-        ValueKind::Table(table) => product(table, span.as_ref(), errors),
+        ValueKind::Table(table) => product(table, span.as_ref(), errors, idle),
         ValueKind::Array(items) => listed(items, errors),
         ValueKind::Wrong => return Vec::new(),
         _ => {
@@ -55,7 +56,7 @@ pub fn combinations(matrix: Value, errors: &mut Vec<Diagnostic>) -> Vec<Combinat
 type Placed = (Option<Span>, Table);
 
 /// Every combination of a table of lists; the last name varies fastest.
-fn product(table: Table, span: Option<&Span>, errors: &mut Vec<Diagnostic>) -> Vec<Placed> {
+fn product(table: Table, span: Option<&Span>, errors: &mut Vec<Diagnostic>, idle: &mut Vec<Diagnostic>) -> Vec<Placed> {
     let mut exclude = None;
     let mut all = vec![(span.cloned(), Table::default())];
     for (key, key_span, value) in table.entries {
@@ -98,7 +99,7 @@ fn product(table: Table, span: Option<&Span>, errors: &mut Vec<Diagnostic>) -> V
             !table.entries.iter().all(|(key, _, value)| values.get(key).is_some_and(|have| word(have) == word(value)))
         });
         if all.len() == before && before > 0 {
-            errors.push(Diagnostic::new("`exclude` names no combination of the matrix").at(item.span));
+            idle.push(Diagnostic::new("`exclude` names no combination of the matrix").at(item.span));
         }
     }
     all
@@ -244,7 +245,9 @@ mod tests {
     fn labels(text: &str) -> (Vec<String>, Vec<String>) {
         let root = crate::syntax::parse(Path::new("p.toml"), text.into(), &mut Vec::new()).unwrap();
         let mut errors = Vec::new();
-        let made = combinations(root.as_table().unwrap().get("matrix").unwrap().clone(), &mut errors);
+        let mut idle = Vec::new();
+        let made = combinations(root.as_table().unwrap().get("matrix").unwrap().clone(), &mut errors, &mut idle);
+        errors.append(&mut idle);
         (made.into_iter().map(|one| one.label).collect(), errors.into_iter().map(|error| error.message).collect())
     }
 

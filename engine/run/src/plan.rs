@@ -15,8 +15,7 @@ use crate::{
     graph::{Graph, NodeId},
     need::{is_wanted, may_not_run},
     place::Placer,
-    project::Project,
-    runner::memo_name,
+    project::{Project, memo_name},
     select::{RunOptions, Selection},
     summary::RunError,
     why::Explainer,
@@ -350,7 +349,8 @@ impl Planner<'_, '_> {
     /// What a node takes from and what has no result yet.
     fn unknown(&self, id: NodeId) -> Vec<NodeId> {
         let graph = self.project.graph();
-        let unknown = |&from: &NodeId| self.decider.result(from).is_none() && graph.stage_of(from).off.is_none();
+        let open = |from: NodeId| self.selection.wanted[from] && graph.stage_of(from).off.is_none();
+        let unknown = |&from: &NodeId| self.decider.result(from).is_none() && open(from);
         graph.nodes[id].dependencies.iter().copied().filter(unknown).collect()
     }
 

@@ -28,6 +28,8 @@ pub struct Project {
     kinds: &'static [Kind],
     graph: Graph,
     looks: Vec<Look>,
+    /// What may surprise of the file itself.
+    warnings: Vec<Diagnostic>,
 }
 
 /// What the stages know before a run.
@@ -75,6 +77,11 @@ pub(crate) fn absolute_file(dir: &Path, file: &Path) -> PathBuf {
     file.file_name().map_or_else(|| dir.to_owned(), |name| dir.join(name))
 }
 
+/// By what name the cache knows the memo of a pipeline.
+pub(crate) fn memo_name(file: &Path, profile: Option<&str>) -> String {
+    format!("{}\n{}", file.display(), profile.unwrap_or_default())
+}
+
 impl Project {
     /// Reads a pipeline file, lays profile, environment and `--set` over it, and makes its graph.
     ///
@@ -104,6 +111,7 @@ impl Project {
             kinds,
             graph,
             looks,
+            warnings: merged.warnings,
         };
         let mut errors = merged.errors;
         errors.extend(wrong);
@@ -207,6 +215,7 @@ impl Project {
     ) -> (Checked, Vec<Diagnostic>) {
         let (mut done, mut errors) = self.ask(&|_| true, wanted, about_to_run);
         sort_and_dedup(&mut errors, &self.file);
+        done.warnings.extend_from_slice(&self.warnings);
         sort_and_dedup(&mut done.warnings, &self.file);
         (done, errors)
     }

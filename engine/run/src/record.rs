@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     graph::{Graph, Node, bracket},
+    run_id::new_id,
     summary::Summary,
 };
 
@@ -219,6 +220,22 @@ impl<'a> Recorder<'a> {
     /// The run's id.
     pub fn id(&self) -> String {
         self.lock().head.id.clone()
+    }
+
+    /// Notes that the run was asked to stop: it may be ended before it has.
+    pub fn asked_to_stop(&self) {
+        let mut state = self.lock();
+        state.head.interrupted = true;
+        if let (Some(disk), Ok(head)) = (&state.disk, serde_json::to_vec_pretty(&state.head)) {
+            write_atomic(&disk.dir.join(RUN), &head).ok();
+        }
+    }
+
+    /// Where the run is kept, from now on if it was not.
+    pub fn dir(&self) -> Option<PathBuf> {
+        let mut state = self.lock();
+        self.to_disk(&mut state);
+        state.disk.as_ref().map(|disk| disk.dir.clone())
     }
 
     /// Begins to write to disk, also before something happens.
@@ -463,37 +480,4 @@ pub(crate) fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = path.with_extension(format!("tmp{}", std::process::id()));
     let write = || fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
     write().with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// `20260131-235959-123a4b5`: date, time, milliseconds (ids sort by time), and four digits that tell runs of the same
-/// millisecond apart.
-fn new_id(time: f64) -> String {
-    let seconds = time as u64;
-    let (days, second) = ((seconds / 86_400) as i64, seconds % 86_400);
-    // Civil date from days since 1970: years begin in March, eras have 400 years.
-    let z = days + 719_468;
-    let (era, day_of_era) = (z.div_euclid(146_097), z.rem_euclid(146_097));
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
-    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    let salt = blake3::hash(format!("{time} {}", std::process::id()).as_bytes()).to_hex();
-    let milli = (time.fract() * 1000.0) as u32;
-    format!("{year:04}{month:02}{day:02}-{hour:02}{minute:02}{second:02}-{milli:03}{}", &salt[..4])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_are_dates_and_sort() {
-        assert!(new_id(0.0).starts_with("19700101-000000-"));
-        assert!(new_id(951_782_399.0).starts_with("20000228-235959-"));
-        assert!(new_id(951_782_400.0).starts_with("20000229-000000-"));
-        assert!(new_id(1_798_761_599.5).starts_with("20261231-235959-500"));
-    }
 }

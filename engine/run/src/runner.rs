@@ -14,7 +14,6 @@ mod waits;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
-    path::Path,
     sync::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
@@ -38,7 +37,7 @@ use crate::{
     graph::NodeId,
     need::may_not_run,
     place::{Placer, Put, refusal},
-    project::{Checked, Project},
+    project::{Checked, Project, memo_name},
     record::{Head, Recorder, stage_heads},
     sched::{Pools, Request, Sched, State},
     select::{RunOptions, Selection},
@@ -122,6 +121,7 @@ pub fn run(
         active: HashMap::new(),
         resting: Vec::new(),
         waits: Waits::default(),
+        errors: HashMap::new(),
         sender,
         receiver,
         cancel,
@@ -144,11 +144,6 @@ pub fn run(
     // A memo that cannot be written only makes the next run slower.
     cache.save_memo().ok();
     ended
-}
-
-/// By what name the cache knows the memo of a pipeline.
-pub(crate) fn memo_name(file: &Path, profile: Option<&str>) -> String {
-    format!("{}\n{}", file.display(), profile.unwrap_or_default())
 }
 
 /// What a thread says of its node.
@@ -202,6 +197,8 @@ struct Runner<'a> {
     active: HashMap<NodeId, Active>,
     resting: Vec<(Instant, NodeId)>,
     waits: Waits,
+    /// With what they failed that are tried again, and after how many seconds.
+    errors: HashMap<NodeId, (anyhow::Error, f64)>,
     sender: Sender<Word>,
     receiver: Receiver<Word>,
     cancel: &'a Cancel,
@@ -362,8 +359,10 @@ impl<'a> Runner<'a> {
                     return Some(Err(anyhow!("`{}` makes the same result, and failed", self.node(maker))));
                 }
                 _ => {
-                    let reason = format!("`{}` is making the same result", self.node(maker));
-                    self.recorder.emit(Event::Waiting { node: self.node(id).to_owned(), reason });
+                    // Before it is known whether anything runs, nothing is told.
+                    if self.checked {
+                        self.tell_waits(id, maker);
+                    }
                     self.sched.follow(id, &[maker]);
                     return None;
                 }

@@ -90,8 +90,8 @@ pub struct Sched<'a> {
 }
 
 impl<'a> Sched<'a> {
-    /// A scheduler of nodes that are given as (dependencies, dependents, request), each after what it needs. All that a
-    /// wanted node needs is wanted. A request that can never be met is the caller's to refuse.
+    /// A scheduler of nodes that are given as (dependencies, dependents, request), each after what it needs. What a
+    /// wanted node needs and nobody wants is not waited for. A request that can never be met is the caller's to refuse.
     pub fn new(
         nodes: impl Iterator<Item = (&'a [usize], &'a [usize], Request)>,
         wanted: &[bool],
@@ -119,9 +119,10 @@ impl<'a> Sched<'a> {
         for (id, (dependencies, dependents, request)) in nodes.enumerate() {
             sched.dependents.push(dependents);
             sched.requests.push(request);
-            sched.missing.push(u32::try_from(dependencies.len()).expect("a node has fewer than 2^32 dependencies"));
+            let missing = dependencies.iter().filter(|from| wanted[**from]).count();
+            sched.missing.push(u32::try_from(missing).expect("a node has fewer than 2^32 dependencies"));
             sched.states.push(if wanted[id] { State::Waiting } else { State::Unwanted });
-            if wanted[id] && dependencies.is_empty() {
+            if wanted[id] && missing == 0 {
                 sched.open(id);
             }
         }
@@ -141,6 +142,19 @@ impl<'a> Sched<'a> {
     /// How many nodes are queued.
     pub fn queued(&self) -> usize {
         self.queue.len()
+    }
+
+    /// Who waits for whom beyond what the graph says, sorted.
+    pub fn following(&self) -> Vec<(usize, usize)> {
+        let pairs = self.followers.iter().flat_map(|(of, followers)| followers.iter().map(|id| (*id, *of)));
+        let mut pairs: Vec<_> = pairs.collect();
+        pairs.sort_unstable();
+        pairs
+    }
+
+    /// Whether no further node is started.
+    pub fn is_stopped(&self) -> bool {
+        self.stopped
     }
 
     /// No further node is started.

@@ -90,7 +90,9 @@ impl Selection {
             asked.iter_mut().enumerate().for_each(|(id, asked)| *asked &= graph.nodes[id].action.pin().is_some());
         }
         let members = |mask: &[bool]| -> Vec<NodeId> { (0..all).filter(|&id| mask[id]).collect() };
-        let wanted = graph.closure(members(&asked), true);
+        // What merely comes before what may run, and may not itself, is of no concern.
+        let wanted =
+            if only.is_empty() { graph.closure(members(&asked), true) } else { graph.taken_by(members(&asked)) };
         let may_run = if only.is_empty() { wanted.clone() } else { asked.clone() };
         let may_overwrite = mask(&force);
         let after = graph.closure(from, false);

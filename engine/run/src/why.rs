@@ -15,6 +15,7 @@ use crate::{
     decide::{Reason, Work},
     graph::Node,
     history::{History, NodeRecord},
+    kept::Past,
     plan::{Expected, Verdict, plan_with},
     project::Project,
     select::{RunOptions, Selection},
@@ -162,16 +163,16 @@ pub fn why(project: &Project, cache: &Cache, name: &str, against: Option<&str>) 
         Some((run, nodes)) => nodes.get(node).map(|record| Previous { run: run.clone(), key: record.key }),
         None => explainer.previous(node).map(|(run, record)| Previous { run: run.clone(), key: record.key }),
     };
-    let key_before = |node: &str| previous(node).map(|previous| previous.key);
+    let past = &explainer.past;
     let mut answers = Vec::new();
     for id in nodes {
-        let mut tracer = Tracer::new(graph, cache, &decider, &key_before);
+        let mut tracer = Tracer::new(graph, cache, &decider, &previous, past);
         let node = graph.nodes[id].name.clone();
         let previous = previous(&node);
         let decidable = decider.is_decidable(id);
         let parts = if decidable { known_parts(&decider, cache, id).map_err(RunError::Cache)? } else { None };
         let before = match &previous {
-            Some(previous) => cache.record(&previous.key).map_err(RunError::Cache)?.map(|record| record.parts),
+            Some(Previous { run, key }) => past.parts(cache, run, &node, key).map_err(RunError::Cache)?,
             None => None,
         };
         let comparable = before.is_some() && parts.is_some();
@@ -194,6 +195,7 @@ pub struct Explainer<'a> {
     wanted: &'a [bool],
     last: OnceCell<BTreeMap<String, (String, NodeRecord)>>,
     times: OnceCell<BTreeMap<String, Vec<f64>>>,
+    past: Past,
 }
 
 /// In a line that says why a node runs, each side of a change has so many characters.
@@ -204,7 +206,7 @@ const LOOK_BACK: usize = 20;
 impl<'a> Explainer<'a> {
     /// For those of the nodes that are `wanted`.
     pub fn new(project: &'a Project, cache: &'a Cache, wanted: &'a [bool]) -> Self {
-        Self { project, cache, wanted, last: OnceCell::new(), times: OnceCell::new() }
+        Self { project, cache, wanted, last: OnceCell::new(), times: OnceCell::new(), past: Past::new(cache) }
     }
 
     fn nodes(&self) -> impl Iterator<Item = &'a Node> {
@@ -251,7 +253,7 @@ impl<'a> Explainer<'a> {
             Reason::Absent => return "its files are not here, and are needed".into(),
             Reason::NoResult => {}
         }
-        let Some((_, before)) = self.previous(node) else { return "never ran before".into() };
+        let Some((run, before)) = self.previous(node) else { return "never ran before".into() };
         if before.key == work.key {
             let said = match before.how {
                 None if before.failed => "failed last time",
@@ -260,8 +262,10 @@ impl<'a> Explainer<'a> {
             };
             return said.into();
         }
-        let Ok(Some(record)) = self.cache.record(&before.key) else { return "changed since the last run".into() };
-        let changes = changes(&record.parts, &work.parts);
+        let Ok(Some(parts)) = self.past.parts(self.cache, run, node, &before.key) else {
+            return "changed since the last run".into();
+        };
+        let changes = changes(&parts, &work.parts);
         let mut text: Vec<String> = changes.iter().take(3).map(|change| change.line(SIDE)).collect();
         if changes.len() > 3 {
             text.push(format!("and {} more", changes.len() - 3));

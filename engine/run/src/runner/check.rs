@@ -1,6 +1,7 @@
 //! What a run can know before it begins: what the stages say, what the machine lacks, what is in the way.
 
 use anyhow::{Result, anyhow};
+use flow_core::{Event, Sink as _};
 
 use super::{Runner, Todo};
 use crate::{
@@ -46,7 +47,14 @@ impl Runner<'_> {
         // From here on the run takes place, and has a record.
         self.recorder.begin();
         warnings.iter().for_each(|warning| self.warn(warning.to_string()));
+        self.sched.following().into_iter().for_each(|(id, maker)| self.tell_waits(id, maker));
         Ok(())
+    }
+
+    /// Tells that a node waits for another to make its result.
+    pub(super) fn tell_waits(&self, id: NodeId, maker: NodeId) {
+        let reason = format!("`{}` is making the same result", self.node(maker));
+        self.recorder.emit(Event::Waiting { node: self.node(id).to_owned(), reason });
     }
 
     /// Asks a node that must run after all: when all were asked its result was here or to be had, or its inputs were others.

@@ -11,6 +11,7 @@ impl Runner<'_> {
         self.recorder.beat();
         if self.cancel.is_set() && !self.summary.interrupted {
             self.summary.interrupted = true;
+            self.recorder.asked_to_stop();
             self.sched.stop();
             self.active.values().for_each(|active| active.cancel.set());
             if !self.active.is_empty() {

@@ -24,6 +24,7 @@ impl Runner<'_> {
     pub(super) fn done(&mut self, done: Done) {
         let Done { id, made } = done;
         let Some(active) = self.active.remove(&id) else { return };
+        self.errors.remove(&id);
         let seconds = active.began.elapsed().as_secs_f64();
         self.pass_on_warnings();
         if !matches!(made, Ok(Tried::Busy(_))) {
@@ -65,12 +66,13 @@ impl Runner<'_> {
         };
         let retries = self.env.project.graph().common(id).retries;
         match self.works.get_mut(&id) {
-            Some(planned) if planned.tries < retries && !self.summary.interrupted && !is_unusable(&error) => {
+            Some(planned) if planned.tries < retries && !self.sched.is_stopped() && !is_unusable(&error) => {
                 let rest = FIRST_REST.saturating_mul(1 << planned.tries.min(16)).min(LONGEST_REST);
                 planned.tries += 1;
                 self.resting.push((Instant::now() + rest, id));
                 self.sched.rest(id);
                 self.say_failed(id, &error, seconds, Some(rest.as_secs_f64()));
+                self.errors.insert(id, (error, seconds));
             }
             _ => self.failed(id, &error, seconds),
         }
@@ -85,6 +87,18 @@ impl Runner<'_> {
         self.summary.unusable |= is_unusable(error);
         if !self.options.keep_going || self.summary.unusable {
             self.sched.stop();
+            self.give_up();
+        }
+    }
+
+    /// What was to be tried again is not any more.
+    fn give_up(&mut self) {
+        for (id, (error, seconds)) in std::mem::take(&mut self.errors) {
+            if self.sched.state(id) == State::Resting {
+                self.resting.retain(|(_, resting)| *resting != id);
+                self.drop_work(id);
+                self.failed(id, &error, seconds);
+            }
         }
     }
 
@@ -100,7 +114,8 @@ impl Runner<'_> {
     fn say_failed(&self, id: NodeId, error: &anyhow::Error, seconds: f64, retry_after: Option<f64>) {
         let node = self.node(id).to_owned();
         let log = self.recorder.tail(&node);
-        let causes = error.chain().map(ToString::to_string).collect();
+        // Of a time that is over it was told; how the stage was stopped then says nothing.
+        let causes = error.chain().filter(|cause| !cause.is::<Cancelled>()).map(ToString::to_string).collect();
         self.recorder.emit(Event::Failed { node, causes, seconds, log, retry_after });
     }
 
@@ -115,9 +130,6 @@ impl Runner<'_> {
         let wanted = || (0..self.selection.wanted.len()).filter(|&id| self.selection.wanted[id]);
         let complete = wanted().all(|id| self.sched.state(id) == State::Done);
         let mut summary = std::mem::take(&mut self.summary);
-        // Another failure ended the run before they were tried again.
-        let rests = |id: &NodeId| self.sched.state(*id) == State::Resting && !self.waits.has(*id);
-        summary.failed += wanted().filter(rests).count();
         for (how, cost) in self.ends.values() {
             match how {
                 How::Ran | How::Resumed => summary.ran += 1,

@@ -108,10 +108,8 @@ impl Stage for Fetch {
 
     fn ports(&self) -> Vec<Port> {
         match self.source() {
-            Ok(Source::Local(path, pattern)) => {
-                let plain = pattern.is_none() && self.urls[0][0].text() == path.to_string_lossy();
-                let reference = if plain { self.urls[0][0].clone() } else { Ref::new(path.to_string_lossy()) };
-                vec![Port::all("urls", &[reference])]
+            Ok(Source::Local(path, _)) => {
+                vec![Port::all("urls", &[self.urls[0][0].with_text(path.to_string_lossy())])]
             }
             _ => Vec::new(),
         }
@@ -264,8 +262,7 @@ fn expanded(url: &Ref, of_several: bool) -> Result<Vec<Ref>, Diagnostic> {
             return Err(error.hint("`[mirrors]` in flow.toml says where else everything of a server is, the hub's too"));
         }
     }
-    // An entry without braces keeps its place in the file.
-    if texts == [url.text()] { Ok(vec![url.clone()]) } else { Ok(texts.into_iter().map(Ref::new).collect()) }
+    Ok(texts.into_iter().map(|text| url.with_text(text)).collect())
 }
 
 /// Which files of a directory or a repository are wanted.
