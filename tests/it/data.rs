@@ -194,12 +194,15 @@ fn an_update_of_the_lock_asks_whether_anything_changed() {
     assert_eq!(told.lock().unwrap().last().unwrap(), "three");
 }
 
+/// A range of a file; none: all of it.
+type Asked = Option<(usize, usize)>;
+
 /// A server of one big file that knows ranges. Until it may go on, it sends eight MiB of an answer and no more.
 struct BigFile {
     url: String,
     may_go_on: Arc<AtomicBool>,
-    /// The ranges that were asked for; of the whole file none.
-    asked: Arc<Mutex<Vec<Option<(usize, usize)>>>>,
+    /// What was asked for.
+    asked: Arc<Mutex<Vec<Asked>>>,
 }
 
 impl BigFile {
@@ -218,7 +221,7 @@ impl BigFile {
     }
 
     /// A client that is gone is no error.
-    fn answer(mut stream: TcpStream, content: &[u8], go: &AtomicBool, log: &Mutex<Vec<Option<(usize, usize)>>>) {
+    fn answer(mut stream: TcpStream, content: &[u8], go: &AtomicBool, log: &Mutex<Vec<Asked>>) {
         let lines = BufReader::new(stream.try_clone().unwrap()).lines().map_while(Result::ok);
         let head: Vec<String> = lines.take_while(|line| !line.is_empty()).map(|line| line.to_lowercase()).collect();
         let range = head.iter().find_map(|line| line.strip_prefix("range: bytes=")?.split_once('-'));
