@@ -52,10 +52,9 @@ struct State {
     below: Vec<usize>,
 }
 
-impl<'a> Tty<'a> {
-    /// A view on the terminal at stderr.
-    pub fn new(rerun: &'a Rerun, paint: Paint) -> Self {
-        let state = State {
+impl State {
+    fn new() -> Self {
+        Self {
             header: Header::default(),
             board: Board::default(),
             started: Instant::now(),
@@ -64,8 +63,14 @@ impl<'a> Tty<'a> {
             warned: HashMap::new(),
             above: String::new(),
             below: Vec::new(),
-        };
-        let shared = Arc::new(Shared { state: Mutex::new(state), ended: Condvar::new() });
+        }
+    }
+}
+
+impl<'a> Tty<'a> {
+    /// A view on the terminal at stderr.
+    pub fn new(rerun: &'a Rerun, paint: Paint) -> Self {
+        let shared = Arc::new(Shared { state: Mutex::new(State::new()), ended: Condvar::new() });
         let painter = {
             let shared = Arc::clone(&shared);
             // Without a painter the events still end in the summary.
@@ -322,16 +327,7 @@ mod tests {
 
     #[test]
     fn old_lines_are_taken_away_even_when_the_terminal_became_narrower() {
-        let mut state = State {
-            header: Header::default(),
-            board: Board::default(),
-            started: Instant::now(),
-            changed: false,
-            over: false,
-            warned: HashMap::new(),
-            above: "said\n".into(),
-            below: Vec::new(),
-        };
+        let mut state = State { above: "said\n".into(), ..State::new() };
         let painted = format!("said\n{}\x1b[K\ny\x1b[K\n", "x".repeat(30));
         assert_eq!(state.compose(&["x".repeat(30), "y".into()], 80), painted);
         assert_eq!(state.compose(&[], 80), "\x1b[2A\r\x1b[J");

@@ -2,7 +2,7 @@
 //! files in their places.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow, ensure};
 use flow_cache::{Busy, Cache, Claim, ClaimOptions, Outcome, Slot};
-use flow_core::{Cancel, Cancelled, Ctx, Event, How, Input, Level, Network, Pinned, Remarks, Sink, Unchanged};
+use flow_core::{Cancel, Cancelled, Ctx, Digest, Event, How, Input, Level, Network, Pinned, Remarks, Sink, Unchanged};
 
 use crate::{
     aside::Aside,
@@ -35,6 +35,8 @@ pub struct Env<'a> {
     /// What of each node's result is given to the team, if anything is.
     pub pushes: Option<Vec<Push>>,
     pub network: &'a Network,
+    /// The directories whose files the run's record names already.
+    pub listed: Mutex<HashSet<Digest>>,
     /// What programs call the GPUs of this machine.
     pub gpus: Vec<String>,
 }
@@ -122,7 +124,7 @@ impl Env<'_> {
             Claim::Miss(slot) => {
                 self.sink.emit(Event::Started { node: node.clone(), key: job.work.key, why: job.why.clone() });
                 if let Some(run) = self.sink.dir() {
-                    keep(&run, node, &job.work, &job.leaves);
+                    keep(&run, node, &job.work, &job.leaves, &self.listed);
                 }
                 for taken in &job.taken {
                     let mut held = || waiting(&format!("another flow is making `{}`", taken.file));

@@ -3,11 +3,12 @@
 
 use std::{
     cell::RefCell,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     fs::{self, OpenOptions},
     io::Write as _,
     path::Path,
     rc::Rc,
+    sync::{Mutex, PoisonError},
 };
 
 use anyhow::Result;
@@ -20,7 +21,7 @@ use crate::{
     history::History,
 };
 
-/// A line a node that began.
+/// A line a node that began, and one a directory that entered.
 const FILE: &str = "parts.jsonl";
 /// Of a directory with more files than this it is not kept which they are.
 const MOST: usize = 5000;
@@ -33,29 +34,56 @@ pub(crate) struct Kept {
     node: String,
     key: Key,
     parts: KeyParts,
-    /// Of directories that entered, by their digests in short: file → its digest in short.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    files: BTreeMap<String, BTreeMap<String, String>>,
 }
 
-/// Notes in the run's directory what a node's key is made of. That it cannot be only leaves less to tell later.
-pub(crate) fn keep(run: &Path, node: &str, work: &Work, leaves: &[Leaf]) {
-    let files = leaves.iter().filter_map(|leaf| Some((leaf.digest().short(), files_of(leaf.tree())?))).collect();
-    let kept = Kept { node: node.to_owned(), key: work.key, parts: work.parts.clone(), files };
-    let Ok(mut line) = serde_json::to_vec(&kept) else { return };
-    line.push(b'\n');
+/// The files of a directory: name → digest in short.
+type Files = BTreeMap<String, String>;
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Line {
+    Began(Kept),
+    /// By its digest in short.
+    Directory {
+        directory: String,
+        files: Files,
+    },
+}
+
+/// What a run's file says.
+#[derive(Debug, Default)]
+struct Said {
+    began: HashMap<String, Kept>,
+    directories: HashMap<String, Files>,
+}
+
+/// Notes in the run's directory what a node's key is made of, and of directories that are not among those `listed` which
+/// files they hold. That it cannot be only leaves less to tell later.
+pub(crate) fn keep(run: &Path, node: &str, work: &Work, leaves: &[Leaf], listed: &Mutex<HashSet<Digest>>) {
+    let is_new = |leaf: &&Leaf| listed.lock().unwrap_or_else(PoisonError::into_inner).insert(*leaf.digest());
+    let directories = leaves
+        .iter()
+        .filter(is_new)
+        .filter_map(|leaf| Some(Line::Directory { directory: leaf.digest().short(), files: files_of(leaf.tree())? }));
+    let began = Line::Began(Kept { node: node.to_owned(), key: work.key, parts: work.parts.clone() });
+    let mut lines = Vec::new();
+    for line in directories.chain([began]) {
+        if serde_json::to_writer(&mut lines, &line).is_ok() {
+            lines.push(b'\n');
+        }
+    }
     let file = OpenOptions::new().create(true).append(true).open(run.join(FILE));
-    file.and_then(|mut file| file.write_all(&line)).ok();
+    file.and_then(|mut file| file.write_all(&lines)).ok();
 }
 
-fn files_of(tree: &Tree) -> Option<BTreeMap<String, String>> {
+fn files_of(tree: &Tree) -> Option<Files> {
     let entries = tree.entries();
     let told = (2..=MOST).contains(&entries.len());
     told.then(|| entries.iter().map(|entry| (entry.name.clone(), entry.digest.short())).collect())
 }
 
 /// Which files of a directory are others than they were, for people; nothing if that is not known.
-pub(crate) fn changed_files(before: &BTreeMap<String, String>, now: &Tree) -> Option<String> {
+pub(crate) fn changed_files(before: &Files, now: &Tree) -> Option<String> {
     const SHOWN: usize = 3;
     let now = files_of(now)?;
     let mut said = Vec::new();
@@ -77,7 +105,7 @@ pub(crate) fn changed_files(before: &BTreeMap<String, String>, now: &Tree) -> Op
 #[derive(Debug)]
 pub struct Past {
     history: History,
-    runs: RefCell<HashMap<String, Rc<HashMap<String, Kept>>>>,
+    runs: RefCell<HashMap<String, Rc<Said>>>,
 }
 
 impl Past {
@@ -94,30 +122,39 @@ impl Past {
     pub fn parts(&self, cache: &Cache, run: &str, node: &str, key: &Key) -> Result<Option<KeyParts>> {
         match cache.record(key)? {
             Some(record) => Ok(Some(record.parts)),
-            None => Ok(self.find(run, node, key, |kept| Some(kept.parts.clone()))),
+            None => Ok(self.find(run, node, key, |_, kept| Some(kept.parts.clone()))),
         }
     }
 
     /// The files that a directory of this digest had when a node with this key began.
-    pub(crate) fn files(&self, run: &str, node: &str, key: &Key, digest: &Digest) -> Option<BTreeMap<String, String>> {
-        self.find(run, node, key, |kept| kept.files.get(&digest.short()).cloned())
+    pub(crate) fn files(&self, run: &str, node: &str, key: &Key, digest: &Digest) -> Option<Files> {
+        self.find(run, node, key, |said, _| said.directories.get(&digest.short()).cloned())
     }
 
-    fn find<T>(&self, run: &str, node: &str, key: &Key, what: impl Fn(&Kept) -> Option<T>) -> Option<T> {
-        let of = |run: &str| self.read(run).get(node).filter(|kept| kept.key == *key).and_then(&what);
+    fn find<T>(&self, run: &str, node: &str, key: &Key, what: impl Fn(&Said, &Kept) -> Option<T>) -> Option<T> {
+        let of = |run: &str| {
+            let said = self.read(run);
+            said.began.get(node).filter(|kept| kept.key == *key).and_then(|kept| what(&said, kept))
+        };
         of(run).or_else(|| {
             let ids = self.history.ids().unwrap_or_default().into_iter();
             ids.filter(|id| id.as_str() < run).take(LOOK_BACK).find_map(|id| of(&id))
         })
     }
 
-    fn read(&self, run: &str) -> Rc<HashMap<String, Kept>> {
+    fn read(&self, run: &str) -> Rc<Said> {
         if let Some(known) = self.runs.borrow().get(run) {
             return Rc::clone(known);
         }
         let text = fs::read(self.history.dir(run).join(FILE)).unwrap_or_default();
-        let lines = text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Kept>(line).ok());
-        let read = Rc::new(lines.map(|kept| (kept.node.clone(), kept)).collect());
+        let mut said = Said::default();
+        for line in text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()) {
+            match line {
+                Line::Began(kept) => drop(said.began.insert(kept.node.clone(), kept)),
+                Line::Directory { directory, files } => drop(said.directories.insert(directory, files)),
+            }
+        }
+        let read = Rc::new(said);
         self.runs.borrow_mut().insert(run.to_owned(), Rc::clone(&read));
         read
     }

@@ -15,7 +15,7 @@ mod waits;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{
-        Arc,
+        Arc, Mutex,
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread::Scope,
@@ -89,7 +89,8 @@ pub fn run(
     }
     let name = |gpu: u32| settings.gpu_names.get(gpu as usize).cloned().unwrap_or_else(|| gpu.to_string());
     let gpus = (0..settings.gpus).map(name).collect();
-    let env = Env { project, cache, sink: &recorder, placer: &placer, pushes, network: &settings.network, gpus };
+    let (network, listed) = (&settings.network, Mutex::default());
+    let env = Env { project, cache, sink: &recorder, placer: &placer, pushes, network, listed, gpus };
     let (sender, receiver) = channel();
     let pools = Pools {
         jobs: u32::try_from(settings.jobs).unwrap_or(u32::MAX),
