@@ -82,16 +82,22 @@ impl Cache {
     }
 
     /// Whether `dest` is exactly this entry already: a regular file with its bytes and mode, by remembered stat or by
-    /// reading it.
+    /// reading it, and where it is to be a copy, not the cache's own file.
     ///
     /// # Errors
     /// It is there and cannot be read.
-    pub fn is_placed(&self, entry: &Entry, dest: &Path) -> Result<bool> {
+    pub fn is_placed(&self, entry: &Entry, dest: &Path, how: Place) -> Result<bool> {
         let dest = &std::path::absolute(dest).with_context(|| format!("`{}` is no path", dest.display()))?;
         let failed = || format!("cannot read {}", dest.display());
         let Some(meta) = Meta::find(dest, false).with_context(failed)? else { return Ok(false) };
         if !meta.is_file() || meta.stat.size != entry.size || meta.executable() != entry.executable {
             return Ok(false);
+        }
+        if how == Place::Copy && meta.links > 1 {
+            let object = Meta::find(&self.entry_path(entry), false).with_context(failed)?;
+            if object.is_some_and(|object| (object.dev, object.stat.ino) == (meta.dev, meta.stat.ino)) {
+                return Ok(false);
+            }
         }
         let (digest, _) = self.digest_of(Id::path(dest), dest, &meta, false).with_context(failed)?;
         Ok(digest == entry.digest)
@@ -120,14 +126,14 @@ mod tests {
         let source = dir.path().join("source");
         create_new(&source, 0o644).unwrap().write_all(b"hello").unwrap();
         let entry = cache.digest_path(&source).unwrap().entries()[0].clone();
-        assert!(cache.is_placed(&entry, &source).unwrap());
+        assert!(cache.is_placed(&entry, &source, Place::Copy).unwrap());
         fs::write(&source, "hellO").unwrap();
-        assert!(!cache.is_placed(&entry, &source).unwrap());
+        assert!(!cache.is_placed(&entry, &source, Place::Copy).unwrap());
         fs::write(&source, "hello").unwrap();
-        assert!(cache.is_placed(&entry, &source).unwrap());
+        assert!(cache.is_placed(&entry, &source, Place::Copy).unwrap());
         fs::set_permissions(&source, fs::Permissions::from_mode(0o755)).unwrap();
-        assert!(!cache.is_placed(&entry, &source).unwrap());
-        assert!(!cache.is_placed(&entry, dir.path()).unwrap());
-        assert!(!cache.is_placed(&entry, &dir.path().join("nothing")).unwrap());
+        assert!(!cache.is_placed(&entry, &source, Place::Copy).unwrap());
+        assert!(!cache.is_placed(&entry, dir.path(), Place::Copy).unwrap());
+        assert!(!cache.is_placed(&entry, &dir.path().join("nothing"), Place::Copy).unwrap());
     }
 }

@@ -163,13 +163,13 @@ impl Cache {
         matches!(self.check_object(entry), Ok(Object::Good))
     }
 
-    /// Whether all objects of a tree are what they should be: trusted by their stat, or read. Damaged ones are put in
-    /// quarantine, and told in [`Cache::take_warnings`]; `of` says whose they are.
+    /// Whether all objects of a tree whose view was taken, and the view, are what they should be: trusted by their stat, or
+    /// read. Damaged objects are put in quarantine, and told in [`Cache::take_warnings`]; `of` says whose they are.
     ///
     /// # Errors
     /// It cannot be told.
     pub fn is_intact(&self, tree: &Arc<Tree>, of: &str) -> Result<bool> {
-        self.objects_good(tree, &|| format!("`{of}`"))
+        Ok(self.objects_good(tree, &|| format!("`{of}`"))? && self.view_is_good(&self.view_path(&tree.digest()), tree))
     }
 
     /// Whether all objects of a tree are good. Damaged ones are put in quarantine; `of` says whose they are.

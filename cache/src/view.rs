@@ -90,7 +90,7 @@ impl Cache {
         }
     }
 
-    fn view_is_good(&self, path: &Path, tree: &Tree) -> bool {
+    pub(crate) fn view_is_good(&self, path: &Path, tree: &Tree) -> bool {
         let all = tree.entries().iter().all(|entry| {
             let link = path.join(&entry.name);
             fs::read_link(&link).is_ok_and(|to| to == self.link_of(entry)) && link.exists()

@@ -18,18 +18,16 @@ pub fn hear_of_children() {
 /// That of [`watch`].
 static WATCHED: OnceLock<Cancel> = OnceLock::new();
 
-/// Whether the process was asked to end, and is to end in order.
-pub fn is_asked() -> bool {
-    WATCHED.get().is_some_and(Cancel::is_set)
-}
-
-/// A [`Cancel`] that is set when the process is asked to end.
+/// A [`Cancel`] that is set when the process is asked to end; the same each time.
 ///
 /// # Errors
 /// The signals cannot be watched.
 pub fn watch() -> std::io::Result<Cancel> {
-    let cancel = WATCHED.get_or_init(Cancel::default).clone();
+    if let Some(cancel) = WATCHED.get() {
+        return Ok(cancel.clone());
+    }
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let cancel = WATCHED.get_or_init(Cancel::default).clone();
     let asked = cancel.clone();
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         for _ in signals.forever() {

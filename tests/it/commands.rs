@@ -298,9 +298,10 @@ fn a_command_may_run_once_for_each_thing_that_enters() {
     sandbox.pipeline(&apart.replace("[1, 2, 3]", "[1, 4, 3]"));
     assert_eq!(sandbox.json(&[]).ran(), ["all", "made[n=4]", "one[n=4]"]);
     assert_eq!(sandbox.read("all/x"), "1\n4\n3\n");
-    for (wrong, why) in
-        [("each = \"z\"", "there is no input `z`"), ("each = \"x\"\nouts = [\"f\"]", "would make the same `outs`")]
-    {
+    for (wrong, why) in [
+        ("each = \"z\"", "there is no input `z`"),
+        ("each = \"x\"\nouts = [\"f\"]", "`one` has `outs` and would run 3 times"),
+    ] {
         sandbox.pipeline(&text.replace("each = \"x\"", wrong));
         let check = sandbox.run(&["check", "p.toml"]);
         assert!(check.code == Some(2) && check.stderr.contains(why), "{check}");

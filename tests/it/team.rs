@@ -127,6 +127,21 @@ fn a_team_that_is_not_there_hinders_nobody() {
 }
 
 #[test]
+fn what_was_made_before_is_known_to_the_team_by_its_record() {
+    let (dir, url) = shared();
+    let alice = Sandbox::with(PIPELINE);
+    alice.ok(&["run", "p.toml", "small"]);
+    alice.write("flow.toml", &format!("[remote]\nurl = \"{url}\"\nmode = \"read-write\"\npush = [\"last\"]\n"));
+    assert_eq!(alice.json(&[]).ran(), ["last"]);
+    assert_eq!(fs::read_dir(dir.path().join("results")).unwrap().count(), 3);
+    let bob = person(&url, "read", "");
+    assert_eq!(bob.json(&[]).ran(), [""; 0]);
+    alice.write("flow.toml", &format!("[remote]\nurl = \"{url}\"\npush = []\n"));
+    let empty = alice.run(&["run", "p.toml"]);
+    assert!(empty.code == Some(2) && empty.stderr.contains("nothing is pushed by an empty list"), "{empty}");
+}
+
+#[test]
 fn signed_archives_and_keys() {
     let (alice, bob) = (Sandbox::with(PIPELINE), Sandbox::with(PIPELINE));
     let public = alice.ok(&["cache", "keygen"]);

@@ -95,7 +95,7 @@ fn a_gc_is_waited_for_and_an_interrupt_ends_that() {
     std::thread::sleep(Duration::from_millis(700));
     run.signal(libc::SIGINT);
     let run = run.end();
-    assert!(run.code == Some(130) || run.code.is_none(), "{run}");
+    assert_eq!(run.code, Some(130), "{run}");
     assert!(run.stderr.contains("waiting  another flow removes"), "{run}");
     drop(gate);
     sandbox.ok(&["run", "p.toml"]);
@@ -122,4 +122,31 @@ fn what_changes_an_input_that_another_stage_made_fails() {
     let path = sandbox.ok(&["path", "p.toml", "c"]);
     assert_eq!(fs::read_to_string(format!("{}/c", path.trim())).unwrap(), "good\n");
     sandbox.ok(&["cache", "verify"]);
+}
+
+#[test]
+fn what_puts_another_file_into_its_input_fails() {
+    let sandbox = Sandbox::with(
+        "[stage.a]\nkind = \"command\"\nrun = \"echo 1 > {out}/m\"\n\
+         [stage.b]\nkind = \"command\"\nin = { a = \"a\" }\nrun = \"sed -i s/1/999/ {in.a}/m; cp {in.a}/m {out}/r\"\n",
+    );
+    let output = sandbox.run(&["run", "p.toml"]);
+    assert!(output.code == Some(1) && output.stderr.contains("`a` changed while `b` ran"), "{output}");
+    assert_eq!(sandbox.run(&["path", "p.toml", "b"]).code, Some(1));
+}
+
+#[test]
+fn what_the_cache_has_needs_no_gpu() {
+    let sandbox = Sandbox::new();
+    let quick = "[stage.quick]\nkind = \"command\"\nresources = { gpus = 1 }\nrun = \"echo q > {out}/x\"\n";
+    sandbox.write("flow.toml", "gpus = 1\n");
+    sandbox.write("q.toml", quick);
+    sandbox.ok(&["run", "q.toml"]);
+    sandbox.pipeline(&slow(&sandbox, "one", "resources = { gpus = 1 }\n"));
+    let first = sandbox.start(&["run", "p.toml"]);
+    until("it began", || began(&sandbox, "one"));
+    fs::remove_dir_all(sandbox.path(".flow")).ok();
+    sandbox.ok(&["run", "q.toml"]);
+    let_go(&sandbox);
+    assert_eq!(first.end().code, Some(0));
 }

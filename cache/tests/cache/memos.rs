@@ -225,7 +225,7 @@ fn a_witness_holds_while_all_is_as_it_was() {
         ),
         (
             "placed",
-            Box::new(|cache| assert!(cache.is_placed(&outcomes[0].tree.entries()[0], &placed).unwrap())),
+            Box::new(|cache| assert!(cache.is_placed(&outcomes[0].tree.entries()[0], &placed, Place::Copy).unwrap())),
             Box::new(|| fs::set_permissions(&placed, fs::Permissions::from_mode(0o600)).unwrap()),
         ),
         ("absent", Box::new(|cache| cache.saw(&missing, None)), Box::new(|| fs::write(&missing, "").unwrap())),

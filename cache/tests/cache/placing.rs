@@ -56,22 +56,23 @@ fn restored_files_are_copies_or_links() {
     let dest = dir.path().join("deep/dest");
     let object = fs::metadata(cache.entry_path(a)).unwrap();
 
-    assert!(!cache.is_placed(a, &dest).unwrap());
+    assert!(!cache.is_placed(a, &dest, Place::Copy).unwrap());
     cache.restore(a, &dest, Place::Copy).unwrap();
-    assert!(cache.is_placed(a, &dest).unwrap());
+    assert!(cache.is_placed(a, &dest, Place::Copy).unwrap());
     let meta = fs::metadata(&dest).unwrap();
     assert_ne!(meta.ino(), object.ino());
     assert_eq!(meta.mode() & 0o777, 0o644);
     fs::write(&dest, "my own").unwrap();
-    assert!(!cache.is_placed(a, &dest).unwrap());
+    assert!(!cache.is_placed(a, &dest, Place::Copy).unwrap());
 
     for _ in 0..2 {
         cache.restore(a, &dest, Place::Hardlink).unwrap();
-        assert!(cache.is_placed(a, &dest).unwrap());
+        assert!(cache.is_placed(a, &dest, Place::Hardlink).unwrap());
+        assert!(!cache.is_placed(a, &dest, Place::Copy).unwrap(), "it is the cache's own");
         assert_eq!(fs::read(&dest).unwrap(), b"hello");
     }
     cache.restore(x, &dest, Place::Copy).unwrap();
-    assert!(cache.is_placed(x, &dest).unwrap() && !cache.is_placed(a, &dest).unwrap());
+    assert!(cache.is_placed(x, &dest, Place::Copy).unwrap() && !cache.is_placed(a, &dest, Place::Copy).unwrap());
     assert_eq!(fs::metadata(&dest).unwrap().mode() & 0o777, 0o755);
     assert_eq!(fs::read_dir(dest.parent().unwrap()).unwrap().count(), 1, "no temporary is left");
     // An object with a second name is as good as before.

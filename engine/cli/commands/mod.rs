@@ -81,7 +81,8 @@ fn wait_for_gc(since: Duration, longest: Option<Duration>) -> anyhow::Result<()>
     if since >= WORTH_SAYING && !SAID.swap(true, Ordering::Relaxed) {
         eprintln!("waiting  another flow removes what nobody needs from the cache (`flow cache gc`)");
     }
-    if interrupt::is_asked() {
+    // Whoever waits is asked to stop in order, also where nothing else would be.
+    if interrupt::watch()?.is_set() {
         return Err(Cancelled.into());
     }
     if let Some(longest) = longest.filter(|longest| since >= *longest) {

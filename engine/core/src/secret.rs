@@ -10,8 +10,11 @@ use crate::masked;
 const WORDS: [&str; 9] =
     ["TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "CREDENTIALS", "API_KEY", "ACCESS_KEY", "PRIVATE_KEY"];
 /// Tokens of a vocabulary are no secrets.
-const OF_A_VOCABULARY: [&str; 10] = ["BOS", "EOS", "EOD", "EOT", "PAD", "UNK", "MASK", "SEP", "CLS", "SPECIAL"];
-/// How the tokens of well-known services begin, and how many letters and digits follow at least.
+const OF_A_VOCABULARY: [&str; 26] = [
+    "BOS", "EOS", "EOD", "EOT", "PAD", "UNK", "MASK", "SEP", "CLS", "SPECIAL", "START", "STOP", "BEGIN", "END",
+    "FIRST", "LAST", "NEXT", "TEXT", "IMAGE", "AUDIO", "VIDEO", "PREFIX", "SUFFIX", "MIDDLE", "NEWLINE", "IGNORE",
+];
+/// How the tokens of well-known services begin, and how many characters follow at least.
 const TOKENS: [(&str, usize); 14] = [
     ("ghp_", 30),
     ("gho_", 30),
@@ -31,6 +34,10 @@ const TOKENS: [(&str, usize); 14] = [
 /// What stands before a token in the head of a request; a shorter word there is a word.
 const BEARER: &str = "bearer ";
 const SHORTEST: usize = 8;
+/// A token has so many letters and digits without a break: names have words.
+const RUN: usize = 16;
+/// What is given to a variable of a secret's name (`WANDB_API_KEY=…`) and is shorter is a word.
+const GIVEN: usize = 12;
 
 /// Whether something of this name holds a secret: `API_KEY`, `db-password`.
 #[must_use]
@@ -93,19 +100,32 @@ fn tokens(text: &str) -> Vec<Range<usize>> {
         let end = text[begin..].find(|c| !is_part(c)).map_or(text.len(), |length| begin + length);
         let word = &text[begin..end];
         let of_a_service = TOKENS.iter().any(|(head, least)| {
-            word.strip_prefix(head)
-                .is_some_and(|rest| rest.len() >= *least && rest.contains(|c: char| c.is_ascii_digit()))
+            let long = |rest: &str| rest.split(['_', '-']).any(|run| run.len() >= RUN);
+            word.strip_prefix(head).is_some_and(|rest| rest.len() >= *least && has_digit(rest) && long(rest))
         });
-        let before = text.get(begin.saturating_sub(BEARER.len())..begin);
-        let of_a_bearer = before.is_some_and(|before| before.eq_ignore_ascii_case(BEARER))
+        let (head, bearer) = text.split_at_checked(begin.saturating_sub(BEARER.len())).unwrap_or(("", ""));
+        let of_a_bearer = bearer.get(..BEARER.len()).is_some_and(|before| before.eq_ignore_ascii_case(BEARER))
+            && !head.ends_with(is_part)
             && word.len() >= SHORTEST
-            && word.contains(|c: char| c.is_ascii_digit() || c == '_');
-        if of_a_service || of_a_bearer {
+            && (has_digit(word) || word.contains('_') && is_mixed(word));
+        let name = text[..begin].trim_end_matches(['"', '\'']).strip_suffix('=');
+        let name = name.map(|name| name.rsplit(|c| !is_part(c)).next().unwrap_or_default().trim_start_matches('-'));
+        let of_a_name = name.is_some_and(is_secret_name) && word.len() >= GIVEN && has_digit(word);
+        if of_a_service || of_a_bearer || of_a_name {
             found.push(begin..end);
         }
         at = end;
     }
     found
+}
+
+fn has_digit(text: &str) -> bool {
+    text.contains(|c: char| c.is_ascii_digit())
+}
+
+/// Names stand in letters of one case: `YOUR_TOKEN`.
+fn is_mixed(text: &str) -> bool {
+    text.contains(|c: char| c.is_ascii_lowercase()) && text.contains(|c: char| c.is_ascii_uppercase())
 }
 
 /// Whether a URL in the text holds a password.
@@ -127,7 +147,17 @@ mod tests {
         for name in ["TOKEN", "API_KEY", "db-password", "hf_token", "wandb.api_key", "SECRET", "aws_credentials"] {
             assert!(is_secret_name(name), "{name}");
         }
-        for name in ["tokens", "eos_token", "eod-token", "max_tokens", "tokenizer", "key", "secretary", "MYTOKEN"] {
+        for name in [
+            "tokens",
+            "eos_token",
+            "eod-token",
+            "max_tokens",
+            "tokenizer",
+            "key",
+            "secretary",
+            "MYTOKEN",
+            "IMAGE_TOKEN",
+        ] {
             assert!(!is_secret_name(name), "{name}");
         }
     }
@@ -141,6 +171,7 @@ mod tests {
             format!("OPENAI=sk-proj-{digits} x"),
             "curl -H 'Authorization: Bearer ghp_PLANTED'".into(),
             "curl http://u:pw@x/".into(),
+            format!("export WANDB_API_KEY='{digits}'; x --api-key={digits}"),
             "git clone https://me:s3cret@host:80/a b".into(),
         ] {
             assert!(holds_secret(&text), "{text}");
@@ -149,6 +180,9 @@ mod tests {
             "curl -H \"Authorization: Bearer $TOKEN\"",
             "curl -H \"Authorization: bearer ${GITHUB_TOKEN}\"",
             "the bearer bringsit",
+            "Bearer YOUR_TOKEN, the bearer token_count, pallbearer 12345678",
+            "hf_Llama_3_1_8B_Instruct_converted_to_megatron sk-learn-0123456789-abcdef-ghijklm-nopqrst",
+            "HF_TOKEN=$TOKEN HF_TOKEN=\"$T\" EOS_TOKEN='<|end_of_text_128001|>' KEYS=0123456789abcdef",
             "git clone https://me:$PW@host/a https://me@host/b http://host:80/c@d",
             "pip install sk-learn-contrib-and-other-things hf_transfer AKIA",
             "a@b:c://d",

@@ -79,7 +79,7 @@ impl<'p> Aside<'p> {
         spots.sort_by(|a, b| a.page.cmp(&b.page));
         for spot in &spots {
             for (name, entry) in &spot.entries {
-                if !self.placer.cache.is_placed(entry, &spot.path(name))? {
+                if !self.placer.cache.is_placed(entry, &spot.path(name), spot.link)? {
                     self.placer.write(spot, name, entry)?;
                 }
             }

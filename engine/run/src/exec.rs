@@ -108,10 +108,6 @@ impl Env<'_> {
             ignore_hit: stale || job.work.reason.ignores_hits(),
             after: job.after.as_ref(),
         };
-        let Some(gpus) = self.cache.take_gpus(&self.gpus, job.gpus)? else {
-            let reason = format!("another flow uses the GPUs: {} of {} are to be free", job.gpus, self.gpus.len());
-            return Ok(Tried::Busy(Wait { reason, after: job.after.clone() }));
-        };
         let remarks = Mutex::default();
         // What a command has made in its places is known to be there.
         let mut placed = false;
@@ -122,6 +118,11 @@ impl Env<'_> {
                 return Ok(Tried::Busy(Wait { reason, after: Some(busy) }));
             }
             Claim::Miss(slot) => {
+                let Some(gpus) = self.cache.take_gpus(&self.gpus, job.gpus)? else {
+                    let reason =
+                        format!("another flow uses the GPUs: {} of {} are to be free", job.gpus, self.gpus.len());
+                    return Ok(Tried::Busy(Wait { reason, after: job.after.clone() }));
+                };
                 self.sink.emit(Event::Started { node: node.clone(), key: job.work.key, why: job.why.clone() });
                 if let Some(run) = self.sink.dir() {
                     keep(&run, node, &job.work, &job.leaves, &self.listed);

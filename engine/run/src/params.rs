@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use flow_core::{Diagnostic, Span, Table, Value, ValueKind, did_you_mean, is_secret_name};
+use flow_core::{Diagnostic, Span, Table, Value, ValueKind, did_you_mean, holds_secret, is_secret_name};
 
 use crate::matrix::{self, Combination};
 
@@ -91,7 +91,12 @@ impl Params {
 
 /// Whether a parameter is a secret itself, and not the variable that holds one (`$PASSWORD`).
 fn is_secret(path: &str, value: &Value) -> bool {
-    is_secret_name(path) && value.as_str().is_some_and(|text| !text.is_empty() && !text.starts_with('$'))
+    value.as_str().is_some_and(|text| holds_secret(text) || is_secret_name(path) && is_one(text))
+}
+
+/// Whether what stands under the name of a secret is one: not nothing, a variable that holds it, or a file that does.
+fn is_one(text: &str) -> bool {
+    !text.is_empty() && !text.starts_with(['$', '/', '~', '.'])
 }
 
 fn secret(path: &str) -> Diagnostic {

@@ -191,7 +191,7 @@ impl<'a> Placer<'a> {
         for spot in spots {
             let mut missing = Vec::new();
             for (at, (name, entry)) in spot.entries.iter().enumerate() {
-                if !self.cache.is_placed(entry, &spot.path(name))? {
+                if !self.cache.is_placed(entry, &spot.path(name), spot.link)? {
                     missing.push(at);
                 }
             }

@@ -110,6 +110,10 @@ impl RemoteFile {
             let error = Diagnostic::new("nobody is trusted by an empty list, and it would be read as everybody");
             errors.push(at(error.hint("name keys, or leave it out to take results of anybody"), "trusted_keys"));
         }
+        if self.push.as_ref().is_some_and(Vec::is_empty) {
+            let error = Diagnostic::new("nothing is pushed by an empty list, and it would be read as everything");
+            errors.push(at(error.hint("name stages, or set mode = \"read\" to give nothing"), "push"));
+        }
         for (n, pattern) in self.push.iter().flatten().enumerate() {
             if let Err(error) = Glob::new(pattern) {
                 let error =

@@ -271,6 +271,7 @@ impl<'a> Runner<'a> {
             self.tell_blocked();
         }
         self.team.leave();
+        self.share_what_it_is_made_of();
         finish_uploads(self.env.cache, self.recorder, self.cancel);
         self.pass_on_warnings();
         self.free(true);

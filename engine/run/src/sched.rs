@@ -83,6 +83,8 @@ pub struct Sched<'a> {
     blocked: Vec<(usize, usize)>,
     /// The node is only put in its places, and takes a job and nothing else.
     light: Vec<bool>,
+    /// The node waits for another flow: that there is no room for it yet keeps nobody.
+    polite: Vec<bool>,
     running: usize,
     resting: usize,
     away: usize,
@@ -111,6 +113,7 @@ impl<'a> Sched<'a> {
             doomed: HashMap::new(),
             blocked: Vec::new(),
             light: vec![false; wanted.len()],
+            polite: vec![false; wanted.len()],
             running: 0,
             resting: 0,
             away: 0,
@@ -258,7 +261,7 @@ impl<'a> Sched<'a> {
     /// The result of an open node must be made.
     pub fn must_run(&mut self, id: usize) {
         self.expect(id, State::Open);
-        self.light[id] = false;
+        (self.light[id], self.polite[id]) = (false, false);
         self.states[id] = State::Queued;
         self.queue.insert(id);
     }
@@ -285,6 +288,9 @@ impl<'a> Sched<'a> {
             {
                 found = Some(id);
                 break;
+            }
+            if self.polite[id] {
+                continue;
             }
             kept.cpus |= u32::from(cpus);
             kept.gpus |= u32::from(gpus);
@@ -318,6 +324,12 @@ impl<'a> Sched<'a> {
         self.release(id);
         self.states[id] = State::Resting;
         self.resting += 1;
+    }
+
+    /// As [`Sched::rest`], because another flow makes it or has what it takes: whoever is behind it may pass.
+    pub fn wait(&mut self, id: usize) {
+        self.rest(id);
+        self.polite[id] = true;
     }
 
     /// A resting node may be tried again.

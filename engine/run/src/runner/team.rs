@@ -19,7 +19,7 @@ use flow_cache::{Outcome, TeamResult};
 use flow_core::{Cancel, Event, How, Key, Sink as _, Unit};
 
 use super::{Done, Runner};
-use crate::{decide::Work, graph::NodeId};
+use crate::{decide::Work, graph::NodeId, team::Push};
 
 /// How often it is said how far a download is.
 const SAY: Duration = Duration::from_secs(1);
@@ -86,6 +86,20 @@ impl Team {
 }
 
 impl Runner<'_> {
+    /// Of what was given in this run the team also gets the records of all that it is made of, as far as that was there
+    /// before: else nobody could make its key. What the team has is not given again.
+    pub(super) fn share_what_it_is_made_of(&self) {
+        let (Some(pushes), Some(remote)) = (&self.env.pushes, self.env.cache.remote()) else { return };
+        let graph = self.env.project.graph();
+        let how = |id: NodeId| self.ends.get(&id).map(|(how, _)| *how);
+        let ran = |id: NodeId| matches!(how(id), Some(How::Ran | How::Resumed)) && graph.common(id).cache;
+        let given = (0..pushes.len()).filter(|&id| pushes[id] == Push::Whole && ran(id));
+        let needed = graph.closure(given, true);
+        let was_there = |id: &NodeId| needed[*id] && matches!(how(*id), Some(How::Cached | How::Shared));
+        let keys = (0..pushes.len()).filter(was_there).flat_map(|id| self.decider.keys(id));
+        keys.for_each(|key| remote.push(key, true));
+    }
+
     pub(super) fn hear(&mut self, word: Word) {
         match word {
             Word::Done(done) => self.done(done),

@@ -61,7 +61,7 @@ impl Runner<'_> {
         self.resting.push((now + waiting.pause, id));
         waiting.pause = (waiting.pause * 2).min(longest);
         waiting.after = after;
-        self.sched.rest(id);
+        self.sched.wait(id);
         None
     }
 

@@ -105,13 +105,6 @@ impl Stage for Command {
             let near = flow_core::did_you_mean(each, self.inputs.keys().map(String::as_str));
             check.error("each", near.iter().fold(error, |error, near| error.hint(format!("did you mean `{near}`?"))));
         }
-        if self.each.is_some() && !self.outs.is_empty() {
-            let error = Diagnostic::new("each node would make the same `outs`");
-            check.error(
-                "each",
-                error.hint("let it write into `{out}`, and name an `export` if it is to lie in the project"),
-            );
-        }
         for (i, file) in self.files.iter().enumerate() {
             if !is_safe_name(plain(file.text())) {
                 let error = Diagnostic::new(format!("`{}` is not in the project's folder", file.text()));

@@ -73,6 +73,36 @@ impl Template {
         self.parts.iter().any(|part| matches!(part, Part::Place(Placeholder::Out)))
     }
 
+    /// What stands before and behind a place in the same word of the line.
+    ///
+    /// # Errors
+    /// It cannot stand there once for each of several things.
+    fn word_around(&self, at: usize) -> Result<(&str, &str)> {
+        let text = |at: Option<usize>| match at.and_then(|at| self.parts.get(at)) {
+            Some(Part::Text(text)) => text.as_str(),
+            _ => "",
+        };
+        let (before, after) = (text(at.checked_sub(1)), text(Some(at + 1)));
+        // Between two places is a text, if only an empty one.
+        let meets = |text: &str, other: Option<usize>| {
+            !text.contains(ends_word) && other.is_some_and(|at| at < self.parts.len())
+        };
+        let meets_another = meets(before, at.checked_sub(2)) || meets(after, Some(at + 2));
+        let before = before.rsplit(ends_word).next().unwrap_or_default();
+        let after = after.split(ends_word).next().unwrap_or_default();
+        // `sh -c 'cat {in.x}'`: the end of a longer text in quotes.
+        if before.is_empty() && matches!(after, "'" | "\"") {
+            return Ok(("", ""));
+        }
+        if meets_another || [before, after].iter().any(|part| part.contains(['\'', '"', '\\'])) {
+            bail!(
+                "`{before}{{in.…}}{after}`: the input is several things, and this word cannot stand for each of them: write `for one in \
+                 {{in.…}}; do … \"$one\" …; done`"
+            );
+        }
+        Ok((before, after))
+    }
+
     /// The line with its places filled, quoted for the shell.
     ///
     /// # Errors
@@ -84,14 +114,7 @@ impl Template {
                 Part::Text(text) => line.push_str(text),
                 Part::Place(place) => {
                     let paths = paths(place)?;
-                    let after = match self.parts.get(at + 1) {
-                        Some(Part::Text(text)) if paths.len() > 1 => word(text.split(ends_word).next()),
-                        _ => "",
-                    };
-                    let before = match at.checked_sub(1).map(|at| &self.parts[at]) {
-                        Some(Part::Text(text)) if paths.len() > 1 => word(text.rsplit(ends_word).next()),
-                        _ => "",
-                    };
+                    let (before, after) = if paths.len() > 1 { self.word_around(at)? } else { ("", "") };
                     for (i, path) in paths.iter().enumerate() {
                         if i > 0 {
                             line.extend([after, " ", before]);
@@ -110,12 +133,7 @@ impl Template {
 
 /// What ends a word of a shell's line.
 fn ends_word(c: char) -> bool {
-    c.is_whitespace() || ";|&<>()".contains(c)
-}
-
-/// The part of a word that is next to a place; nothing if that is in quotes, where a word may end anywhere.
-fn word(part: Option<&str>) -> &str {
-    part.filter(|part| !part.contains(['\'', '"', '`'])).unwrap_or_default()
+    c.is_whitespace() || ";|&<>()`".contains(c)
 }
 
 fn is_name(text: &str) -> bool {
@@ -171,7 +189,11 @@ mod tests {
         assert_eq!(fill("cat {in.a} > x", "/a b"), "cat '/a b' b > x");
         // The word is there for each; what is in quotes is one word however long.
         assert_eq!(fill("cat {in.a}/* --in={in.a};", "/a"), "cat /a/* b/* --in=/a --in=b;");
-        assert_eq!(fill("sh -c 'cat {in.a}' x\"{in.a}\"/y", "/a"), "sh -c 'cat /a b' x\"/a b\"/y");
+        assert_eq!(fill("sh -c 'cat {in.a}'; `ls {in.a}/x`", "/a"), "sh -c 'cat /a b'; `ls /a/x b/x`");
+        for wrong in ["\"{in.a}\"", "x{in.a}/'y z'", "a\\ b{in.a}", "{in.a}{in.b}", "{in.a}:{in.b}/x"] {
+            let error = parse(wrong).0.fill(|_| Ok(vec!["a".into(), "b".into()])).unwrap_err();
+            assert!(error.to_string().contains("for one in"), "{wrong}: {error}");
+        }
         assert_eq!(fill("{in.a}", "it's $HOME;"), r"'it'\''s $HOME;' b");
         for own in ["echo ${HOME} {1..3} {a,b} { true; } {}", "awk '{print $1}' {", "awk '{ n += $1 } END { print n }'"]
         {

@@ -21,6 +21,7 @@ pub struct Files {
     pub model: ModelFiles,
     config: Option<PathBuf>,
     special: Option<PathBuf>,
+    added: Option<PathBuf>,
 }
 
 /// What a tokenizer is made of.
@@ -44,6 +45,7 @@ pub const FILES: &[&str] = &[
     "merges.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
 ];
 
 /// What GPT-2's own class takes for all of these.
@@ -75,7 +77,9 @@ impl Files {
             bail!("{} holds no tokenizer.json, SentencePiece .model, or vocab.json with merges.txt", path.display());
         };
         let beside = |name: &str| path.is_dir().then(|| named(path, name)).flatten();
-        Ok(Self { model, config: beside("tokenizer_config.json"), special: beside("special_tokens_map.json") })
+        let [config, special, added] =
+            ["tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"].map(beside);
+        Ok(Self { model, config, special, added })
     }
 
     /// All of them.
@@ -84,7 +88,7 @@ impl Files {
             ModelFiles::Json(one) | ModelFiles::SentencePiece(one) => vec![one],
             ModelFiles::Gpt2 { vocabulary, merges } => vec![vocabulary, merges],
         };
-        model.into_iter().chain(&self.config).chain(&self.special).map(PathBuf::as_path)
+        model.into_iter().chain(&self.config).chain(&self.special).chain(&self.added).map(PathBuf::as_path)
     }
 
     /// What the configuration says.
@@ -98,6 +102,9 @@ impl Files {
             self.special.as_deref().map(read_json).transpose()?.unwrap_or_default();
         // The map is from before the configuration knew its tokens, and rules over such a configuration alone.
         let old = !config.contains_key("added_tokens_decoder");
+        if let Some(added) = self.added.as_deref().filter(|_| old) {
+            config.insert("added_tokens_decoder".into(), decoder(read_json(added)?, &special));
+        }
         for (name, value) in special {
             if old || config.get(&name).is_none_or(Json::is_null) {
                 config.insert(name, value);
@@ -116,6 +123,18 @@ impl Files {
         }
         Ok(config)
     }
+}
+
+/// The `added_tokens_decoder` that a configuration from before there was one stands for: `added_tokens.json` has the tokens
+/// and their ids, and `special_tokens_map.json` says which of them are special.
+fn decoder(added: serde_json::Map<String, Json>, special: &serde_json::Map<String, Json>) -> Json {
+    let one_or_more = |value: &'_ Json| value.as_array().cloned().unwrap_or_else(|| vec![value.clone()]);
+    let special: Vec<Json> = special.values().flat_map(one_or_more).collect();
+    let token = |(text, id): (String, Json)| {
+        let special = special.iter().any(|token| content(token) == Some(&text));
+        (id.to_string(), serde_json::json!({ "content": text, "special": special, "normalized": !special }))
+    };
+    Json::Object(added.into_iter().map(token).collect())
 }
 
 /// A token in a configuration: its text, or an object with its text as `content`.

@@ -12,7 +12,7 @@ mod transformers;
 
 use std::{collections::BTreeMap, path::Path, sync::Arc, time::Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use flow_core::{Cancel, Check, Ctx, Diagnostic, Level, Port, Ref, Refs, Stage};
 use flow_formats::indexed::{IndexedWriter, TokenType};
 use schemars::JsonSchema;
@@ -143,11 +143,16 @@ impl Stage for Tokenize {
             check.facts.extend(facts);
         }
         let names = check.input("input").iter().flat_map(|known| &known.files);
-        let named = names.filter(|name| is_jsonl(name, usize::MAX)).flat_map(|name| {
-            let of = move |key| ["bin", "idx"].map(|ending| format!("{}_{key}_document.{ending}", stem(name)));
-            self.keys().iter().flat_map(of).chain([stats_name(stem(name))])
+        let stems: Vec<&str> = names.filter(|name| is_jsonl(name, usize::MAX)).map(|name| stem(name)).collect();
+        let twice = self.twice(stems.iter().copied()).err();
+        let named = stems.iter().flat_map(|stem| {
+            let of = move |key: &String| ["bin", "idx"].map(|ending| format!("{}.{ending}", output(stem, key)));
+            self.keys().iter().flat_map(of).chain([stats_name(stem)])
         });
         check.files = named.collect();
+        if let Some(twice) = twice {
+            check.error("json_keys", Diagnostic::new(twice.to_string()));
+        }
         look_at(check, "input", self.keys(), self.longest(), self.on_bad_line, |error| {
             match self.json_key {
                 // What the file does not write cannot be pointed at: then it is the input that is wrong.
@@ -161,6 +166,11 @@ impl Stage for Tokenize {
     fn run(&self, ctx: &Ctx<'_>) -> Result<()> {
         self.run_with(ctx, &Tokenizer::of_input(ctx.one("tokenizer")?)?)
     }
+}
+
+/// The name of the dataset of a file's key, as Megatron names it.
+fn output(stem: &str, key: &str) -> String {
+    format!("{stem}_{key}_document")
 }
 
 impl Tokenize {
@@ -188,6 +198,7 @@ impl Tokenize {
         let started = Instant::now();
         let input = ctx.one("input")?;
         let files = shards(input)?;
+        self.twice(files.iter().map(|(stem, _)| stem.as_ref()))?;
         if encoder.fast {
             encoder.compare_head(&files[0].1)?;
         }
@@ -212,6 +223,22 @@ impl Tokenize {
         Ok(())
     }
 
+    /// Whether no file and key give an output of the name that others give.
+    fn twice<'s>(&self, stems: impl Iterator<Item = &'s str>) -> Result<()> {
+        let mut given = BTreeMap::new();
+        for stem in stems {
+            for key in self.keys() {
+                if let Some((other, its)) = given.insert(output(stem, key), (stem, key)) {
+                    bail!(
+                        "`{its}` of `{other}` and `{key}` of `{stem}` would both be `{}`: tokenize them by two stages",
+                        output(stem, key)
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn tokenize_file(
         &self,
         ctx: &Ctx<'_>,
@@ -221,7 +248,7 @@ impl Tokenize {
         path: &Path,
     ) -> Result<Stats> {
         let create = |key: &String| {
-            let prefix = ctx.out.join(format!("{stem}_{key}_document"));
+            let prefix = ctx.out.join(output(stem, key));
             if let Some(parent) = prefix.parent() {
                 std::fs::create_dir_all(parent).with_context(|| format!("cannot create {}", parent.display()))?;
             }

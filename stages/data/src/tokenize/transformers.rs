@@ -84,6 +84,14 @@ pub fn gpt2(vocabulary: &Path, merges: &Path, config: &Config) -> Result<Vec<u8>
         vocabulary.display()
     );
     let tokens: serde_json::Map<String, Json> = read_json(vocabulary)?;
+    // Where ids are missing, all up to the highest are filled in.
+    let highest = tokens.values().filter_map(Json::as_u64).max().unwrap_or(0);
+    ensure!(
+        highest < tokens.len() as u64 + 65_536,
+        "{}: an id of {highest} among {} tokens",
+        vocabulary.display(),
+        tokens.len()
+    );
     let text = std::fs::read_to_string(merges).with_context(|| format!("cannot read {}", merges.display()))?;
     let mut lines = text.lines();
     ensure!(
