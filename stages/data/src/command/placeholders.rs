@@ -88,13 +88,16 @@ impl Template {
             !text.contains(ends_word) && other.is_some_and(|at| at < self.parts.len())
         };
         let meets_another = meets(before, at.checked_sub(2)) || meets(after, Some(at + 2));
+        let all_before = before;
         let before = before.rsplit(ends_word).next().unwrap_or_default();
+        let ended = all_before[..all_before.len() - before.len()].strip_suffix(ends_word);
+        let escaped = ended.is_some_and(|rest| rest.ends_with('\\'));
         let after = after.split(ends_word).next().unwrap_or_default();
         // `sh -c 'cat {in.x}'`: the end of a longer text in quotes.
         if before.is_empty() && matches!(after, "'" | "\"") {
             return Ok(("", ""));
         }
-        if meets_another || [before, after].iter().any(|part| part.contains(['\'', '"', '\\'])) {
+        if meets_another || escaped || [before, after].iter().any(|part| part.contains(['\'', '"', '\\'])) {
             bail!(
                 "`{before}{{in.…}}{after}`: the input is several things, and this word cannot stand for each of them: write `for one in \
                  {{in.…}}; do … \"$one\" …; done`"
