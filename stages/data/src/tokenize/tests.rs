@@ -209,6 +209,38 @@ fn several_keys_have_files_of_their_own() {
 }
 
 #[test]
+fn two_outputs_of_one_name_are_refused() {
+    let mut stand = Stand::new();
+    let shard = stand.write("col/a.jsonl", "{\"x\":\"one\",\"b_x\":\"two\"}\n");
+    stand.write("col/a_b.jsonl", "{\"x\":\"three\",\"b_x\":\"four\"}\n");
+    stand.input("input", shard.parent().unwrap()).input("tokenizer", &example("tokenizer"));
+    let tokenize = |keys| stage::<Tokenize>(json!({"input": "raw", "tokenizer": "base", "json_keys": keys}));
+    let error = stand.error(&tokenize(["x", "b_x"]));
+    assert!(error.contains("would both be `a_b_x_document`"), "{error}");
+    assert_eq!(stand.outs(), [""; 0], "it is said before anything is written");
+}
+
+#[test]
+fn tokens_that_were_added_before_configurations_knew_them_count() {
+    let stand = Stand::new();
+    let tokenizer = stand.write("t/tokenizer.json", "{}");
+    stand.write("t/added_tokens.json", "{\"<sep>\": 1200, \"<x>\": 1201}");
+    stand.write("t/special_tokens_map.json", "{\"sep_token\": {\"content\": \"<sep>\"}}");
+    let declared = || {
+        let config = files::Files::find(tokenizer.parent().unwrap()).unwrap().config().unwrap();
+        let token = |token: tokenizers::AddedToken| (token.content, token.special, token.normalized);
+        config.declared().unwrap().into_iter().map(token).collect::<Vec<_>>()
+    };
+    assert_eq!(declared(), [("<sep>".into(), true, false), ("<x>".into(), false, true)]);
+    stand.write("t/tokenizer_config.json", "{\"added_tokens_decoder\": {}}");
+    assert_eq!(
+        declared().iter().map(|token| token.0.as_str()).collect::<Vec<_>>(),
+        ["<sep>"],
+        "now the configuration says"
+    );
+}
+
+#[test]
 fn a_big_vocabulary_is_int32() {
     let mut tokenizer: serde_json::Value = facts::read_json(&example("tokenizer/tokenizer.json")).unwrap();
     let added = tokenizer["added_tokens"].clone();
