@@ -1,6 +1,6 @@
 //! Numbers for people: durations, sizes, rates, counts. Also the width of text on a screen.
 
-use flow_core::Unit;
+use flow_core::{Civil, Unit};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// Columns for why a node runs, where it is one part of a line; `flow why` tells all of it.
@@ -26,18 +26,8 @@ pub fn moving(seconds: f64) -> String {
 
 /// A time, seconds since 1970, as `2026-01-31 23:59:59 UTC`.
 pub fn clock(time: f64) -> String {
-    let seconds = time.max(0.0) as u64;
-    let (days, second) = (seconds / 86_400, seconds % 86_400);
-    // Howard Hinnant's civil_from_days: years begin in March, so that the leap day is the last of them.
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = year_of_era + era * 400 + u64::from(month <= 2);
-    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC", second / 3600, second / 60 % 60, second % 60)
+    let Civil { year, month, day, hour, minute, second } = Civil::of(time);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
 }
 
 /// A size in bytes: `512 B`, `1.5 kB`, `12.3 GB` (powers of 1000).

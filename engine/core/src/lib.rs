@@ -4,6 +4,7 @@
 //! No async, no I/O policy, no knowledge of any particular stage kind may enter here.
 
 mod braces;
+mod civil;
 mod diag;
 mod digest;
 mod event;
@@ -21,6 +22,7 @@ mod tree;
 mod value;
 
 pub use braces::expand_braces;
+pub use civil::Civil;
 pub use diag::{Diagnostic, Source, Span, did_you_mean};
 pub use digest::Digest;
 pub use event::{Event, How, Level, Record, Sink, Unit};
