@@ -1,11 +1,24 @@
 //! What the tests share.
 
-use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use std::{collections::BTreeMap, env, fs, path::Path, process::Command, time::Duration};
 
 use flow_cache::{Busy, Cache, Claim, ClaimOptions, Outcome, Slot};
 use flow_core::{Digest, KEY_FORMAT, KeyParts};
 use serde_json::json;
 use tempfile::TempDir;
+
+/// Runs the test `name` again in a process of its own; true there. For what counts what a whole process does: the
+/// other tests are threads of this one.
+pub fn alone(name: &str) -> bool {
+    const SIGN: &str = "FLOW_CACHE_TEST_ALONE";
+    if env::var_os(SIGN).is_some() {
+        return true;
+    }
+    let output = Command::new(env::current_exe().unwrap()).args([name, "--exact"]).env(SIGN, "1").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+    false
+}
 
 pub fn options(resumable: bool) -> ClaimOptions<'static> {
     ClaimOptions { resumable, ..ClaimOptions::default() }

@@ -10,7 +10,7 @@ use std::{
 
 use flow_core::Digest;
 
-use crate::kit::{again, cache, fill, make, parts};
+use crate::kit::{again, alone, cache, fill, make, parts};
 use flow_cache::{Cache, Place};
 
 fn age(path: &Path, seconds: u64) {
@@ -72,7 +72,7 @@ fn racy_edits_are_seen() {
     }
 }
 
-/// Bytes that this thread's process has read so far, by the kernel's count.
+/// Bytes that this process has read so far, by the kernel's count. For a test that is [`alone`].
 fn bytes_read() -> u64 {
     let text = fs::read_to_string("/proc/self/io").unwrap();
     text.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
@@ -80,6 +80,9 @@ fn bytes_read() -> u64 {
 
 #[test]
 fn unchanged_files_are_not_read_again() {
+    if !alone("memos::unchanged_files_are_not_read_again") {
+        return;
+    }
     let (dir, cache) = cache();
     let path = dir.path().join("big");
     let content = vec![3u8; 64 << 20];
@@ -103,6 +106,9 @@ fn unchanged_files_are_not_read_again() {
 
 #[test]
 fn a_memo_brings_a_no_op_without_reading_and_a_damaged_one_is_ignored() {
+    if !alone("memos::a_memo_brings_a_no_op_without_reading_and_a_damaged_one_is_ignored") {
+        return;
+    }
     let (dir, cache) = cache();
     cache.load_memo("pipeline");
     let input = dir.path().join("in");
