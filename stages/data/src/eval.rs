@@ -3,6 +3,8 @@
 //! The stage owns the tokenizer and turns documents into ids; a worker computes. Every number that follows from what
 //! the worker measured is made here.
 
+mod windows;
+
 use std::{
     borrow::Cow,
     fs::{self, File},
@@ -17,19 +19,18 @@ use flow_formats::{
     compressed::{Decoder, strip_ending},
     documents::{Blocks, Lines, Text, texts},
 };
-use flow_plan::{Device, EvalJob, EvalResults, Job, ModelConfig, Precision};
+use flow_plan::{Device, EvalJob, EvalRequest, EvalResults, Job, ModelConfig, Precision, Score};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 
 use crate::{
-    diagnostic,
-    facts::{self, read_json},
-    models,
+    diagnostic, facts, models,
     tokenize::Tokenizer,
     worker::{self, Launch, worker},
 };
+use windows::{nll, windows};
 
 /// The tasks there are.
 const TASKS: &[&str] = &["perplexity"];
@@ -232,34 +233,43 @@ impl Eval {
         let config = ModelConfig::read(&model.path)?;
         let window = self.window(&config);
         ensure!(window <= config.max_position_embeddings, "seq_length {window} is longer than its positions");
-        let documents = ctx.scratch.join(format!("{port}.jsonl"));
-        self.write_documents(ctx, model, &documents, config.vocab_size as u64)?;
-        let out = ctx.scratch.join(port);
-        fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
+        let requests = ctx.scratch.join(format!("{port}.requests.jsonl"));
+        let mut results = self.write_requests(ctx, model, &requests, window, config.vocab_size as u64)?;
+        ensure!(results.tokens > 0 && results.bytes > 0, "the documents have not one token to predict");
+        let answers = ctx.scratch.join(format!("{port}.answers.jsonl"));
         let job = Job::Eval(EvalJob {
             node: ctx.node.to_owned(),
             model: model.path.clone(),
-            documents,
-            seq_length: window,
+            requests,
+            answers: answers.clone(),
+            max_length: window,
             batch_size: self.batch_size,
             device: self.device,
             precision: self.precision,
-            out: out.clone(),
             threads: ctx.threads,
+            tensor: 1,
         });
         Launch { program, job: &job, world_size: 1, threads: ctx.threads, grace: GRACE }.run(ctx)?;
-        let results: EvalResults = read_json(&out.join("results.json"))?;
-        ensure!(results.tokens > 0 && results.bytes > 0, "the documents have not one token to predict");
+        results.nll = nll(&answers)?;
         ensure!(results.nll.is_finite(), "the loss is not a number: the weights are damaged, or bf16 overflowed");
         Ok(results)
     }
 
-    /// Writes what the worker reads: `{"tokens": [ids], "bytes": n}` a line, in the order of the data.
-    fn write_documents(&self, ctx: &Ctx<'_>, model: &Input, path: &Path, vocab_size: u64) -> Result<()> {
+    /// Writes what the worker is asked, the windows of all documents in the order of the data; what they add up to, but for
+    /// what is asked.
+    fn write_requests(
+        &self,
+        ctx: &Ctx<'_>,
+        model: &Input,
+        path: &Path,
+        window: usize,
+        vocab_size: u64,
+    ) -> Result<EvalResults> {
         let tokenizer = Tokenizer::of_input(model)?;
         let mut out = BufWriter::new(File::create(path).with_context(|| format!("cannot write {}", path.display()))?);
         let mut left = self.limit.unwrap_or(u64::MAX);
         let mut written = 0;
+        let mut results = EvalResults::default();
         for file in data_files(ctx)? {
             let mut blocks = Blocks::new(Decoder::open(&file)?, BLOCK, MAX_LINE);
             let (mut block, mut line_number) = (Vec::new(), 0);
@@ -271,9 +281,19 @@ impl Eval {
                         .with_context(|| format!("{}: line {}", file.display(), line_number + i + 1))
                 };
                 // Collected whole: the error of the first bad line is said, not of the one that was met first.
-                let encoded: Vec<Result<String>> = lines.par_iter().enumerate().map(encode).collect();
+                let encoded: Vec<Result<Document>> = lines.par_iter().enumerate().map(encode).collect();
                 for document in encoded {
-                    out.write_all(document?.as_bytes())?;
+                    let Document { tokens, bytes } = document?;
+                    if tokens.len() > 1 {
+                        results.documents += 1;
+                        results.tokens += tokens.len() as u64 - 1;
+                        results.bytes += bytes;
+                    }
+                    for (range, scored) in windows(tokens.len(), window) {
+                        let request = EvalRequest::Score(Score { tokens: tokens[range].to_vec(), scored });
+                        serde_json::to_writer(&mut out, &request)?;
+                        out.write_all(b"\n")?;
+                    }
                 }
                 line_number += lines.len();
                 left -= lines.len() as u64;
@@ -283,7 +303,7 @@ impl Eval {
         }
         ensure!(written > 0, "there is not one document");
         out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_data()?;
-        Ok(())
+        Ok(results)
     }
 
     /// Whether the first line of a file is a document, if that can be said without reading much.
@@ -307,14 +327,22 @@ impl Eval {
         }
     }
 
-    fn document(&self, tokenizer: &Tokenizer, line: &[u8], vocab_size: u64) -> Result<String> {
+    fn document(&self, tokenizer: &Tokenizer, line: &[u8], vocab_size: u64) -> Result<Document> {
         let text = self.text(line)?;
-        let ids = tokenizer.encode_reference(&text, true)?;
-        if let Some(id) = ids.iter().find(|id| u64::from(**id) >= vocab_size) {
+        let tokens = tokenizer.encode_reference(&text, true)?;
+        if let Some(id) = tokens.iter().find(|id| u64::from(**id) >= vocab_size) {
             bail!("token {id} is not in the model's vocabulary of {vocab_size}");
         }
-        Ok(json!({ "tokens": ids, "bytes": text.len() }).to_string() + "\n")
+        Ok(Document { tokens, bytes: text.len() as u64 })
     }
+}
+
+/// A document that is measured.
+struct Document {
+    /// The first is context alone.
+    tokens: Vec<u32>,
+    /// Of its text.
+    bytes: u64,
 }
 
 /// The files of the documents, in order. A single file is taken whatever its name.
@@ -391,22 +419,22 @@ mod tests {
         let one = stand.write("project/a.jsonl", "{\"text\":\"日本語\"}\n{\"text\":\"\"}\n");
         let two = stand.write("project/b.jsonl", "{\"text\":\"b\"}\n{\"text\":\"beyond the limit\"}\n");
         stand.input("model", &model).input("data", &one).input("data", &two);
-        let path = stand.place("scratch/documents.jsonl");
-        let write = || stand.ctx(|ctx| eval(&json!({})).write_documents(ctx, &ctx.input("model")[0], &path, 8192));
-        write().unwrap();
+        let path = stand.place("scratch/requests.jsonl");
+        let write = |vocabulary| {
+            stand.ctx(|ctx| eval(&json!({})).write_requests(ctx, &ctx.input("model")[0], &path, 4, vocabulary))
+        };
+        let counts = write(8192).unwrap();
         let text = fs::read_to_string(&path).unwrap();
-        let documents: Vec<Json> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        assert_eq!(documents.iter().map(|d| d["bytes"].as_u64().unwrap()).collect::<Vec<_>>(), [9, 0, 1]);
-        let ids: Vec<Vec<u64>> =
-            documents.iter().map(|d| serde_json::from_value(d["tokens"].clone()).unwrap()).collect();
-        assert!(
-            ids.iter().all(|of_one| of_one[0] == ids[1][0]),
-            "all begin with the BOS, which is all that an empty one has"
-        );
-        assert_eq!((ids[1].len(), ids[0].len() > 1, ids[2].len()), (1, true, 2));
-        let small = stand.ctx(|ctx| eval(&json!({})).write_documents(ctx, &ctx.input("model")[0], &path, 10));
+        let requests: Vec<Json> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        // The empty one has a BOS alone, and nothing that could be scored.
+        assert_eq!((counts.documents, counts.bytes), (2, 10));
+        let scored: u64 = requests.iter().map(|request| request["score"]["scored"].as_u64().unwrap()).sum();
+        assert_eq!(scored, counts.tokens);
+        let first = |request: &Json| request["score"]["tokens"][0].as_u64().unwrap();
+        assert_eq!(first(&requests[0]), first(requests.last().unwrap()), "both begin with the BOS");
+        let small = write(10);
         assert!(format!("{:#}", small.unwrap_err()).contains("a.jsonl: line 1: token "));
-        write().unwrap();
+        write(8192).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), text);
     }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Device, Training};
+use crate::{EvalJob, Training};
 
 /// What a rank does. `flow-torch worker JOB.json`; events go to its standard output as JSON lines
 /// ([`flow_core::Event`]), everything for people to standard error.
@@ -64,29 +64,5 @@ pub struct TrainJob {
     /// Where checkpoints on the way are kept: what is there from an interrupted run is continued.
     pub scratch: PathBuf,
     /// Threads of one rank.
-    pub threads: usize,
-}
-
-/// Evaluation of one model: loss and perplexity over documents.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct EvalJob {
-    /// The node's name, for events.
-    pub node: String,
-    /// A Hugging Face directory.
-    pub model: PathBuf,
-    /// Documents: the tokens of each, and how many bytes of text it has. Written by the stage, which owns the tokenizer:
-    /// JSON lines `{"tokens": [ids with BOS], "bytes": n}`.
-    pub documents: PathBuf,
-    /// Longest window in tokens.
-    pub seq_length: usize,
-    /// Windows in one forward pass.
-    pub batch_size: usize,
-    /// Where to compute.
-    pub device: Device,
-    /// fp32 unless the user says bf16.
-    pub precision: crate::Precision,
-    /// Where `results.json` goes.
-    pub out: PathBuf,
-    /// Threads.
     pub threads: usize,
 }

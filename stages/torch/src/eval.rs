@@ -1,171 +1,100 @@
-//! Evaluation: the log-likelihood of documents, every token but the first of each scored once.
-//!
-//! Long documents are cut as lm-evaluation-harness does it (`loglikelihood_rolling`): windows score disjoint runs of
-//! tokens; a later window's input are the tokens right before its end, so that the last, short run keeps a full context.
+//! Evaluation: answers requests, line by line as they were asked.
 
 use std::{
     fs::{self, File},
-    io::{BufRead, BufReader, Write},
-    ops::Range,
+    io::{BufRead, BufReader, BufWriter, Write},
     path::Path,
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use flow_core::Unit;
-use flow_plan::{EvalJob, EvalResults, ModelConfig, Rank, Recompute};
-use serde::Deserialize;
-use tch::{Device, Kind, Tensor};
+use flow_plan::{EvalAnswer, EvalJob, EvalRequest, Parallel, Rank, Score};
 
-use crate::{
-    Ended, device,
-    events::Voice,
-    model::{
-        Input, Llama, Sight, Spread,
-        params::{Layout, Share},
-    },
-    signals, weights,
-};
+use crate::{Ended, device, events::Voice, opened::Opened, ranks::Ranks, score::Scorer, weights};
 
-/// Windows that are sorted by length together: bounds the memory, whatever the number of documents.
-const POOL: usize = 1024;
+/// Requests that are sorted by length together: bounds the memory, whatever their number.
+const POOL: usize = 4096;
 
-#[derive(Deserialize)]
-struct Document {
-    /// The first is context alone.
-    tokens: Vec<i64>,
-    /// Of its text.
-    bytes: u64,
-}
-
-/// A piece of a document: what goes in, and how many tokens at its end are scored.
-struct Window {
-    /// Tokens, one more than go in.
-    tokens: Vec<i64>,
-    scored: usize,
-    document: usize,
-}
-
-/// Evaluates as `job` says.
-pub fn eval(job: &EvalJob, me: &Rank) -> Result<Ended> {
-    ensure!(me.world_size == 1, "an evaluation is done by one process, and WORLD_SIZE is {}", me.world_size);
-    ensure!(job.seq_length > 0 && job.batch_size > 0, "seq_length and batch_size must be at least 1");
+/// Answers as `job` says. `ranks` is where others are told of a failure.
+pub fn eval(job: &EvalJob, me: &Rank, ranks: &mut Option<Ranks>) -> Result<Ended> {
+    ensure!(job.max_length > 0 && job.batch_size > 0, "max_length and batch_size must be at least 1");
     let device = device::set_up(job.device, me, job.threads, true)?;
-    let voice = Voice::new(&job.node, 0);
-    let (config, model) = open(&job.model, weights::kind(job.precision), device, job.seq_length)?;
-    let mut scorer = Scorer { job, model: &model, vocab: config.vocab_size as i64, device };
+    let parallel = Parallel { tensor: job.tensor, ..Parallel::default() };
+    let ranks = ranks.insert(Ranks::meet(me, &parallel, device)?);
+    let voice = Voice::new(&job.node, me.rank);
+    let opened = Opened::with(ranks, &job.model, weights::kind(job.precision), device, job.max_length)?;
 
-    let path = &job.documents;
+    let path = &job.requests;
     let total = count_lines(path)?;
-    let documents = BufReader::new(File::open(path).with_context(|| format!("cannot open {}", path.display()))?);
-    let mut results = EvalResults { documents: 0, tokens: 0, bytes: 0, nll: 0.0 };
-    let mut pool: Vec<Window> = Vec::new();
-    let mut sums: Vec<f64> = Vec::new();
-    for (at, line) in documents.lines().enumerate() {
-        let line = line.with_context(|| format!("cannot read {}", path.display()))?;
-        let document: Document =
-            serde_json::from_str(&line).with_context(|| format!("{}, line {}", path.display(), at + 1))?;
-        let scored = document.tokens.len().saturating_sub(1);
-        if scored > 0 {
-            results.documents += 1;
-            results.tokens += scored as u64;
-            results.bytes += document.bytes;
-            for (input, count) in windows(document.tokens.len(), job.seq_length) {
-                pool.push(Window { tokens: document.tokens[input].to_vec(), scored: count, document: sums.len() });
-            }
-            sums.push(0.0);
+    let mut lines = BufReader::new(File::open(path).with_context(|| format!("cannot open {}", path.display()))?)
+        .lines()
+        .enumerate();
+    // Every rank knows the answers; one writes them.
+    let mut answers = if voice.speaks() { Some(Answers::create(&job.answers)?) } else { None };
+    let mut done = 0;
+    loop {
+        let mut pool = Vec::new();
+        for (at, line) in lines.by_ref().take(POOL) {
+            let place = || format!("{}, line {}", path.display(), at + 1);
+            let request: EvalRequest = serde_json::from_str(&line.with_context(place)?).with_context(place)?;
+            check(&request, job).with_context(place)?;
+            pool.push(request);
         }
-        if pool.len() >= POOL {
-            scorer.score(&mut pool, &mut sums)?;
-            results.nll += sums.drain(..).sum::<f64>();
-            voice.progress(at as u64 + 1, Some(total), Unit::Documents);
+        if pool.is_empty() {
+            break;
         }
-        if signals::asked_to_stop() {
+        let Some(answered) = pooled(&pool, &opened, job, &mut |more| {
+            voice.progress(done + more as u64, Some(total), Unit::Items);
+            Ok(!ranks.anyone_asked_to_stop()?)
+        })?
+        else {
             return Ok(Ended::Interrupted);
+        };
+        done += pool.len() as u64;
+        if let Some(answers) = &mut answers {
+            answered.iter().try_for_each(|answer| answers.write(answer))?;
         }
     }
-    scorer.score(&mut pool, &mut sums)?;
-    results.nll += sums.drain(..).sum::<f64>();
-    if !results.nll.is_finite() {
-        bail!(
-            "the log-likelihood is {}: the model's weights are damaged, or {:?} does not suffice",
-            results.nll,
-            job.precision
-        );
-    }
-    voice.progress(total, Some(total), Unit::Documents);
-    publish(&job.out, &results)?;
+    voice.progress(total, Some(total), Unit::Items);
+    answers.map_or(Ok(()), Answers::publish)?;
     Ok(Ended::Done)
 }
 
-/// Opens a Hugging Face directory as a model of one rank, for sequences up to `positions`.
-pub fn open(dir: &Path, kind: Kind, device: Device, positions: usize) -> Result<(ModelConfig, Llama)> {
-    let config = ModelConfig::read(dir)?;
-    let layout = Layout::new(&config, Share::WHOLE);
-    let flat = Tensor::zeros([layout.total as i64], (kind, device));
-    weights::read_hf(dir, &config, &layout, &flat)?;
-    let model = Llama::new(&config, &layout, &flat, positions, Spread::none(), Recompute::None, None)?;
-    Ok((config, model))
+fn check(request: &EvalRequest, job: &EvalJob) -> Result<()> {
+    let (what, length) = match request {
+        EvalRequest::Score(score) => ("tokens go in", score.tokens.len().saturating_sub(1)),
+        EvalRequest::Generate(generate) => {
+            ("tokens go in and are made", generate.tokens.len() + generate.max_new_tokens)
+        }
+    };
+    ensure!(length <= job.max_length, "{length} {what}, and max_length is {}", job.max_length);
+    Ok(())
 }
 
-struct Scorer<'a> {
-    job: &'a EvalJob,
-    model: &'a Llama,
-    vocab: i64,
-    device: Device,
-}
-
-impl Scorer<'_> {
-    /// Scores and empties `pool`; adds −ln p to the sums of the windows' documents, in the documents' order.
-    fn score(&mut self, pool: &mut Vec<Window>, sums: &mut [f64]) -> Result<()> {
-        // Windows of like length go together, so that little is computed for padding.
-        let mut order: Vec<usize> = (0..pool.len()).collect();
-        order.sort_by_key(|&i| std::cmp::Reverse(pool[i].tokens.len()));
-        let mut scores = vec![0.0; pool.len()];
-        for batch in order.chunks(self.job.batch_size) {
-            let windows: Vec<&Window> = batch.iter().map(|&i| &pool[i]).collect();
-            for (&i, score) in batch.iter().zip(self.batch(&windows)?) {
-                scores[i] = score;
-            }
-        }
-        for (window, score) in pool.drain(..).zip(scores) {
-            sums[window.document] += score;
-        }
-        Ok(())
+/// Answers some requests, in their order; none if it was asked to stop.
+fn pooled(
+    pool: &[EvalRequest],
+    opened: &Opened,
+    job: &EvalJob,
+    go_on: &mut dyn FnMut(usize) -> Result<bool>,
+) -> Result<Option<Vec<EvalAnswer>>> {
+    let scores: Vec<&Score> = pool
+        .iter()
+        .map(|request| match request {
+            EvalRequest::Score(score) => Ok(score),
+            EvalRequest::Generate(_) => bail!("this worker scores, and does not generate"),
+        })
+        .collect::<Result<_>>()?;
+    let Some(scored) = Scorer { opened, batch_size: job.batch_size }.score(&scores, go_on)? else { return Ok(None) };
+    if let Some(at) = scored.iter().position(|scored| !scored.logprob.is_finite()) {
+        bail!(
+            "the log-likelihood of {} tokens is {}: the model's weights are damaged, or {:?} does not suffice",
+            scores[at].scored,
+            scored[at].logprob,
+            job.precision
+        );
     }
-
-    fn batch(&self, windows: &[&Window]) -> Result<Vec<f64>> {
-        let longest = windows.iter().map(|window| window.tokens.len()).max().context("a batch has windows")?;
-        let mut rows = Vec::with_capacity(windows.len() * longest);
-        for window in windows {
-            if let Some(id) = window.tokens.iter().find(|id| !(0..self.vocab).contains(id)) {
-                bail!("the documents hold token {id}, and the model's vocabulary has {}", self.vocab);
-            }
-            rows.extend_from_slice(&window.tokens);
-            // On the right, where causal attention lets nobody see it.
-            rows.resize(rows.len() + longest - window.tokens.len(), 0);
-        }
-        let (b, s) = (windows.len() as i64, longest as i64 - 1);
-        let rows_bs = Tensor::from_slice(&rows).view([b, s + 1]).to_device(self.device);
-        let hidden_bsh = self.model.hidden(Input::Tokens(&rows_bs.narrow(1, 0, s)), &Sight::default())?;
-        let nll_bs = self.model.nll(&hidden_bsh, &rows_bs.narrow(1, 1, s))?;
-        Ok(windows
-            .iter()
-            .zip(0..)
-            .map(|(window, row)| {
-                let end = window.tokens.len() as i64 - 1;
-                let scored = window.scored as i64;
-                nll_bs.get(row).narrow(0, end - scored, scored).sum(Kind::Double).double_value(&[])
-            })
-            .collect())
-    }
-}
-
-/// The windows of a document of `length` tokens: which tokens (one more than go in), and how many at the end are scored.
-fn windows(length: usize, longest: usize) -> impl Iterator<Item = (Range<usize>, usize)> {
-    (1..length).step_by(longest).map(move |from| {
-        let end = (from + longest).min(length);
-        (end.saturating_sub(longest + 1)..end, end - from)
-    })
+    Ok(Some(scored.into_iter().map(EvalAnswer::Score).collect()))
 }
 
 fn count_lines(path: &Path) -> Result<u64> {
@@ -182,33 +111,27 @@ fn count_lines(path: &Path) -> Result<u64> {
     }
 }
 
-fn publish(dir: &Path, results: &EvalResults) -> Result<()> {
-    let temporary = dir.join("results.json.tmp");
-    let mut file = File::create(&temporary).with_context(|| format!("cannot write {}", temporary.display()))?;
-    serde_json::to_writer(&mut file, results)?;
-    file.write_all(b"\n")?;
-    file.sync_all()?;
-    fs::rename(&temporary, dir.join("results.json")).context("cannot name results.json")
+/// The file of answers: there whole, or not at all.
+struct Answers<'a> {
+    path: &'a Path,
+    file: BufWriter<File>,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+impl<'a> Answers<'a> {
+    fn create(path: &'a Path) -> Result<Self> {
+        let temporary = path.with_extension("tmp");
+        let file = File::create(&temporary).with_context(|| format!("cannot write {}", temporary.display()))?;
+        Ok(Self { path, file: BufWriter::new(file) })
+    }
 
-    #[test]
-    fn every_token_but_the_first_is_scored_once() {
-        for length in 0..40 {
-            for longest in 1..12 {
-                let mut next = 1;
-                for (window, scored) in windows(length, longest) {
-                    assert_eq!(window.end - scored, next);
-                    assert!(window.len() <= longest + 1 && scored < window.len());
-                    // A full left context, where there is that much before.
-                    assert!(window.start == 0 || window.len() == longest + 1);
-                    next = window.end;
-                }
-                assert_eq!(next, length.max(1));
-            }
-        }
+    fn write(&mut self, answer: &EvalAnswer) -> Result<()> {
+        serde_json::to_writer(&mut self.file, answer)?;
+        Ok(self.file.write_all(b"\n")?)
+    }
+
+    fn publish(self) -> Result<()> {
+        self.file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
+        let path = self.path;
+        fs::rename(path.with_extension("tmp"), path).with_context(|| format!("cannot name {}", path.display()))
     }
 }

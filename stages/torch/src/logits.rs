@@ -10,14 +10,14 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use tch::{Device, Kind, Tensor};
 
-use crate::eval;
+use crate::opened::Opened;
 
 /// Writes the logits of the ids in `ids` (a JSON array) as a NumPy array [s, v] of `<f4`.
 pub fn logits(model: &Path, ids: &Path, out: &Path) -> Result<()> {
     let text = fs::read_to_string(ids).with_context(|| format!("cannot read {}", ids.display()))?;
     let ids: Vec<i64> = serde_json::from_str(&text).with_context(|| format!("{} is no array of ids", ids.display()))?;
     ensure!(!ids.is_empty(), "there are no ids");
-    let (config, model) = eval::open(model, Kind::Float, Device::Cpu, ids.len())?;
+    let Opened { config, model, .. } = Opened::alone(model, Kind::Float, Device::Cpu, ids.len())?;
     if let Some(id) = ids.iter().find(|id| !(0..config.vocab_size as i64).contains(id)) {
         bail!("id {id} is not in the vocabulary of {}", config.vocab_size);
     }

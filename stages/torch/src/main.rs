@@ -17,6 +17,7 @@ mod logits;
 mod metrics;
 mod model;
 mod nvml;
+mod opened;
 mod optim;
 mod pipeline;
 mod post;
@@ -24,6 +25,7 @@ mod ranks;
 mod report;
 mod resume;
 mod saved;
+mod score;
 mod scribe;
 mod signals;
 mod tensorboard;
@@ -54,7 +56,7 @@ pub enum Ended {
 const USAGE: &str =
     "usage: flow-torch --about | worker JOB.json | logits MODEL_DIR IDS.json OUT.npy | bench [--layers N] [--seq S] …";
 /// The version of what `flow` and this program say to each other.
-const PROTOCOL: u32 = 1;
+const PROTOCOL: u32 = 2;
 /// Exit code of an interrupted job (EX_TEMPFAIL).
 const INTERRUPTED: i32 = 75;
 
@@ -111,7 +113,7 @@ fn worker(path: &Path) -> Result<Ended> {
     // libtorch's errors surface as panics where a Result would only be noise; the others must hear of them too.
     let outcome = catch_unwind(AssertUnwindSafe(|| match &job {
         Job::Train(job) => train::train(job, &me, &mut ranks),
-        Job::Eval(job) => eval::eval(job, &me),
+        Job::Eval(job) => eval::eval(job, &me, &mut ranks),
     }))
     .unwrap_or_else(|panic| Err(anyhow!("{}", words(panic.as_ref()))));
     match outcome {

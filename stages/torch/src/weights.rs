@@ -105,9 +105,9 @@ pub fn write(writer: &mut RankWriter, prefix: &str, layout: &Layout, stretches: 
     Ok(())
 }
 
-/// Reads a Hugging Face directory's safetensors into `flat`, for a model that is not spread.
+/// Reads this rank's share of a Hugging Face directory's safetensors into `flat`, for a model without a pipeline.
 pub fn read_hf(dir: &Path, config: &ModelConfig, layout: &Layout, flat: &Tensor) -> Result<()> {
-    ensure!(layout.share == Share::WHOLE, "a Hugging Face directory is read by one rank");
+    ensure!(layout.share.pipeline == (0, 1), "a Hugging Face directory is not read by the ranks of a pipeline");
     let mut files = BTreeMap::new();
     for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
         let path = entry?.path();
@@ -163,9 +163,22 @@ pub fn read_hf(dir: &Path, config: &ModelConfig, layout: &Layout, flat: &Tensor)
             key if key == LAYER[4] => of_layer("input_layernorm", &[h])?,
             _ => of_layer("post_attention_layernorm", &[h])?,
         };
-        put(flat, param.range.start, &whole.flatten(0, -1));
+        put(flat, param.range.start, &part_of(&whole, param.split, layout.share).flatten(0, -1));
     }
     Ok(())
+}
+
+/// What a rank has of a whole parameter.
+fn part_of(whole: &Tensor, split: Split, share: Share) -> Tensor {
+    let (rank, ranks) = share.tensor;
+    let part = |x: &Tensor, dim: i64| x.chunk(ranks as i64, dim).swap_remove(rank);
+    match split {
+        _ if ranks == 1 => whole.shallow_clone(),
+        Split::Whole => whole.shallow_clone(),
+        Split::Rows => part(whole, 0),
+        Split::Columns => part(whole, 1),
+        Split::Halves => Tensor::cat(&whole.chunk(2, 0).iter().map(|half| part(half, 0)).collect::<Vec<_>>(), 0),
+    }
 }
 
 /// Copies `values` into `flat` from element `at` on.

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Writes what is beside it: tiny Llamas, tokens, and what another implementation makes of
-them: the trace of 20 training steps, every gradient of one batch, log-likelihoods of documents, logits.
+them: the trace of 20 training steps, every gradient of one batch, logits.
 
 The other implementation is transformers' LlamaForCausalLM with torch.optim.AdamW, in fp32 on one CPU thread; batches are
 dealt out by Megatron's GPTDataset as described in its documentation, written again here with NumPy's RandomState.
@@ -154,43 +154,12 @@ def write_gradients(name, rows):
     return {"rows": rows.tolist(), "loss": loss.item()}
 
 
-def evaluation(name, window):
-    """Every token of documents.jsonl but each document's first, scored once: windows as lm-evaluation-harness cuts them."""
-    model = LlamaForCausalLM.from_pretrained(HERE / name, dtype=torch.float32, attn_implementation="eager").eval()
-    result = {"seq_length": window, "documents": 0, "tokens": 0, "bytes": 0, "nll": 0.0}
-    for line in (HERE / "documents.jsonl").read_text().splitlines():
-        document = json.loads(line)
-        tokens, begin = document["tokens"], 1
-        if len(tokens) > 1:
-            result["documents"] += 1
-            result["bytes"] += document["bytes"]
-        while begin < len(tokens):
-            end = min(begin + window, len(tokens))
-            inputs = torch.tensor([tokens[max(0, end - window - 1):end - 1]])
-            with torch.no_grad():
-                log_p = model(input_ids=inputs).logits[0].double().log_softmax(-1)
-            for position in range(begin, end):
-                result["nll"] -= log_p[position - end, tokens[position]].item()
-            result["tokens"] += end - begin
-            begin = end
-    return result
-
-
 def some_logits(name):
     model = LlamaForCausalLM.from_pretrained(HERE / name, dtype=torch.float32, attn_implementation="eager").eval()
     ids = [(7 * i * i + 3 * i + 1) % VOCAB for i in range(300)]
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([ids])).logits[0]
     return {"ids": ids, "at": {str(i): [round(x, 6) for x in logits[i, :8].tolist()] for i in (0, 1, 31, 150, 299)}}
-
-
-def write_documents():
-    """As the evaluation stage writes them: empty, with one token, shorter and longer than a window, an exact multiple."""
-    random = np.random.RandomState(9)
-    with open(HERE / "documents.jsonl", "w") as file:
-        for length in (0, 1, 2, 30, 41, 81, 100, 257, 40):
-            tokens = [1] + random.randint(3, VOCAB, length).tolist()
-            file.write(json.dumps({"tokens": tokens[:length], "bytes": 3 * length}) + "\n")
 
 
 def main():
@@ -211,10 +180,8 @@ def main():
         "optim": {"lr": LR, "min_lr": MIN_LR, "betas": BETAS, "eps": EPS, "weight_decay": DECAY},
         "sched": {"name": "cosine", "warmup_steps": WARMUP},
     }
-    write_documents()
     reference = {
         "torch": torch.__version__.split("+")[0], "training": training, "traces": traces,
-        "evaluations": {name: evaluation(name, 40) for name in traces},
         "logits": {name: some_logits(name) for name in traces},
         "gradients": {name: write_gradients(name, train[:2]) for name in traces},
     }

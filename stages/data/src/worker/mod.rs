@@ -28,7 +28,7 @@ pub use supervise::Launch;
 use crate::diagnostic;
 
 /// The version of what `flow` and a worker say to each other: arguments, environment, [`flow_plan::Job`], events.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// The name of the program.
 const PROGRAM: &str = "flow-torch";

@@ -15,7 +15,7 @@ use flow_core::{Cancel, Cancelled, Ctx, Event};
 use flow_plan::{Device, EvalJob, Job, Precision};
 use tempfile::TempDir;
 
-use super::{Launch, about};
+use super::{Launch, PROTOCOL, about};
 
 fn script() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/worker.sh")
@@ -45,13 +45,14 @@ fn run(node: &str, world_size: usize, cancel_on: Option<&str>) -> Run {
     let job = Job::Eval(EvalJob {
         node: node.into(),
         model: "m".into(),
-        documents: "d".into(),
-        seq_length: 1,
+        requests: "q".into(),
+        answers: "a".into(),
+        max_length: 1,
         batch_size: 1,
         device: Device::Cpu,
         precision: Precision::Fp32,
-        out: "o".into(),
         threads: 1,
+        tensor: 1,
     });
     let events = Mutex::new(Vec::new());
     let cancel = Cancel::default();
@@ -161,7 +162,7 @@ fn what_a_rank_leaves_behind_does_not_keep_us() {
 
 #[test]
 fn a_worker_says_what_it_is() {
-    assert_eq!(about(&script()).unwrap().protocol, 1);
+    assert_eq!(about(&script()).unwrap().protocol, PROTOCOL);
     let error = format!("{:#}", about(Path::new("/bin/true")).unwrap_err());
     assert!(error.contains("did not answer with what a worker is"), "{error}");
     let error = format!("{:#}", about(Path::new("/nonexistent/flow-torch")).unwrap_err());

@@ -35,9 +35,28 @@ impl Head<'_> {
     pub fn nll(&self, hidden_nh: &Tensor, target_n: &Tensor) -> Result<Tensor> {
         let mut parts = Vec::new();
         for (at, n) in self.chunks(target_n) {
-            parts.push(self.score(&hidden_nh.narrow(0, at, n), &target_n.narrow(0, at, n))?.nll_n);
+            let logits_nv = self.local_logits(&hidden_nh.narrow(0, at, n));
+            parts.push(self.score(logits_nv, &target_n.narrow(0, at, n))?.nll_n);
         }
         Ok(Tensor::cat(&parts, 0))
+    }
+
+    /// Of each token: ln p(target), fp32, and whether no token is likelier.
+    pub fn judge(&self, hidden_nh: &Tensor, target_n: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (mut nll, mut best) = (Vec::new(), Vec::new());
+        for (at, n) in self.chunks(target_n) {
+            let logits_nv = self.local_logits(&hidden_nh.narrow(0, at, n));
+            let target_n = target_n.narrow(0, at, n);
+            best.push(self.likeliest(&logits_nv)?.eq_tensor(&target_n));
+            nll.push(self.score(logits_nv, &target_n)?.nll_n);
+        }
+        Ok((-Tensor::cat(&nll, 0), Tensor::cat(&best, 0)))
+    }
+
+    /// Over the whole vocabulary, on every rank: [n, v], fp32.
+    pub fn logits(&self, hidden_nh: &Tensor) -> Result<Tensor> {
+        let logits_nv = self.local_logits(hidden_nh);
+        if self.tp.group.size() == 1 { Ok(logits_nv) } else { self.tp.group.all_gather(&logits_nv, 1) }
     }
 
     /// The sum of −ln p(target) over the tokens that are `learned_n` (fp64, on the device), and the gradient of `scale` × that sum: by the hidden states it is
@@ -54,7 +73,7 @@ impl Head<'_> {
         let mut d_hidden = Vec::new();
         for (at, n) in self.chunks(target_n) {
             let hidden = hidden_nh.narrow(0, at, n);
-            let mut scores = self.score(&hidden, &target_n.narrow(0, at, n))?;
+            let mut scores = self.score(self.local_logits(&hidden), &target_n.narrow(0, at, n))?;
             let learned_n = learned_n.map(|learned_n| learned_n.narrow(0, at, n));
             if let Some(learned_n) = &learned_n {
                 scores.nll_n *= learned_n;
@@ -75,9 +94,26 @@ impl Head<'_> {
         Ok((loss, Tensor::cat(&d_hidden, 0)))
     }
 
-    fn score(&self, hidden_nh: &Tensor, target_n: &Tensor) -> Result<Scores> {
+    /// Of this rank's rows of the vocabulary: [n, v / tensor], fp32.
+    fn local_logits(&self, hidden_nh: &Tensor) -> Tensor {
+        hidden_nh.linear(self.weight_vh, None::<&Tensor>).to_kind(Kind::Float)
+    }
+
+    /// The likeliest token of the whole vocabulary, the first of equals: [n]
+    fn likeliest(&self, logits_nv: &Tensor) -> Result<Tensor> {
         let group = &self.tp.group;
-        let mut logits_nv = hidden_nh.linear(self.weight_vh, None::<&Tensor>).to_kind(Kind::Float);
+        if group.size() == 1 {
+            return Ok(logits_nv.argmax(-1, false));
+        }
+        let (largest_n1, local_n1) = logits_nv.max_dim(-1, true);
+        let largest_nr = group.all_gather(&largest_n1, 1)?;
+        let ids_nr = group.all_gather(&(local_n1 + logits_nv.size()[1] * group.rank() as i64), 1)?;
+        Ok(ids_nr.gather(1, &largest_nr.argmax(-1, true), false).squeeze_dim(-1))
+    }
+
+    /// `logits_nv`, which are used up, against targets.
+    fn score(&self, mut logits_nv: Tensor, target_n: &Tensor) -> Result<Scores> {
+        let group = &self.tp.group;
         let largest_n = logits_nv.amax([-1], false);
         group.all_reduce(&largest_n, Reduce::Max)?;
         let mut logits_nv = logits_nv.g_sub_(&largest_n.unsqueeze(-1));

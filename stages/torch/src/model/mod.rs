@@ -4,6 +4,7 @@
 //! suffixes of tensors name their dimensions: b sequences, s positions, h hidden, v vocabulary, n tokens or heads, d head width.
 
 mod context;
+mod inference;
 mod layer;
 mod loss;
 mod parallel;
@@ -366,16 +367,6 @@ impl Llama {
             let (b, s, h) = normed_bsh.size3()?;
             let head = Head { weight_vh: &end.output.0, tp: &self.shared.tp };
             Ok(head.nll(&normed_bsh.view([b * s, h]), &target_bs.reshape([b * s]))?.view([b, s]))
-        })
-    }
-
-    /// Logits of every position, fp32: [b, s, v]. For a model that is not spread.
-    pub fn logits(&self, ids_bs: &Tensor) -> Result<Tensor> {
-        let end = self.end()?;
-        let hidden_bsh = self.hidden(Input::Tokens(ids_bs), &Sight::default())?;
-        no_grad(|| {
-            let normed_bsh = norm(&hidden_bsh, &end.norm.0, self.shared.eps);
-            Ok(normed_bsh.linear(&end.output.0, None::<&Tensor>).to_kind(Kind::Float))
         })
     }
 }

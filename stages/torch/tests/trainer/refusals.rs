@@ -69,5 +69,5 @@ fn bad_arguments_and_jobs_are_refused() {
     assert_eq!(missing.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&missing.stderr).contains("/nowhere/job.json"));
     let about: Value = serde_json::from_slice(&run(&["--about"]).stdout).unwrap();
-    assert_eq!((about["protocol"].as_u64(), about["libtorch"].as_str()), (Some(1), Some("2.11.0")));
+    assert_eq!((about["protocol"].as_u64(), about["libtorch"].as_str()), (Some(2), Some("2.11.0")));
 }
