@@ -11,6 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use flow_core::{Check, Ctx, Port, Ref, Stage};
 use flow_formats::{
+    DType,
     safetensors::{Index, Tensor},
     torch_dist::{self, Finish, RankWriter, Slot},
 };
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     facts,
-    models::{self, Copying, Model, ModelDir, Tile, Work},
+    models::{self, Copying, Dtype, Model, ModelDir, Tile, Work},
 };
 
 /// `kind = "hf-to-megatron"`: writes
@@ -30,13 +31,16 @@ use crate::{
 /// - `hf/`: `config.json`, `generation_config.json` and the tokenizer's files as they were: what describes the model
 ///   to whoever trains or exports it
 ///
-/// Types of elements stay as they are; bytes are moved and never computed with.
+/// Types of elements stay as they are, unless `dtype` names one; else bytes are moved and never computed with.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HfToMegatron {
     /// The model: a stage or a directory.
     #[serde(skip_serializing)]
     input: Ref,
+    /// Every tensor is rounded to this type, to nearest and ties to even; without it each keeps its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    dtype: Option<Dtype>,
 }
 
 impl Stage for HfToMegatron {
@@ -58,7 +62,10 @@ impl Stage for HfToMegatron {
         let facts = facts::of_port(check, "input");
         if let Some(config) = facts.get("model_config") {
             match Model::of(config) {
-                Ok(model) => check.provide("plan_notes", vec![model.size_note(Model::dtype(config))]),
+                Ok(model) => {
+                    let dtype = self.dtype.map(Dtype::of).or_else(|| Model::dtype(config));
+                    check.provide("plan_notes", vec![model.size_note(dtype)]);
+                }
                 Err(error) => check.error("input", crate::diagnostic(&error)),
             }
         }
@@ -74,13 +81,14 @@ impl Stage for HfToMegatron {
         let config = source.config()?;
         let model = Model::of(&config).context("the model cannot be converted")?;
         let tensors = Index::read(&source.files)?.tensors;
-        check_tensors(&tensors, &model)?;
-        convert(ctx, &source, &model, &tensors)
+        check_tensors(&tensors, &model, self.dtype)?;
+        self.convert(ctx, &source, &model, &tensors)
     }
 }
 
-/// Every tensor of the layout is there in its shape, and there is no other; one Megatron tensor has one type.
-fn check_tensors(tensors: &BTreeMap<String, Tensor>, model: &Model) -> Result<()> {
+/// Every tensor of the layout is there in its shape, and there is no other; one Megatron tensor has one type, its parts'
+/// or the one that was asked for.
+fn check_tensors(tensors: &BTreeMap<String, Tensor>, model: &Model, dtype: Option<Dtype>) -> Result<()> {
     let layout = &model.layout;
     for wanted in &layout.hf {
         let tensor = tensors.get(&wanted.name).with_context(|| format!("the model has no tensor `{}`", wanted.name))?;
@@ -99,12 +107,12 @@ fn check_tensors(tensors: &BTreeMap<String, Tensor>, model: &Model) -> Result<()
             "tensor `{name}` is not known: a model of this type and config does not have it"
         );
     }
-    for rows in layout.rows.chunk_by(|a, b| a.target == b.target) {
+    for rows in layout.rows.chunk_by(|a, b| a.target == b.target && dtype.is_none()) {
         let dtype = |i: usize| tensors[&layout.hf[rows[i].hf].name].dtype;
         if let Some(other) = (1..rows.len()).find(|&i| dtype(i) != dtype(0)) {
             let name = |i: usize| &layout.hf[rows[i].hf].name;
             anyhow::bail!(
-                "`{}` is {} and `{}` is {}: they are one tensor in Megatron",
+                "`{}` is {} and `{}` is {}: they are one tensor in Megatron, whose type `dtype` chooses",
                 name(0),
                 dtype(0).torch(),
                 name(other),
@@ -119,102 +127,136 @@ fn check_tensors(tensors: &BTreeMap<String, Tensor>, model: &Model) -> Result<()
 struct Move<'a> {
     from: &'a PathBuf,
     from_at: u64,
+    from_type: DType,
     slot: usize,
     to_at: u64,
-    len: u64,
+    to_type: DType,
+    elements: u64,
 }
 
 impl Tile for Move<'_> {
     fn bytes(&self) -> u64 {
-        self.len
+        self.elements * self.to_type.size()
     }
 }
 
-fn convert(ctx: &Ctx<'_>, source: &ModelDir, model: &Model, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
-    let layout = &model.layout;
-    let work = Work::begin(ctx.scratch)?;
-    let (root, dir) = (work.dir(), torch_dist::staging(work.dir(), 0));
-    // A run that was killed at its very end had given the iteration its name.
-    let named = torch_dist::iteration_dir(root, 0);
-    if named.is_dir() {
-        fs::rename(&named, &dir).with_context(|| format!("cannot rename {}", named.display()))?;
-    }
-    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
-    let mut writer = RankWriter::resume(&dir, 0, work.whole(&dir))?;
+impl HfToMegatron {
+    fn convert(
+        &self,
+        ctx: &Ctx<'_>,
+        source: &ModelDir,
+        model: &Model,
+        tensors: &BTreeMap<String, Tensor>,
+    ) -> Result<()> {
+        let (layout, asked) = (&model.layout, self.dtype.map(Dtype::of));
+        let work = Work::begin(ctx.scratch)?;
+        let (root, dir) = (work.dir(), torch_dist::staging(work.dir(), 0));
+        // A run that was killed at its very end had given the iteration its name.
+        let named = torch_dist::iteration_dir(root, 0);
+        if named.is_dir() {
+            fs::rename(&named, &dir).with_context(|| format!("cannot rename {}", named.display()))?;
+        }
+        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        let mut writer = RankWriter::resume(&dir, 0, work.whole(&dir))?;
 
-    // Plan first: every chunk gets its place, and every run of rows becomes tiles.
-    let mut slots: Vec<Slot> = Vec::new();
-    let mut tiles: Vec<Move<'_>> = Vec::new();
-    let mut had = 0;
-    for rows in layout.rows.chunk_by(|a, b| (a.target, a.chunk) == (b.target, b.chunk)) {
-        let target = &layout.megatron[rows[0].target];
-        let (offset, size) = &target.chunks[rows[0].chunk];
-        let dtype = tensors[&layout.hf[rows[0].hf].name].dtype;
-        let slot = writer.reserve(&target.key, &target.shape, offset, size, dtype)?;
-        let mut at = slot.at;
-        for run in rows {
-            let tensor = &tensors[&layout.hf[run.hf].name];
-            let row = run.width * dtype.size();
-            let (mut from_at, mut left) = (tensor.at + run.hf_row * row, run.rows * row);
-            if slot.whole {
-                had += left;
-                (at, left) = (at + left, 0);
+        // Plan first: every chunk gets its place, and every run of rows becomes tiles.
+        let mut slots: Vec<Slot> = Vec::new();
+        let mut tiles: Vec<Move<'_>> = Vec::new();
+        let mut had = 0;
+        for rows in layout.rows.chunk_by(|a, b| (a.target, a.chunk) == (b.target, b.chunk)) {
+            let target = &layout.megatron[rows[0].target];
+            let (offset, size) = &target.chunks[rows[0].chunk];
+            let to_type = asked.unwrap_or(tensors[&layout.hf[rows[0].hf].name].dtype);
+            let slot = writer.reserve(&target.key, &target.shape, offset, size, to_type)?;
+            let mut at = slot.at;
+            for run in rows {
+                let tensor = &tensors[&layout.hf[run.hf].name];
+                let (from_type, slot_at) = (tensor.dtype, slots.len());
+                let most = models::TILE / from_type.size().max(to_type.size());
+                let mut from_at = tensor.at + run.hf_row * run.width * from_type.size();
+                let mut left = run.rows * run.width;
+                if slot.whole {
+                    had += left * to_type.size();
+                    (at, left) = (at + left * to_type.size(), 0);
+                }
+                while left > 0 {
+                    let elements = left.min(most);
+                    tiles.push(Move {
+                        from: &tensor.file,
+                        from_at,
+                        from_type,
+                        slot: slot_at,
+                        to_at: at,
+                        to_type,
+                        elements,
+                    });
+                    (from_at, at) = (from_at + elements * from_type.size(), at + elements * to_type.size());
+                    left -= elements;
+                }
             }
-            while left > 0 {
-                let len = left.min(models::TILE);
-                tiles.push(Move { from: &tensor.file, from_at, slot: slots.len(), to_at: at, len });
-                (from_at, at, left) = (from_at + len, at + len, left - len);
-            }
+            ensure!(at == slot.at + slot.len, "the table of `{}` leaves a part of it out", target.key);
+            slots.push(slot);
         }
-        ensure!(at == slot.at + slot.len, "the table of `{}` leaves a part of it out", target.key);
-        slots.push(slot);
-    }
-    writer.empty_states(model.states())?;
-    models::room(root, writer.bytes().saturating_sub(work.has(&dir)))?;
+        writer.empty_states(model.states())?;
+        models::room(root, (writer.bytes() + 2 * source.companions()).saturating_sub(work.has(&dir)))?;
 
-    let mut files: BTreeMap<&PathBuf, Arc<File>> = BTreeMap::new();
-    for tensor in tensors.values() {
-        if !files.contains_key(&tensor.file) {
-            let file = File::open(&tensor.file).with_context(|| format!("cannot open {}", tensor.file.display()))?;
-            files.insert(&tensor.file, Arc::new(file));
+        let mut files: BTreeMap<&PathBuf, Arc<File>> = BTreeMap::new();
+        for tensor in tensors.values() {
+            if !files.contains_key(&tensor.file) {
+                let file =
+                    File::open(&tensor.file).with_context(|| format!("cannot open {}", tensor.file.display()))?;
+                files.insert(&tensor.file, Arc::new(file));
+            }
         }
+        let copying = Copying::new(ctx, had + tiles.iter().map(Tile::bytes).sum::<u64>());
+        copying.had(had);
+        let mut sums: Vec<_> = slots.iter().map(|_| crc32fast::Hasher::new()).collect();
+        slots.iter().filter(|slot| slot.whole).try_for_each(|slot| writer.seal(slot.clone(), 0))?;
+        // File by file: while one gets to the disk, the next is written.
+        work.syncing(|syncing| {
+            for tiles in tiles.chunk_by(|a, b| slots[a.slot].name == slots[b.slot].name) {
+                let parts = copying.run(tiles, |tile, (read, write): &mut (Vec<u8>, Vec<u8>)| {
+                    read.resize((tile.elements * tile.from_type.size()) as usize, 0);
+                    files[tile.from]
+                        .read_exact_at(read, tile.from_at)
+                        .with_context(|| format!("cannot read {} at byte {}", tile.from.display(), tile.from_at))?;
+                    let bytes = if tile.from_type == tile.to_type {
+                        read
+                    } else {
+                        write.resize(tile.bytes() as usize, 0);
+                        models::cast(read, tile.from_type, write, tile.to_type)
+                            .with_context(|| format!("cannot use {}", tile.from.display()))?;
+                        write
+                    };
+                    models::write(&slots[tile.slot].file, bytes, tile.to_at).context("cannot write the checkpoint")?;
+                    let mut sum = crc32fast::Hasher::new();
+                    sum.update(bytes);
+                    Ok(sum)
+                })?;
+                for (tile, part) in tiles.iter().zip(&parts) {
+                    sums[tile.slot].combine(part);
+                }
+                let (first, last) = (&tiles[0], &tiles[tiles.len() - 1]);
+                for i in first.slot..=last.slot {
+                    writer.seal(slots[i].clone(), sums[i].clone().finalize())?;
+                }
+                let Slot { name, file, .. } = slots[first.slot].clone();
+                syncing.completed(name, file)?;
+            }
+            Ok(())
+        })?;
+        let dtype = asked.unwrap_or(tensors[&layout.hf[0].name].dtype);
+        source.copy_companions(&root.join("hf"))?;
+        source.copy_tokenizer(&dir.join("tokenizer"))?;
+        let more = Finish {
+            run_config: model.geometry.run_config_with(
+                dtype,
+                model.geometry.max_position_embeddings,
+                &model.run_config,
+            ),
+            ..Finish::default()
+        };
+        torch_dist::finish(root, 0, writer.finish()?, &more)?;
+        work.deliver(ctx.out)
     }
-    let copying = Copying::new(ctx, had + tiles.iter().map(|tile| tile.len).sum::<u64>());
-    copying.had(had);
-    let mut sums: Vec<_> = slots.iter().map(|_| crc32fast::Hasher::new()).collect();
-    slots.iter().filter(|slot| slot.whole).try_for_each(|slot| writer.seal(slot.clone(), 0))?;
-    // File by file: while one gets to the disk, the next is written.
-    work.syncing(|syncing| {
-        for tiles in tiles.chunk_by(|a, b| slots[a.slot].name == slots[b.slot].name) {
-            let parts = copying.run(tiles, |tile, buffer: &mut Vec<u8>| {
-                buffer.resize(tile.len as usize, 0);
-                files[tile.from]
-                    .read_exact_at(buffer, tile.from_at)
-                    .with_context(|| format!("cannot read {} at byte {}", tile.from.display(), tile.from_at))?;
-                models::write(&slots[tile.slot].file, buffer, tile.to_at).context("cannot write the checkpoint")?;
-                let mut sum = crc32fast::Hasher::new();
-                sum.update(buffer);
-                Ok(sum)
-            })?;
-            for (tile, part) in tiles.iter().zip(&parts) {
-                sums[tile.slot].combine(part);
-            }
-            let (first, last) = (&tiles[0], &tiles[tiles.len() - 1]);
-            for i in first.slot..=last.slot {
-                writer.seal(slots[i].clone(), sums[i].clone().finalize())?;
-            }
-            let Slot { name, file, .. } = slots[first.slot].clone();
-            syncing.completed(name, file)?;
-        }
-        Ok(())
-    })?;
-    let dtype = tensors[&layout.hf[0].name].dtype;
-    source.copy_companions(&root.join("hf"))?;
-    source.copy_tokenizer(&dir.join("tokenizer"))?;
-    let more = Finish {
-        run_config: model.geometry.run_config_with(dtype, model.geometry.max_position_embeddings, &model.run_config),
-        ..Finish::default()
-    };
-    torch_dist::finish(root, 0, writer.finish()?, &more)?;
-    work.deliver(ctx.out)
 }

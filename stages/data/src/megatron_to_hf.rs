@@ -21,7 +21,7 @@ use serde_json::Value as Json;
 
 use crate::{
     facts,
-    models::{self, Copying, Layout, Model, ModelDir, Tile, Work},
+    models::{self, Copying, Dtype, Layout, Model, ModelDir, Tile, Work},
     size::Size,
 };
 
@@ -49,25 +49,6 @@ pub struct MegatronToHf {
 /// transformers' own.
 fn shard_size() -> Size {
     Size(5_000_000_000)
-}
-
-/// A type that weights may be exported in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-enum Dtype {
-    Fp32,
-    Fp16,
-    Bf16,
-}
-
-impl Dtype {
-    fn of(self) -> DType {
-        match self {
-            Self::Fp32 => DType::F32,
-            Self::Fp16 => DType::F16,
-            Self::Bf16 => DType::Bf16,
-        }
-    }
 }
 
 impl Stage for MegatronToHf {
@@ -140,7 +121,9 @@ impl Stage for MegatronToHf {
             .collect();
         let plan = safetensors::plan(&tensors, self.max_shard_size.0)?;
         let work = Work::begin(ctx.scratch)?;
-        export(ctx, &work, &reader, &layout, &types, &plan)?;
+        let files = Files::open(&work, &plan, source.companions())?;
+        export(ctx, &work, &reader, &layout, &types, &files, &plan)?;
+        reader.check_rest()?;
         source.copy_companions(work.dir())?;
         work.deliver(ctx.out)
     }
@@ -213,7 +196,8 @@ struct Files<'a> {
 }
 
 impl<'a> Files<'a> {
-    fn open(work: &Work, plan: &'a Plan) -> Result<Self> {
+    /// `companions`: bytes of what will lie beside them.
+    fn open(work: &Work, plan: &'a Plan, companions: u64) -> Result<Self> {
         let mut files = Self { open: Vec::new(), places: BTreeMap::new(), whole: Vec::new() };
         let whole = work.whole(work.dir());
         for (i, shard) in plan.shards.iter().enumerate() {
@@ -225,10 +209,8 @@ impl<'a> Files<'a> {
             files.places.extend(shard.tensors.iter().map(|(name, at, _)| (name.as_str(), (i, *at))));
             files.whole.push(is_whole);
         }
-        models::room(
-            work.dir(),
-            plan.shards.iter().map(|shard| shard.len).sum::<u64>().saturating_sub(work.has(work.dir())),
-        )?;
+        let all = plan.shards.iter().map(|shard| shard.len).sum::<u64>() + companions;
+        models::room(work.dir(), all.saturating_sub(work.has(work.dir())))?;
         for (shard, file) in plan.shards.iter().zip(&files.open) {
             file.set_len(shard.len)
                 .and_then(|()| file.write_all_at(&shard.header, 0))
@@ -238,8 +220,15 @@ impl<'a> Files<'a> {
     }
 }
 
-fn export(ctx: &Ctx<'_>, work: &Work, reader: &Reader, layout: &Layout, types: &[DType], plan: &Plan) -> Result<()> {
-    let files = Files::open(work, plan)?;
+fn export(
+    ctx: &Ctx<'_>,
+    work: &Work,
+    reader: &Reader,
+    layout: &Layout,
+    types: &[DType],
+    files: &Files<'_>,
+    plan: &Plan,
+) -> Result<()> {
     let mut tiles = Vec::new();
     for rows in &layout.rows {
         let target = &layout.megatron[rows.target];

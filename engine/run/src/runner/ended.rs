@@ -1,6 +1,7 @@
 //! What became of a node, and of the run.
 
 use std::{
+    io::{self, ErrorKind},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -15,9 +16,11 @@ use crate::{exec::Tried, graph::NodeId, record::Ended, sched::State, summary::Su
 const FIRST_REST: Duration = Duration::from_secs(1);
 const LONGEST_REST: Duration = Duration::from_secs(60);
 
-/// The cache failed, and not the stage: nothing else would fare better.
+/// The cache failed, or its disk is full, and not the stage: nothing else would fare better.
 fn is_unusable(error: &anyhow::Error) -> bool {
+    let is_full = |kind| matches!(kind, ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
     error.downcast_ref::<Unusable>().is_some()
+        || error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|it| is_full(it.kind())))
 }
 
 impl Runner<'_> {

@@ -2,6 +2,32 @@
 
 use anyhow::{Result, bail};
 use flow_formats::DType;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A type that weights may be asked for in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtype {
+    /// IEEE single.
+    Fp32,
+    /// IEEE half.
+    Fp16,
+    /// The upper half of a single.
+    Bf16,
+}
+
+impl Dtype {
+    /// The type of elements.
+    #[must_use]
+    pub fn of(self) -> DType {
+        match self {
+            Self::Fp32 => DType::F32,
+            Self::Fp16 => DType::F16,
+            Self::Bf16 => DType::Bf16,
+        }
+    }
+}
 
 /// Converts little-endian elements. `to` has room for as many as `from` has.
 ///

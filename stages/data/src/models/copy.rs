@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use flow_core::{Ctx, Unit};
 
 /// Bytes of a tile. Long enough for disks, short enough that the threads' buffers together stay small.
@@ -135,12 +135,15 @@ pub fn room(dir: &Path, bytes: u64) -> Result<()> {
     }
     let free = stat.f_bavail as u64 * stat.f_frsize as u64;
     if bytes > free {
-        bail!(
-            "{} has {} MB free, and {} MB are needed: make room, or put the cache on another disk (`FLOW_CACHE_DIR`)",
+        // As if it had been found out by writing.
+        let full = anyhow::Error::new(io::Error::from(io::ErrorKind::StorageFull));
+        return Err(full.context(format!(
+            "{} has {} MB free, and {} MB are needed: make room (`flow cache gc`), or put the cache on another disk \
+             (`FLOW_CACHE_DIR`)",
             dir.display(),
             free / 1_000_000,
             bytes.div_ceil(1_000_000)
-        );
+        )));
     }
     Ok(())
 }

@@ -71,6 +71,13 @@ impl ModelDir {
         facts::read_json(self.files.get("config.json").context("there is no config.json")?)
     }
 
+    /// How many bytes [`copy_companions`](Self::copy_companions) copies.
+    #[must_use]
+    pub fn companions(&self) -> u64 {
+        let found = COMPANIONS.iter().filter_map(|name| self.files.get(*name)?.metadata().ok());
+        found.map(|meta| meta.len()).sum()
+    }
+
     /// Copies config, generation config and tokenizer files into `dir`.
     ///
     /// # Errors

@@ -21,7 +21,7 @@ mod resume;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use cast::{cast, to_bf16};
+pub use cast::{Dtype, cast, to_bf16};
 pub use checkpoint::has_megatron_keys;
 pub use copy::{Copying, TILE, Tile, room, write};
 pub use dir::{COMPANIONS, MODEL, ModelDir, without_weights, wrong_model_dir};

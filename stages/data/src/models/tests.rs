@@ -1,5 +1,6 @@
 //! There and back, over random models and every cutting: not a byte changes.
 
+mod damaged;
 mod published;
 mod refused;
 
@@ -203,6 +204,16 @@ proptest! {
         let megatron = run::<HfToMegatron>(json!({"input": "x"}), &[("input", as_fp32.path())]).unwrap();
         let back = run::<MegatronToHf>(json!({"input": "x", "source": "y"}), &ports(megatron.path())).unwrap();
         prop_assert_eq!(&tensors(back.path()), &want);
+
+        // It does not matter on which way they are rounded.
+        for dtype in ["bf16", "fp16", "fp32"] {
+            let rounded = run::<HfToMegatron>(json!({"input": "x", "dtype": dtype}), &[("input", source.path())]).unwrap();
+            let params = json!({"input": "x", "source": "y", "dtype": dtype});
+            let from_rounded = [("input", rounded.path()), ("source", source.path())];
+            let first = run::<MegatronToHf>(params.clone(), &from_rounded).unwrap();
+            let last = run::<MegatronToHf>(params, &ports(cut.path())).unwrap();
+            prop_assert_eq!(&tensors(first.path()), &tensors(last.path()));
+        }
     }
 
     #[test]

@@ -106,6 +106,9 @@ pub fn compare(first: Weights, second: Weights) -> Result<Comparison> {
             Sums::of(types, a, b)
         })
         .collect::<Result<Vec<Sums>>>()?;
+    for model in [&first, &second] {
+        model.check_rest()?;
+    }
     let mut whole: Vec<Option<Sums>> = vec![None; tensors.len()];
     for (&(tensor, ..), sums) in tiles.iter().zip(sums) {
         whole[tensor] = Some(whole[tensor].take().unwrap_or_default().with(&sums));

@@ -102,6 +102,17 @@ impl Weights {
         Some((chunks().count(), chunks().map(Chunk::file).collect::<BTreeSet<_>>().len()))
     }
 
+    /// What of a checkpoint's records was not read is, if the rest of them was: their checksums are compared.
+    ///
+    /// # Errors
+    /// One is damaged.
+    pub fn check_rest(&self) -> Result<()> {
+        match &self.source {
+            Source::Files { .. } => Ok(()),
+            Source::Checkpoint(reader) | Source::Seen { reader, .. } => reader.check_rest(),
+        }
+    }
+
     /// Whether two models' tensors have names of one kind.
     #[must_use]
     pub fn is_named_as(&self, other: &Self) -> bool {

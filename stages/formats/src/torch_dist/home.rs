@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::{METADATA, legacy, metadata::Place};
 use crate::compressed::{Compression, Decoder};
@@ -37,7 +37,7 @@ impl Home {
              archive of it that it was",
             path.display()
         );
-        let members = iteration(path).with_context(|| format!("cannot use {}", path.display()))?;
+        let members = iteration(path).with_context(|| format!("cannot use {} as a `.nemo`", path.display()))?;
         Ok(Self::Archive(path.to_owned(), members))
     }
 
@@ -94,8 +94,13 @@ fn iteration(path: &Path) -> Result<BTreeMap<String, (u64, u64)>> {
     let file = File::open(path)?;
     let all = file.metadata()?.len();
     let mut members = BTreeMap::new();
-    for entry in tar::Archive::new(file).entries_with_seek().context("it is no tar archive")? {
-        let entry = entry.context("it is no tar archive, or a damaged one")?;
+    for entry in tar::Archive::new(file).entries_with_seek()? {
+        // What `tar` says of a header that is none has the header's bytes in it.
+        let entry = entry.map_err(|error| match error.raw_os_error() {
+            Some(_) => anyhow::Error::new(error),
+            None if members.is_empty() => anyhow!("it is no tar archive"),
+            None => anyhow!("it is a damaged tar archive: the {} files before are whole", members.len()),
+        })?;
         let kind = entry.header().entry_type();
         let Ok(name) = String::from_utf8(entry.path_bytes().into_owned()) else { continue };
         if !(kind.is_file() || kind.is_contiguous()) {

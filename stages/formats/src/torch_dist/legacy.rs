@@ -14,7 +14,12 @@ use super::{
     payload::{Found, read_pickle},
     region::Region,
 };
-use crate::{DType, dtype::byte_len, pickle::View, zip::Archive};
+use crate::{
+    DType,
+    dtype::byte_len,
+    pickle::View,
+    zip::{Archive, Member},
+};
 
 const RANK: &str = "mp_rank_";
 const FILE: &str = "model_optim_rng.pt";
@@ -38,6 +43,8 @@ struct Part {
     shape: Vec<u64>,
     /// Its first byte in the file.
     at: u64,
+    /// The member of the file's archive that it lies in.
+    inside: Member,
     file: String,
 }
 
@@ -220,10 +227,10 @@ fn tensors(model: View<'_>, archive: &Archive, file: &str) -> Result<Vec<(Name, 
         ensure!(value.entries().is_none(), "`{key}` is a dictionary: it is no checkpoint of Megatron-Core's models");
         let Some(found) = Found::read(value) else { continue };
         ensure!(found.is_contiguous(), "the elements of `{key}` do not lie in a row");
-        let (at, len) = found.place(archive).with_context(|| format!("`{key}`"))?;
+        let (at, len, inside) = found.place(archive).with_context(|| format!("`{key}`"))?;
         ensure!(byte_len(found.dtype, &found.shape) == Some(len), "`{key}` has no shape");
         let name = Name::read(key).with_context(|| format!("`{key}`"))?;
-        tensors.push((name, Part { dtype: found.dtype, shape: found.shape, at, file: file.to_owned() }));
+        tensors.push((name, Part { dtype: found.dtype, shape: found.shape, at, inside, file: file.to_owned() }));
     }
     Ok(tensors)
 }
@@ -304,7 +311,10 @@ fn raw(dtype: DType, shape: Vec<u64>, chunks: Vec<Cut<'_>>) -> RawTensor {
         .into_iter()
         .map(|(start, size, part, skip)| {
             let len = size.iter().product::<u64>() * dtype.size();
-            (Region { start, size }, Place { file: part.file.clone(), at: part.at + skip, len, bare: true })
+            (
+                Region { start, size },
+                Place { file: part.file.clone(), at: part.at + skip, len, inside: Some(part.inside) },
+            )
         })
         .collect();
     RawTensor { dtype, shape, chunks }

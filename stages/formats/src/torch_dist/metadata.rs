@@ -10,6 +10,7 @@ use crate::{
     DType,
     dtype::byte_len,
     pickle::{Encoder, Pickle, View},
+    zip::Member,
 };
 
 const MODULE: &str = "torch.distributed.checkpoint.metadata";
@@ -23,8 +24,8 @@ pub(super) struct Place {
     pub at: u64,
     /// Its length in bytes.
     pub len: u64,
-    /// It is a tensor's bytes, without a record around them.
-    pub bare: bool,
+    /// It is bytes of a tensor, without a record around them: inside of this member of an archive.
+    pub inside: Option<Member>,
 }
 
 /// A tensor under the name that the writer gave it.
@@ -107,7 +108,7 @@ fn place_of<'a>(index: View<'a>, info: View<'a>) -> Result<(&'a str, Option<Vec<
     }
     let (at, len) = (number("offset"), number("length"));
     let (at, len) = at.zip(len).with_context(|| format!("`{key}` has no offset and length"))?;
-    Ok((key, offset, Place { file: file.to_owned(), at, len, bare: false }))
+    Ok((key, offset, Place { file: file.to_owned(), at, len, inside: None }))
 }
 
 fn tensor_of<'a>(key: &'a str, value: View<'a>, places: &mut Places<'a>, table: &mut Table) -> Result<()> {

@@ -20,6 +20,7 @@ mod metadata;
 mod payload;
 mod reader;
 mod region;
+mod sums;
 mod writer;
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use crate::{
     DType,
     dtype::byte_len,
     pickle::{Pickle, Value, View},
-    zip::{Archive, Data, Frame, ReadAt, frame},
+    zip::{Archive, Data, Frame, Member, ReadAt, frame},
 };
 
 /// A pickle inside of a record is small: it describes one tensor, or holds an object.
@@ -88,14 +88,15 @@ pub(super) fn read_pickle<R: ReadAt + ?Sized>(archive: &Archive, file: &R) -> Re
     Pickle::parse(&archive.read(file, "data.pkl", LONGEST_PICKLE)?)
 }
 
-/// Where the bytes of the tensor in the archive at `start..start + len` begin: it must be what the table says.
+/// Where the bytes of the tensor in the archive at `start..start + len` begin, and in which member: it must be what the table
+/// says.
 pub(super) fn locate_tensor<R: ReadAt + ?Sized>(
     file: &R,
     start: u64,
     len: u64,
     dtype: DType,
     shape: &[u64],
-) -> Result<u64> {
+) -> Result<(u64, Member)> {
     let archive = Archive::open(file, start, len)?;
     let pickle = read_pickle(&archive, file)?;
     let found = Found::read(pickle.root()).context("its pickle is not a tensor")?;
@@ -103,7 +104,8 @@ pub(super) fn locate_tensor<R: ReadAt + ?Sized>(
     let elements = |shape: &[u64]| shape.iter().product::<u64>();
     ensure!(elements(&found.shape) == elements(shape), "it has shape {:?}, and the table says {shape:?}", found.shape);
     ensure!(found.is_contiguous(), "its elements do not lie in a row (strides {:?})", found.strides);
-    Ok(found.place(&archive)?.0)
+    let (at, _, member) = found.place(&archive)?;
+    Ok((at, member))
 }
 
 /// A tensor as its pickle describes it.
@@ -141,9 +143,9 @@ impl Found {
         })
     }
 
-    /// Where its bytes are in the file that the archive lies in: the first, and how many.
-    pub fn place(&self, archive: &Archive) -> Result<(u64, u64)> {
-        let storage = archive
+    /// Where its bytes are in the file that the archive lies in: the first, how many, and in which member.
+    pub fn place(&self, archive: &Archive) -> Result<(u64, u64, Member)> {
+        let storage = *archive
             .member(&format!("data/{}", self.storage))
             .with_context(|| format!("storage `{}` is missing", self.storage))?;
         let bytes = byte_len(self.dtype, &self.shape).context("too large")?;
@@ -153,7 +155,7 @@ impl Found {
             "it needs {bytes} bytes of a storage that has {}",
             storage.len
         );
-        Ok((storage.data + skip, bytes))
+        Ok((storage.data + skip, bytes, storage))
     }
 
     /// Whether its elements lie in a row.

@@ -5,7 +5,7 @@ use std::{
     fs::File,
     os::unix::fs::FileExt,
     path::Path,
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -17,7 +17,8 @@ use super::{
     legacy,
     metadata::{Place, RawTensor, Table, decode},
     payload::{locate_tensor, read_object},
-    region::{Region, overlap},
+    region::{Overlap, Region, overlap},
+    sums::Sum,
 };
 use crate::{DType, pickle::Pickle};
 
@@ -44,8 +45,8 @@ pub struct TensorInfo {
 pub struct Chunk {
     region: Region,
     place: Place,
-    /// Where its elements begin in the file, once someone has looked.
-    data: OnceLock<u64>,
+    /// Where its elements begin in the file, and the checksum of what they lie in, once someone has looked.
+    data: OnceLock<(u64, Arc<Sum>)>,
 }
 
 impl Chunk {
@@ -76,6 +77,8 @@ pub struct Reader {
     objects: BTreeMap<String, Place>,
     foreign: BTreeMap<String, String>,
     files: Mutex<HashMap<String, Arc<File>>>,
+    /// Of the members that were read from, by file and first byte.
+    sums: Mutex<BTreeMap<(String, u64), Arc<Sum>>>,
 }
 
 impl Reader {
@@ -92,7 +95,14 @@ impl Reader {
         chunks.chain(table.objects.values_mut()).try_for_each(|place| home.settle(place))?;
         let tensors = canonical(table.tensors).with_context(|| format!("cannot use {}", path.display()))?;
         let tensors = tensors.into_iter().map(|(key, raw)| (key, info(raw))).collect();
-        Ok(Self { home, tensors, objects: table.objects, foreign: table.foreign, files: Mutex::default() })
+        Ok(Self {
+            home,
+            tensors,
+            objects: table.objects,
+            foreign: table.foreign,
+            files: Mutex::default(),
+            sums: Mutex::default(),
+        })
     }
 
     /// The tensors, by key.
@@ -155,7 +165,8 @@ impl Reader {
     }
 
     /// Reads a box of a tensor, `start..start + size` on each axis, into `out`: row-major, `size` elements.
-    /// However the tensor is cut, each element is read once.
+    /// However the tensor is cut, each element is read once. The checksum of a record is compared when the last of its bytes
+    /// was asked for, and what nobody asks for by [`Reader::check_rest`].
     ///
     /// # Errors
     /// There is no such tensor or box, `out` has another length, chunks are missing or overlap, or a record is
@@ -180,8 +191,8 @@ impl Reader {
                 break;
             }
             let file = self.file(&chunk.place.file)?;
-            let data = self.locate(key, tensor.dtype, chunk, &file)?;
-            gather(&file, data, width, &common, out).with_context(|| self.where_is(key, &chunk.place))?;
+            let (data, sum) = self.locate(key, tensor.dtype, chunk, &file)?;
+            gather(&file, (*data, sum), width, &common, out).with_context(|| self.where_is(key, &chunk.place))?;
         }
         ensure!(
             found == elements,
@@ -191,21 +202,50 @@ impl Reader {
         Ok(())
     }
 
-    fn locate(&self, key: &str, dtype: DType, chunk: &Chunk, file: &File) -> Result<u64> {
-        if let Some(&data) = chunk.data.get() {
+    /// Reads what nobody asked for of the records that were read from (rows that pad a vocabulary), so that each one's checksum
+    /// is compared.
+    ///
+    /// # Errors
+    /// One is damaged: with the file.
+    pub fn check_rest(&self) -> Result<()> {
+        let sums: Vec<_> = lock(&self.sums).iter().map(|((name, _), sum)| (name.clone(), Arc::clone(sum))).collect();
+        let mut block = Vec::new();
+        for (name, sum) in sums {
+            let check = |block: &mut Vec<u8>| -> Result<()> {
+                for mut gap in sum.unseen() {
+                    let file = self.file(&name)?;
+                    while gap.start < gap.end {
+                        block.resize((gap.end - gap.start).min(BLOCK) as usize, 0);
+                        read_exactly(&file, gap.start, block)?;
+                        sum.saw(gap.start, block)?;
+                        gap.start += block.len() as u64;
+                    }
+                }
+                Ok(())
+            };
+            check(&mut block).with_context(|| format!("cannot use {}", self.home.path().join(&name).display()))?;
+        }
+        Ok(())
+    }
+
+    fn locate<'a>(&self, key: &str, dtype: DType, chunk: &'a Chunk, file: &File) -> Result<&'a (u64, Arc<Sum>)> {
+        if let Some(data) = chunk.data.get() {
             return Ok(data);
         }
         let place = &chunk.place;
-        if place.bare {
-            return Ok(place.at);
-        }
-        let data = locate_tensor(file, place.at, place.len, dtype, &chunk.region.size)
-            .with_context(|| self.where_is(key, place))?;
-        Ok(*chunk.data.get_or_init(|| data))
+        let (data, member) = match place.inside {
+            Some(member) => (place.at, member),
+            None => locate_tensor(file, place.at, place.len, dtype, &chunk.region.size)
+                .with_context(|| self.where_is(key, place))?,
+        };
+        // Chunks may share one.
+        let at = (place.file.clone(), member.data);
+        let sum = Arc::clone(lock(&self.sums).entry(at).or_insert_with(|| Arc::new(Sum::new(member))));
+        Ok(chunk.data.get_or_init(|| (data, sum)))
     }
 
     fn file(&self, name: &str) -> Result<Arc<File>> {
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut files = lock(&self.files);
         if let Some(file) = files.get(name) {
             return Ok(Arc::clone(file));
         }
@@ -231,6 +271,10 @@ impl Reader {
         let path = self.home.path().join(&place.file);
         format!("cannot read `{key}` from {}, bytes {}..{}", path.display(), place.at, place.at + place.len)
     }
+}
+
+fn lock<T>(it: &Mutex<T>) -> MutexGuard<'_, T> {
+    it.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn table(home: &Home) -> Result<Table> {
@@ -259,16 +303,21 @@ impl TensorInfo {
     }
 }
 
+fn read_exactly(file: &File, at: u64, out: &mut [u8]) -> Result<()> {
+    file.read_exact_at(out, at).map_err(|error| match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => anyhow::anyhow!("the file ends before byte {}", at + out.len() as u64),
+        _ => error.into(),
+    })
+}
+
 /// Copies what a chunk (whose elements begin at `data`) and the wanted box have in common. Long runs are read where
 /// they belong; short ones (a matrix cut along its columns) through a block that holds many of them.
-fn gather(file: &File, data: u64, width: u64, common: &super::region::Overlap, out: &mut [u8]) -> Result<()> {
+fn gather(file: &File, (data, sum): (u64, &Sum), width: u64, common: &Overlap, out: &mut [u8]) -> Result<()> {
     let run = common.run * width;
     let place = |at: u64| usize::try_from(at).map(|at| at..at + run as usize);
     let read = |at: u64, out: &mut [u8]| {
-        file.read_exact_at(out, at).map_err(|error| match error.kind() {
-            std::io::ErrorKind::UnexpectedEof => anyhow::anyhow!("the file ends before byte {}", at + out.len() as u64),
-            _ => error.into(),
-        })
+        read_exactly(file, at, out)?;
+        sum.saw(at, out)
     };
     if run >= BLOCK / 16 {
         for (from, to) in common.runs() {

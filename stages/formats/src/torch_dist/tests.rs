@@ -232,9 +232,46 @@ proptest! {
         for (at, byte) in changes {
             bytes[at] = byte;
         }
-        if let Ok(at) = payload::locate_tensor(&bytes[..], 0, bytes.len() as u64, DType::Bf16, &[1, 64]) {
+        if let Ok((at, _)) = payload::locate_tensor(&bytes[..], 0, bytes.len() as u64, DType::Bf16, &[1, 64]) {
             prop_assert!(at + 128 <= bytes.len() as u64);
         }
+    }
+}
+
+/// torch itself does not look: it loads such a checkpoint as if nothing had happened.
+#[test]
+fn a_flipped_byte_of_a_tensor_is_found() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = begin(root.path(), 0).unwrap();
+    let mut writer = RankWriter::create(&dir, 0).unwrap();
+    let bytes: Vec<u8> = (0..4000u32).flat_map(|n| (n as u16).to_le_bytes()).collect();
+    writer.tensor("t", &[40, 100], &[0, 0], &[40, 100], DType::I16, &mut &bytes[..]).unwrap();
+    let entries = writer.finish().unwrap();
+    let (file, place) = (entries[0].file.clone(), entries[0].at + entries[0].len / 2);
+    finish(root.path(), 0, entries, &Finish::default()).unwrap();
+    let dir = newest(root.path()).unwrap().1;
+    let rows = |reader: &Reader, from: u64, to: u64| {
+        let mut out = vec![0; ((to - from) * 200) as usize];
+        reader.read("t", &[from, 0], &[to - from, 100], &mut out).map(|()| out)
+    };
+    let whole = Reader::open(&dir).unwrap();
+    assert_eq!(rows(&whole, 10, 40).unwrap(), bytes[2000..]);
+    assert_eq!(rows(&whole, 0, 20).unwrap(), bytes[..4000]);
+    whole.check_rest().unwrap();
+
+    let mut damaged = fs::read(dir.join(&file)).unwrap();
+    damaged[place as usize] ^= 4;
+    fs::write(dir.join(&file), damaged).unwrap();
+    let said = |error: anyhow::Error| {
+        let error = format!("{error:#}");
+        assert!(error.contains(&file) && error.contains("do not have the checksum"), "{error}");
+    };
+    said(rows(&Reader::open(&dir).unwrap(), 0, 40).unwrap_err());
+    // Who reads a part cannot know yet; the rest tells, wherever the damage is.
+    for (from, to) in [(0, 5), (30, 40), (10, 30)] {
+        let reader = Reader::open(&dir).unwrap();
+        rows(&reader, from, to).unwrap();
+        said(reader.check_rest().unwrap_err());
     }
 }
 

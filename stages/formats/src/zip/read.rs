@@ -36,8 +36,16 @@ pub struct Member {
     pub data: u64,
     /// Its length.
     pub len: u64,
-    /// The CRC-32 that the archive gives for it. Not checked: torch does not either, and a payload may be huge.
+    /// The CRC-32 that the archive gives for it.
     pub crc: u32,
+}
+
+impl Member {
+    /// Whether the archive gives one: torch writes 0 when it is told to leave checksums out (`set_crc32_options(False)`).
+    #[must_use]
+    pub fn has_checksum(&self) -> bool {
+        self.crc != 0
+    }
 }
 
 /// The members of an archive, without the root directory that all their names begin with.
@@ -116,7 +124,10 @@ impl Archive {
         ensure!(member.len <= most, "`{name}` has {} bytes, and {most} at most are expected", member.len);
         let mut bytes = vec![0; member.len as usize];
         file.read_at(member.data, &mut bytes)?;
-        ensure!(crc32fast::hash(&bytes) == member.crc, "`{name}` does not have the checksum that the archive gives");
+        ensure!(
+            !member.has_checksum() || crc32fast::hash(&bytes) == member.crc,
+            "`{name}` does not have the checksum that the archive gives"
+        );
         Ok(bytes)
     }
 }
