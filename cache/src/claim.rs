@@ -1,8 +1,10 @@
 //! Claiming a key: either its result is there, or it is yours to make.
 
 use std::{
+    collections::HashMap,
     fs, io,
     path::{Path, PathBuf},
+    sync::Mutex,
 };
 
 use anyhow::{Context as _, Result};
@@ -15,6 +17,7 @@ use crate::{
     lock::KeyLock,
     lookup::Outcome,
     proof::{Meta, Stat},
+    trust::ReadFile,
 };
 
 /// How to claim.
@@ -58,6 +61,8 @@ pub struct Slot {
     scratch: PathBuf,
     resumable: bool,
     resumed: bool,
+    /// What was read before the commit, by inode.
+    pub(crate) ahead: Mutex<HashMap<u64, ReadFile>>,
     /// Released last.
     lock: Option<KeyLock>,
 }
@@ -130,7 +135,16 @@ impl Slot {
         })()
         .explain(cache.root(), || format!("make {}", out.display()))?;
         fault("claim:scratch")?;
-        Ok(Self { cache: cache.clone(), key: *key, out, scratch, resumable, resumed, lock: Some(lock) })
+        Ok(Self {
+            cache: cache.clone(),
+            key: *key,
+            out,
+            scratch,
+            resumable,
+            resumed,
+            ahead: Mutex::default(),
+            lock: Some(lock),
+        })
     }
 
     /// The key that is claimed.

@@ -11,12 +11,12 @@
 //! beyond the boot it was written in (see `proof`), so it is hashed again. An object that proves wrong is a miss.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap},
     fs::{self, File},
     io::ErrorKind,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, MutexGuard, PoisonError},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -94,6 +94,27 @@ impl Slot {
         Ok(outcome)
     }
 
+    /// Reads a file that will be in [`Slot::out`] at the commit and does not change until then: it is not read again there. One
+    /// that cannot be read, or is too fresh to be believed, is read then.
+    pub fn read_ahead(&self, path: &Path) {
+        if let Ok(read) = read_file(path, false)
+            && read.proof.is_some()
+        {
+            self.ahead().insert(read.stat.ino, read);
+        }
+    }
+
+    /// What was read ahead of this file, if it is unchanged. It was moved, which changes its ctime alone.
+    fn was_read(&self, path: &Path) -> Option<ReadFile> {
+        let stat = Meta::of(path, false).ok()?.stat;
+        let read = self.ahead().remove(&stat.ino)?;
+        (read.stat.size == stat.size && read.stat.mtime == stat.mtime).then_some(read)
+    }
+
+    fn ahead(&self) -> MutexGuard<'_, HashMap<u64, ReadFile>> {
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Makes a file the result's own and reads it. One that others may still write to, through a hard link or because
     /// a symbolic link led to it, is copied first.
     fn take(&self, found: Found) -> Result<Made> {
@@ -104,7 +125,10 @@ impl Slot {
                 .explain(self.cache.root(), || format!("copy {} into the cache", path.display()))?;
             path = copy;
         }
-        let read = read_file(&path, false).with_context(|| format!("cannot read {}", path.display()))?;
+        let read = match self.was_read(&path) {
+            Some(read) => read,
+            None => read_file(&path, false).with_context(|| format!("cannot read {}", path.display()))?,
+        };
         let entry = Entry { name, digest: read.digest, size: read.stat.size, executable: meta.executable() };
         Ok(Made { entry, path, read })
     }

@@ -1,6 +1,10 @@
 //! What is damaged or forged is reported and never served.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{
+    fs,
+    os::unix::fs::{FileExt as _, PermissionsExt as _},
+    path::Path,
+};
 
 use flow_cache::{Cache, Claim};
 use flow_core::{Digest, Key};
@@ -18,6 +22,37 @@ fn assert_miss(cache: &Cache, key: &Key, warning: &str) {
     let warnings = cache.take_warnings();
     assert!(warnings.iter().any(|text| text.contains(warning)), "{warnings:?} lacks `{warning}`");
     assert!(matches!(cache.claim(key, &options(false)).unwrap(), Claim::Miss(_)));
+}
+
+/// What a stage said is whole is not read again, wherever it moved since; one that it wrote to nevertheless is.
+#[test]
+fn a_file_that_is_read_ahead_is_read_once() {
+    let (_dir, cache) = cache();
+    let content = vec![7; 9 << 20];
+    let commit = |n: u64, change: &dyn Fn(&fs::File)| {
+        let Claim::Miss(slot) = cache.claim(&parts(n).key(), &options(false)).unwrap() else { panic!("a hit") };
+        let begun = slot.scratch().join("begun");
+        fs::write(&begun, &content).unwrap();
+        slot.read_ahead(&begun);
+        slot.read_ahead(&slot.scratch().join("no such file"));
+        let file = fs::File::options().write(true).open(&begun).unwrap();
+        change(&file);
+        fs::rename(&begun, slot.out().join("whole")).unwrap();
+        slot.commit(&parts(n), 1.0).unwrap().tree.entries()[0].digest
+    };
+    let mut changed = content.clone();
+    changed[3] = 8;
+    let write = |file: &fs::File| file.write_all_at(&[8], 3).unwrap();
+    assert_eq!(commit(1, &write), Digest::of(&changed));
+    assert_eq!(commit(2, &|file| file.set_len(5).unwrap()), Digest::of(&content[..5]));
+    // Who hides what he does shows that nobody read it again, and is found out by those who do.
+    let hidden = commit(3, &|file| {
+        let time = file.metadata().unwrap().modified().unwrap();
+        write(file);
+        file.set_modified(time).unwrap();
+    });
+    assert_eq!(hidden, Digest::of(&content));
+    assert_eq!(cache.verify(&|_, _| ()).unwrap().damaged.len(), 1);
 }
 
 #[test]

@@ -299,6 +299,8 @@ pub struct Ctx<'a> {
     pub remarks: &'a Mutex<Remarks>,
     /// Look often.
     pub cancel: &'a Cancel,
+    /// [`Ctx::is_whole`]
+    pub whole: &'a (dyn Fn(&Path) + Sync),
 }
 
 impl Ctx<'_> {
@@ -333,6 +335,12 @@ impl Ctx<'_> {
     /// Writes a line to the node's log.
     pub fn log(&self, level: Level, text: impl Into<String>) {
         self.sink.emit(Event::Log { node: self.node.to_owned(), level, text: text.into() });
+    }
+
+    /// A file that will be of the result, and to which nobody writes any more: it is hashed now, while its bytes are still in
+    /// memory, and not read from the disk again when all is done. It may move to its place later. Takes as long as the hashing.
+    pub fn is_whole(&self, path: &Path) {
+        (self.whole)(path);
     }
 
     /// Says something of the run.

@@ -188,6 +188,7 @@ impl Env<'_> {
             network: self.network,
             sink: self.sink,
             cancel: &job.cancel,
+            whole: &|path| slot.read_ahead(path),
         };
         let action = &self.project.graph().nodes[job.id].action;
         match catch_unwind(AssertUnwindSafe(|| action.run(&ctx))) {

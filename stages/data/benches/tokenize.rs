@@ -139,6 +139,7 @@ fn stage(shard: &Path, tokenizer: &Path, threads: usize) {
         network: &flow_core::Network::default(),
         sink: &sink,
         cancel: &Cancel::default(),
+        whole: &|_| (),
     };
     stages[0].run(&ctx).expect("the stage runs");
 }

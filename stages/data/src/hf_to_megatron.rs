@@ -213,7 +213,7 @@ impl HfToMegatron {
         let mut sums: Vec<_> = slots.iter().map(|_| crc32fast::Hasher::new()).collect();
         slots.iter().filter(|slot| slot.whole).try_for_each(|slot| writer.seal(slot.clone(), 0))?;
         // File by file: while one gets to the disk, the next is written.
-        work.syncing(|syncing| {
+        work.syncing(ctx, |syncing| {
             for tiles in tiles.chunk_by(|a, b| slots[a.slot].name == slots[b.slot].name) {
                 let parts = copying.run(tiles, |tile, (read, write): &mut (Vec<u8>, Vec<u8>)| {
                     read.resize((tile.elements * tile.from_type.size()) as usize, 0);
@@ -241,7 +241,7 @@ impl HfToMegatron {
                     writer.seal(slots[i].clone(), sums[i].clone().finalize())?;
                 }
                 let Slot { name, file, .. } = slots[first.slot].clone();
-                syncing.completed(name, file)?;
+                syncing.completed(&dir, name, file)?;
             }
             Ok(())
         })?;

@@ -256,7 +256,7 @@ fn export(
     let copying = Copying::new(ctx, total);
     copying.had(total - tiles.iter().map(Tile::bytes).sum::<u64>());
     // File by file: while one gets to the disk, the next is written.
-    work.syncing(|syncing| {
+    work.syncing(ctx, |syncing| {
         for tiles in tiles.chunk_by(|a, b| a.file == b.file) {
             let (file, name) = (&files.open[tiles[0].file], &plan.shards[tiles[0].file].name);
             copying.run(tiles, |tile, (read, write): &mut (Vec<u8>, Vec<u8>)| {
@@ -272,7 +272,7 @@ fn export(
                 };
                 models::write(file, bytes, tile.at).with_context(|| format!("cannot write {name}"))
             })?;
-            syncing.completed(name.clone(), Arc::clone(file))?;
+            syncing.completed(work.dir(), name.clone(), Arc::clone(file))?;
         }
         Ok(())
     })?;

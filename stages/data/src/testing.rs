@@ -91,6 +91,7 @@ impl Stand {
             network: &self.network,
             sink: &sink,
             cancel: &self.cancel,
+            whole: &|_| (),
         })
     }
 

@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use flow_core::Ctx;
 
 /// Files that wait for the disk at the same time.
 const MOST_SYNCING: usize = 8;
@@ -52,13 +53,17 @@ impl Work {
         marks(&self.marks).into_iter().filter(|name| whole(name).is_some()).collect()
     }
 
-    /// Does work that completes files one after the other: their way to the disk goes on beside it.
+    /// Does work that completes files one after the other: they are hashed and brought to the disk beside it.
     ///
     /// # Errors
     /// The work's, or a file does not get to the disk.
-    pub fn syncing<'env>(&'env self, work: impl FnOnce(&mut Syncing<'_, 'env>) -> Result<()>) -> Result<()> {
+    pub fn syncing<'env>(
+        &'env self,
+        ctx: &'env Ctx<'env>,
+        work: impl FnOnce(&mut Syncing<'_, 'env>) -> Result<()>,
+    ) -> Result<()> {
         std::thread::scope(|scope| {
-            let mut syncing = Syncing { work: self, scope, threads: VecDeque::new() };
+            let mut syncing = Syncing { work: self, ctx, scope, threads: VecDeque::new() };
             work(&mut syncing)?;
             syncing.threads.into_iter().try_for_each(joined)
         })
@@ -113,24 +118,27 @@ impl Work {
 }
 
 /// Files on their way to the disk.
-#[derive(Debug)]
 pub struct Syncing<'scope, 'env> {
     work: &'env Work,
+    ctx: &'env Ctx<'env>,
     scope: &'scope Scope<'scope, 'env>,
     threads: VecDeque<ScopedJoinHandle<'scope, Result<()>>>,
 }
 
 impl Syncing<'_, '_> {
-    /// All bytes of this file were written.
+    /// All bytes of this file of that directory were written.
     ///
     /// # Errors
     /// An earlier one did not get to the disk.
-    pub fn completed(&mut self, name: String, file: Arc<File>) -> Result<()> {
+    pub fn completed(&mut self, dir: &Path, name: String, file: Arc<File>) -> Result<()> {
         if self.threads.len() >= MOST_SYNCING {
             self.threads.pop_front().map_or(Ok(()), joined)?;
         }
-        let work = self.work;
-        self.threads.push_back(self.scope.spawn(move || work.mark(&name, &file)));
+        let (work, ctx, path) = (self.work, self.ctx, dir.join(&name));
+        self.threads.push_back(self.scope.spawn(move || {
+            ctx.is_whole(&path);
+            work.mark(&name, &file)
+        }));
         Ok(())
     }
 }

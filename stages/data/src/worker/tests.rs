@@ -79,6 +79,7 @@ fn run(node: &str, world_size: usize, cancel_on: Option<&str>) -> Run {
         network: &flow_core::Network::default(),
         sink: &sink,
         cancel: &cancel,
+        whole: &|_| (),
     };
     let program = script();
     let start = Instant::now();
