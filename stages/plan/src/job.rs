@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{EvalJob, Training};
+use crate::{EvalJob, GenerateJob, Training};
 
 /// What a rank does. `flow-torch worker JOB.json`; events go to its standard output as JSON lines
 /// ([`flow_core::Event`]), everything for people to standard error.
@@ -16,6 +16,8 @@ pub enum Job {
     Train(TrainJob),
     /// Evaluates.
     Eval(EvalJob),
+    /// Goes on with prompts as they come.
+    Generate(GenerateJob),
 }
 
 /// Who a rank is, and how it finds the others. From the environment, under torchrun's names: RANK, WORLD_SIZE,

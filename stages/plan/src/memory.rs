@@ -123,7 +123,7 @@ fn matrices(model: &ModelConfig) -> u64 {
 }
 
 /// Parameters of a rank with so many layers, one of `tensor` that share each matrix.
-fn parameters(model: &ModelConfig, layers: u64, first: bool, last: bool, tensor: u64) -> u64 {
+pub(crate) fn parameters(model: &ModelConfig, layers: u64, first: bool, last: bool, tensor: u64) -> u64 {
     let (hidden, vocab) = (model.hidden_size as u64, model.vocab_size as u64);
     let embedding = vocab * hidden / tensor;
     // A tied embedding is on both ends of a pipeline, and once where the ends are one.

@@ -1,10 +1,10 @@
 //! Where a rank computes, and with how many threads.
 
-use std::env;
+use std::{env, path::Path};
 
 use anyhow::{Result, bail};
 use flow_dist::runtime;
-use flow_plan::{Device, ModelConfig, Rank, Training};
+use flow_plan::{Device, Inference, ModelConfig, Rank, Training};
 
 /// Chooses the device of a rank and sets libtorch up for it. On the CPU everything is deterministic, on a GPU what is asked
 /// to be.
@@ -51,6 +51,28 @@ pub fn has_room(device: tch::Device, training: &Training, config: &ModelConfig) 
     let has = runtime::device_bytes(index)?;
     let Some(wrong) = training.exceeds(config, has, "the GPU's memory") else { return Ok(()) };
     bail!("{}; {}", wrong.message, wrong.hints.join("; "))
+}
+
+/// Refuses what is asked of a model that does not split so, or does not fit into the GPU or the memory that is free, with what
+/// would make it fit. On a CPU the ranks share the memory.
+pub fn can_ask(device: tch::Device, inference: &Inference, model: &Path) -> Result<()> {
+    let config = ModelConfig::read(model)?;
+    let (has, what) = match device {
+        tch::Device::Cuda(index) => (Some(runtime::device_bytes(index)?), "the GPU's memory"),
+        _ => (available_memory().map(|bytes| bytes / inference.tensor as u64), "a rank's part of the free memory"),
+    };
+    let exceeds = || inference.exceeds(&config, has?, what);
+    match inference.wrong(&config).or_else(exceeds) {
+        Some(wrong) => bail!("{}; {}", wrong.message, wrong.hints.join("; ")),
+        None => Ok(()),
+    }
+}
+
+/// Bytes that the kernel could give without swapping.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? * 1024)
 }
 
 /// What a GPU can do a second in dense bf16 matrix products, by NVIDIA's data sheets; `None` for one that is not in the list.

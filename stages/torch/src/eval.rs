@@ -1,16 +1,25 @@
 //! Evaluation: answers requests, line by line as they were asked.
 
 use std::{
+    cmp::Reverse,
     fs::{self, File},
     io::{BufRead, BufReader, BufWriter, Write},
     path::Path,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use flow_core::Unit;
-use flow_plan::{EvalAnswer, EvalJob, EvalRequest, Parallel, Rank, Score};
+use flow_plan::{EvalAnswer, EvalJob, EvalRequest, Generated, Inference, Parallel, Rank, Score};
 
-use crate::{Ended, device, events::Voice, opened::Opened, ranks::Ranks, score::Scorer, weights};
+use crate::{
+    Ended, device,
+    events::Voice,
+    generate::{Generator, Told},
+    opened::Opened,
+    ranks::Ranks,
+    score::Scorer,
+    weights,
+};
 
 /// Requests that are sorted by length together: bounds the memory, whatever their number.
 const POOL: usize = 4096;
@@ -22,16 +31,17 @@ pub fn eval(job: &EvalJob, me: &Rank, ranks: &mut Option<Ranks>) -> Result<Ended
     let parallel = Parallel { tensor: job.tensor, ..Parallel::default() };
     let ranks = ranks.insert(Ranks::meet(me, &parallel, device)?);
     let voice = Voice::new(&job.node, me.rank);
+    let (total, generates) = look_at(&job.requests)?;
+    device::can_ask(device, &Inference::of_eval(job, generates), &job.model)?;
     let opened = Opened::with(ranks, &job.model, weights::kind(job.precision), device, job.max_length)?;
 
     let path = &job.requests;
-    let total = count_lines(path)?;
     let mut lines = BufReader::new(File::open(path).with_context(|| format!("cannot open {}", path.display()))?)
         .lines()
         .enumerate();
     // Every rank knows the answers; one writes them.
     let mut answers = if voice.speaks() { Some(Answers::create(&job.answers)?) } else { None };
-    let mut done = 0;
+    let (mut done, mut said) = (0, u64::MAX);
     loop {
         let mut pool = Vec::new();
         for (at, line) in lines.by_ref().take(POOL) {
@@ -44,7 +54,10 @@ pub fn eval(job: &EvalJob, me: &Rank, ranks: &mut Option<Ranks>) -> Result<Ended
             break;
         }
         let Some(answered) = pooled(&pool, &opened, job, &mut |more| {
-            voice.progress(done + more as u64, Some(total), Unit::Items);
+            let now = done + more as u64;
+            if std::mem::replace(&mut said, now) != now {
+                voice.progress(now, Some(total), Unit::Items);
+            }
             Ok(!ranks.anyone_asked_to_stop()?)
         })?
         else {
@@ -78,37 +91,63 @@ fn pooled(
     job: &EvalJob,
     go_on: &mut dyn FnMut(usize) -> Result<bool>,
 ) -> Result<Option<Vec<EvalAnswer>>> {
-    let scores: Vec<&Score> = pool
-        .iter()
-        .map(|request| match request {
-            EvalRequest::Score(score) => Ok(score),
-            EvalRequest::Generate(_) => bail!("this worker scores, and does not generate"),
-        })
-        .collect::<Result<_>>()?;
-    let Some(scored) = Scorer { opened, batch_size: job.batch_size }.score(&scores, go_on)? else { return Ok(None) };
-    if let Some(at) = scored.iter().position(|scored| !scored.logprob.is_finite()) {
-        bail!(
+    let mut answers: Vec<Option<EvalAnswer>> = vec![None; pool.len()];
+    let (mut scores, mut prompts) = (Vec::new(), Vec::new());
+    for (at, request) in pool.iter().enumerate() {
+        match request {
+            EvalRequest::Score(score) => scores.push((at, score)),
+            EvalRequest::Generate(generate) => prompts.push((at, generate)),
+        }
+    }
+    let requests: Vec<&Score> = scores.iter().map(|(_, score)| *score).collect();
+    let Some(scored) = Scorer { opened, batch_size: job.batch_size }.score(&requests, go_on)? else { return Ok(None) };
+    for ((at, request), scored) in scores.into_iter().zip(scored) {
+        ensure!(
+            scored.logprob.is_finite(),
             "the log-likelihood of {} tokens is {}: the model's weights are damaged, or {:?} does not suffice",
-            scores[at].scored,
-            scored[at].logprob,
+            request.scored,
+            scored.logprob,
             job.precision
         );
+        answers[at] = Some(EvalAnswer::Score(scored));
     }
-    Ok(Some(scored.into_iter().map(EvalAnswer::Score).collect()))
+    // Prompts of like length go in together.
+    prompts.sort_by_key(|(_, prompt)| Reverse(prompt.tokens.len()));
+    let mut generator = Generator::new(opened, &job.model, job.batch_size);
+    let mut made: Vec<Vec<u32>> = vec![Vec::new(); pool.len()];
+    let mut done = requests.len();
+    for (at, request) in prompts {
+        generator.ask(at, request.clone())?;
+    }
+    while !generator.is_idle() {
+        if !go_on(done)? {
+            return Ok(None);
+        }
+        generator.step(&mut |at, told| {
+            match told {
+                Told::Token(token) => made[at].push(token),
+                Told::Ended(ended) => {
+                    done += 1;
+                    answers[at] =
+                        Some(EvalAnswer::Generate(Generated { tokens: std::mem::take(&mut made[at]), ended }));
+                }
+            }
+            Ok(())
+        })?;
+    }
+    Ok(answers.into_iter().collect())
 }
 
-fn count_lines(path: &Path) -> Result<u64> {
-    let mut reader = BufReader::new(File::open(path).with_context(|| format!("cannot open {}", path.display()))?);
-    let mut lines = 0;
-    loop {
-        let block = reader.fill_buf()?;
-        if block.is_empty() {
-            return Ok(lines);
-        }
-        lines += block.iter().filter(|byte| **byte == b'\n').count() as u64;
-        let n = block.len();
-        reader.consume(n);
+/// How many lines there are, and whether one of them asks for a generation.
+fn look_at(path: &Path) -> Result<(u64, bool)> {
+    let lines = BufReader::new(File::open(path).with_context(|| format!("cannot open {}", path.display()))?).lines();
+    let (mut count, mut generates) = (0, false);
+    for line in lines {
+        let line = line.with_context(|| format!("cannot read {}", path.display()))?;
+        generates = generates || matches!(serde_json::from_str(&line), Ok(EvalRequest::Generate(_)));
+        count += 1;
     }
+    Ok((count, generates))
 }
 
 /// The file of answers: there whole, or not at all.

@@ -1,4 +1,4 @@
-//! `flow-torch`: one process a rank. Trains and evaluates with libtorch; started by `flow`, by Slurm, or by hand.
+//! `flow-torch`: one process a rank. Trains, evaluates and generates with libtorch; started by `flow`, by Slurm, or by hand.
 //!
 //! `flow-torch worker JOB.json` does a job ([`flow_plan::Job`]) as the rank that RANK, WORLD_SIZE, LOCAL_RANK,
 //! MASTER_ADDR and MASTER_PORT say. Standard output: events. Standard error: words, the reason of a failure last.
@@ -13,6 +13,7 @@ mod common;
 mod device;
 mod eval;
 mod events;
+mod generate;
 mod logits;
 mod metrics;
 mod model;
@@ -114,6 +115,7 @@ fn worker(path: &Path) -> Result<Ended> {
     let outcome = catch_unwind(AssertUnwindSafe(|| match &job {
         Job::Train(job) => train::train(job, &me, &mut ranks),
         Job::Eval(job) => eval::eval(job, &me, &mut ranks),
+        Job::Generate(job) => generate::talk(job, &me, &mut ranks),
     }))
     .unwrap_or_else(|panic| Err(anyhow!("{}", words(panic.as_ref()))));
     match outcome {

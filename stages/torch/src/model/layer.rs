@@ -80,19 +80,47 @@ impl Layer {
     }
 
     fn attention(&self, shared: &Shared, sight: &Sight, x_bsh: &Tensor) -> Result<Tensor> {
-        let (queries, d) = (shared.queries, shared.head_dim);
-        let qkv = self.qkv.forward(&shared.tp, x_bsh)?;
-        let (b, s, _) = qkv.size3()?;
-        // g: key-value heads of this rank; each has `queries` query heads, one key, one value.
-        let qkv_bsgnd = qkv.view([b, s, -1, queries + 2, d]);
-        // Split, not narrowed: the gradients of the parts are joined once, and not added up on zeros.
-        let [qk_bsgnd, v_bsgnd] = split(&qkv_bsgnd, [queries + 1, 1])?;
-        let [q_bsgnd, k_bsgnd] = split(&sight.rope.as_ref().unwrap_or(&shared.rope).rotate(&qk_bsgnd)?, [queries, 1])?;
+        let [q_bsgnd, k_bsgnd, v_bsgnd] =
+            self.queries_keys_values(shared, sight.rope.as_ref().unwrap_or(&shared.rope), x_bsh)?;
+        let (b, s, d) = (q_bsgnd.size()[0], q_bsgnd.size()[1], shared.head_dim);
         let heads = |x: Tensor| x.reshape([b, s, -1, d]).transpose(1, 2);
         // Copies, as q is one: a window would keep all of q, k and v until the backward pass.
         let (k_bgsd, v_bgsd) = (heads(k_bsgnd.contiguous()), heads(v_bsgnd.contiguous()));
         let o_bnsd = shared.cp.attention(&heads(q_bsgnd), &k_bgsd, &v_bgsd, sight.spans.as_ref())?;
         self.proj.forward(&shared.tp, &o_bnsd.transpose(1, 2).reshape([b, s, -1]))
+    }
+
+    /// Turned by `rope`, this rank's heads. g: its key-value heads; each has `queries` query heads, one key, one value.
+    fn queries_keys_values(&self, shared: &Shared, rope: &Rope, x_bsh: &Tensor) -> Result<[Tensor; 3]> {
+        let (queries, d) = (shared.queries, shared.head_dim);
+        let qkv = self.qkv.forward(&shared.tp, x_bsh)?;
+        let (b, s, _) = qkv.size3()?;
+        let qkv_bsgnd = qkv.view([b, s, -1, queries + 2, d]);
+        // Split, not narrowed: the gradients of the parts are joined once, and not added up on zeros.
+        let [qk_bsgnd, v_bsgnd] = split(&qkv_bsgnd, [queries + 1, 1])?;
+        let [q_bsgnd, k_bsgnd] = split(&rope.rotate(&qk_bsgnd)?, [queries, 1])?;
+        Ok([q_bsgnd, k_bsgnd, v_bsgnd])
+    }
+
+    /// Key-value heads of this rank.
+    pub fn key_heads(&self, shared: &Shared) -> i64 {
+        self.qkv.0.weight.size()[0] / ((shared.queries + 2) * shared.head_dim)
+    }
+
+    /// [`Layer::forward`] without a graph, where `attend` keeps keys and values: it is given queries [b, s, g, n, d], keys
+    /// and values [b, s, g, d], and gives what is attended to: [b, s, g n d].
+    pub fn extend(
+        &self,
+        shared: &Shared,
+        rope: &Rope,
+        x_bsh: &Tensor,
+        attend: impl FnOnce(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let normed_bsh = norm(x_bsh, &self.input_norm, shared.eps);
+        let [q_bsgnd, k_bsgnd, v_bsgnd] = self.queries_keys_values(shared, rope, &normed_bsh)?;
+        let o = attend(&q_bsgnd, &k_bsgnd.squeeze_dim(3), &v_bsgnd.squeeze_dim(3))?;
+        let x_bsh = x_bsh + self.proj.forward(&shared.tp, &o)?;
+        Ok(&x_bsh + self.feed_forward(shared, &norm(&x_bsh, &self.post_norm, shared.eps))?)
     }
 
     fn feed_forward(&self, shared: &Shared, x_bsh: &Tensor) -> Result<Tensor> {

@@ -3,6 +3,7 @@
 //! Written as for one device; what the tensor axis does to it is in [`parallel`], the context axis in [`context`]. The
 //! suffixes of tensors name their dimensions: b sequences, s positions, h hidden, v vocabulary, n tokens or heads, d head width.
 
+mod cache;
 mod context;
 mod inference;
 mod layer;
@@ -25,6 +26,7 @@ use parallel::{Column, Embedding, Matrix, Row};
 use params::{EMBEDDING, FINAL_NORM, LAYER, Layout, OUTPUT};
 use rope::Rope;
 
+pub use cache::Cache;
 pub use context::ContextParallel;
 pub use parallel::TensorParallel;
 pub use sight::Sight;

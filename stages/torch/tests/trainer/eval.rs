@@ -4,20 +4,20 @@ use std::{
     fs,
     net::TcpListener,
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use crate::common::{Ended, FLOW_TORCH, finish, golden, lines, reference};
 use serde_json::{Value, json};
 
 /// What transformers answers: `tests/golden/generate/make_reference.py`.
-fn answers() -> Value {
+pub fn answers() -> Value {
     let path = golden().join("../generate/reference.json");
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
 /// Asks a model, with so many ranks; how they ended, and the answers if there are any.
-fn try_ask(model: &Path, requests: &[Value], tensor: usize, changes: &Value) -> (Vec<Ended>, Option<Vec<Value>>) {
+pub fn try_ask(model: &Path, requests: &[Value], tensor: usize, changes: &Value) -> (Vec<Ended>, Option<Vec<Value>>) {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     fs::write(path("requests"), requests.iter().map(|request| format!("{request}\n")).collect::<String>()).unwrap();
@@ -27,20 +27,25 @@ fn try_ask(model: &Path, requests: &[Value], tensor: usize, changes: &Value) -> 
     });
     job.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
     fs::write(path("job.json"), job.to_string()).unwrap();
+    let ended = finish(start(&path("job.json"), tensor));
+    (ended, fs::read_to_string(path("answers")).ok().map(|text| lines(&text)))
+}
+
+/// Starts the ranks of a job.
+pub fn start(job: &Path, tensor: usize) -> Vec<Child> {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let start = |rank: usize| {
         let names = [("RANK", rank), ("LOCAL_RANK", rank), ("WORLD_SIZE", tensor), ("MASTER_PORT", port.into())];
         let mut command = Command::new(FLOW_TORCH);
-        command.arg("worker").arg(path("job.json")).env("MASTER_ADDR", "127.0.0.1");
+        command.arg("worker").arg(job).env("MASTER_ADDR", "127.0.0.1");
         command.envs(names.map(|(name, value)| (name, value.to_string())));
-        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     };
-    let ended = finish((0..tensor).map(start).collect());
-    (ended, fs::read_to_string(path("answers")).ok().map(|text| lines(&text)))
+    (0..tensor).map(start).collect()
 }
 
 /// As [`try_ask`], and they must answer.
-fn ask(model: &Path, requests: &[Value], tensor: usize, changes: &Value) -> Vec<Value> {
+pub fn ask(model: &Path, requests: &[Value], tensor: usize, changes: &Value) -> Vec<Value> {
     let (ended, answers) = try_ask(model, requests, tensor, changes);
     ended.iter().for_each(|rank| assert!(rank.status.success(), "{}", rank.stderr));
     answers.unwrap()

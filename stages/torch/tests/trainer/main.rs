@@ -2,6 +2,7 @@
 
 mod common;
 mod eval;
+mod generate;
 mod refusals;
 mod resume;
 mod saves;
