@@ -235,7 +235,7 @@ proptest! {
 
 #[test]
 fn what_megatron_wrote_is_exported_byte_for_byte() {
-    for package in ["megatron_core0.16", "megatron_core0.20dev"] {
+    for package in ["megatron_core0.16", "megatron_core0.16_tp2_pp2", "megatron_core0.20dev"] {
         let ports = [("input", golden(package)), ("source", golden("hf"))];
         let ports = ports.each_ref().map(|(port, path)| (*port, path.as_path()));
         let out = run::<MegatronToHf>(json!({"input": "x", "source": "y"}), &ports).unwrap();

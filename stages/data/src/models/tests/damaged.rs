@@ -11,7 +11,8 @@ use crate::{
 };
 
 /// In each of the formats that have checksums; torch's own loaders look at none of them.
-const CHECKPOINTS: [&str; 3] = ["megatron_core0.16", "megatron_core0.20dev", "../../torch_dcp/hf_named"];
+const CHECKPOINTS: [&str; 4] =
+    ["megatron_core0.16", "megatron_core0.16_tp2_pp2", "megatron_core0.20dev", "../../torch_dcp/hf_named"];
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
