@@ -4,7 +4,7 @@ use std::{
     fmt::Display,
     fs::{self, File, OpenOptions},
     io::{self, ErrorKind, Write as _},
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::{DirEntryExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -199,6 +199,19 @@ pub(crate) fn par_shards(dir: &Path) -> Result<impl IndexedParallelIterator<Item
     let shards: Vec<_> = list(dir)?.into_iter().filter(|path| path.is_dir()).collect();
     // One after the other, as each may be long.
     Ok(shards.into_par_iter().with_max_len(1).map(|shard| list(&shard)))
+}
+
+/// A file, and its inode's number.
+pub(crate) type Numbered = (u64, PathBuf);
+
+/// As [`par_shards`], with the number of each file's inode, and in no order.
+pub(crate) fn par_numbered(dir: &Path) -> Result<impl IndexedParallelIterator<Item = Result<Vec<Numbered>>> + use<>> {
+    let shards: Vec<_> = list(dir)?.into_iter().filter(|path| path.is_dir()).collect();
+    Ok(shards.into_par_iter().with_max_len(1).map(|shard| {
+        let failed = || format!("cannot list {}", shard.display());
+        let entries = fs::read_dir(&shard).with_context(failed)?;
+        entries.map(|entry| entry.map(|entry| (entry.ino(), entry.path())).with_context(failed)).collect()
+    }))
 }
 
 /// Length in bytes of all files under a directory, and the youngest modification in ns since 1970.

@@ -15,16 +15,18 @@ use rayon::prelude::*;
 use crate::{
     cache::Cache,
     fault::fault,
-    files::{Explain as _, is_temp, list, par_shards, remove_all, shards, usage, write_atomic},
+    files::{Explain as _, Numbered, is_temp, list, par_numbered, par_shards, remove_all, shards, usage, write_atomic},
     holds::Closed,
     lock::{KeyLock, try_exclusive},
     paths::{parse_object, parse_scratch},
-    proof::{Meta, now},
+    proof::{Meta, Stat, now},
     record::{Bad, ResultRecord, marked},
 };
 
 /// How long gc waits for flows that are just looking results up.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How many files are taken away at a time: what takes long is not the work, but waiting for the disk.
+const REMOVERS: usize = 8;
 
 /// What may go.
 pub struct GcPolicy<'a> {
@@ -106,6 +108,7 @@ pub struct KindStats {
 struct Candidate {
     key: Key,
     path: PathBuf,
+    inode: u64,
     kind: String,
     used: i64,
     bytes: u64,
@@ -232,20 +235,14 @@ impl Gc<'_> {
             if let Some(why) = why.as_ref().filter(|_| candidate.known) {
                 kept.push(self.forget_objects(candidate, why)?);
             } else if let Some(why) = why {
-                let Candidate { key, kind, path, bytes, .. } = candidate;
-                going.push(GcItem { key: Some(key), kind, path, why, bytes });
+                let Candidate { key, kind, path, inode, bytes, .. } = candidate;
+                going.push((inode, GcItem { key: Some(key), kind, path, why, bytes }));
             } else {
                 size += objects().filter(|(object, _)| seen.insert(*object)).map(|(_, size)| size).sum::<u64>();
                 kept.push(candidate);
             }
         }
-        let remove = |item| {
-            let removed = self.remove(item)?;
-            fault("gc:record")?;
-            Ok(removed)
-        };
-        let gone: Vec<_> = going.into_par_iter().map(remove).collect::<Result<_>>()?;
-        self.gone(gone.into_iter().flatten());
+        self.remove_many(going, "gc:record", |item| item)?;
         self.report.kept = kept.len();
         Ok(kept)
     }
@@ -271,24 +268,26 @@ impl Gc<'_> {
         let objects = kept.iter().flat_map(|candidate| &candidate.objects);
         let named: HashMap<_, u64> =
             objects.map(|(digest, executable, size)| ((*digest, *executable), *size)).collect();
-        let look = |shard: Result<Vec<PathBuf>>| -> Result<(u64, Vec<GcItem>)> {
-            let (mut size, mut gone) = (0, Vec::new());
-            for path in shard? {
-                if let Some(bytes) = parse_object(&path).and_then(|object| named.get(&object)) {
-                    size += bytes;
-                } else {
-                    let bytes = Meta::of(&path, false).map_or(0, |meta| meta.stat.size);
-                    gone.extend(self.remove(item("object", path, "no result has it", bytes))?);
+        let look = |shard: Result<Vec<Numbered>>| -> Result<(u64, Vec<Numbered>)> {
+            let (mut size, mut going) = (0, Vec::new());
+            for (inode, path) in shard? {
+                match parse_object(&path).and_then(|object| named.get(&object)) {
+                    Some(bytes) => size += bytes,
+                    None => going.push((inode, path)),
                 }
             }
-            Ok((size, gone))
+            Ok((size, going))
         };
-        let shards = par_shards(&self.cache.root().join("objects"))?;
-        for (size, gone) in shards.map(look).collect::<Result<Vec<_>>>()? {
+        let shards = par_numbered(&self.cache.root().join("objects"))?;
+        let mut going = Vec::new();
+        for (size, some) in shards.map(look).collect::<Result<Vec<_>>>()? {
             self.report.size += size;
-            self.gone(gone);
+            going.extend(some);
         }
-        Ok(())
+        self.remove_many(going, "gc:object", |path| {
+            let bytes = Meta::of(&path, false).map_or(0, |meta| meta.stat.size);
+            item("object", path, "no result has it", bytes)
+        })
     }
 
     fn views(&mut self, kept: &[Candidate], closed: &Closed) -> Result<()> {
@@ -388,6 +387,28 @@ impl Gc<'_> {
         Ok(Some(item))
     }
 
+    /// Removes files, each given with its inode's number: in the order of these. So what the file system keeps of files that
+    /// lie side by side is written once, and not once for each of them.
+    fn remove_many<T: Send>(
+        &mut self,
+        mut going: Vec<(u64, T)>,
+        point: &str,
+        item: impl Fn(T) -> GcItem + Sync,
+    ) -> Result<()> {
+        going.sort_unstable_by_key(|(inode, _)| *inode);
+        let remove = |(_, one)| {
+            let removed = self.remove(item(one))?;
+            fault(point)?;
+            Ok(removed)
+        };
+        let removers = rayon::ThreadPoolBuilder::new().num_threads(REMOVERS).build()?;
+        let gone: Vec<_> = removers.install(|| going.into_par_iter().map(remove).collect::<Result<_>>())?;
+        let mut gone: Vec<GcItem> = gone.into_iter().flatten().collect();
+        gone.par_sort_unstable_by(|a, b| a.path.as_os_str().cmp(b.path.as_os_str()));
+        self.gone(gone);
+        Ok(())
+    }
+
     fn gone(&mut self, items: impl IntoIterator<Item = GcItem>) {
         for item in items {
             self.report.freed += item.bytes;
@@ -414,8 +435,9 @@ fn candidate(key: Key, path: PathBuf, record: Result<ResultRecord, Bad>) -> Resu
     let entries = record.tree.entries().iter();
     let objects = entries.map(|entry| (entry.digest, entry.executable, entry.size));
     let objects = objects.collect();
-    let (used, bytes, view, kind) = (meta.stat.mtime, meta.stat.size, record.tree.digest(), record.parts.kind);
-    Ok(Some(Candidate { key, path, kind, used, bytes, view, objects, freed: record.freed, fixed: false, known: false }))
+    let Stat { mtime: used, size: bytes, ino: inode, .. } = meta.stat;
+    let (view, kind, freed) = (record.tree.digest(), record.parts.kind, record.freed);
+    Ok(Some(Candidate { key, path, inode, kind, used, bytes, view, objects, freed, fixed: false, known: false }))
 }
 
 /// A time for people: `3 minutes`, `40 days`.

@@ -158,7 +158,7 @@ fn killed_at_random_moments_nothing_is_half_written() {
 
 #[test]
 fn a_killed_gc_leaves_no_record_without_objects() {
-    for point in ["gc:record", "gc:record@3"] {
+    for point in ["gc:record", "gc:record@3", "gc:object", "gc:object@3"] {
         let (_dir, cache) = cache();
         work(&cache, &cache.root().with_extension("log"));
         let root = cache.root().to_owned();
