@@ -1,10 +1,12 @@
-//! [`Index`]: the memo of big files' digests that all pipelines of a cache share, in sled.
+//! [`Index`]: the memo of big files' digests that all pipelines of a cache share, in sled; and beside it what else is read
+//! faster there than from many files ([`Cache::indexed`]).
 //!
-//! Only a memo: everything in it can be found by hashing again. So whatever is wrong with it (another process has it
+//! Only a memo: everything in it can be found again. So whatever is wrong with it (another process has it
 //! open, which sled does not allow, or it is damaged) costs time and nothing else. It is opened when first needed and
 //! closed when not needed for a while, so that a flow that trains for days does not keep it from the others.
 
 use std::{
+    collections::HashMap,
     fs::{self, File, OpenOptions},
     io,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -16,6 +18,7 @@ use std::{
 use flow_core::Digest;
 
 use crate::{
+    cache::Cache,
     files::fresh,
     lock::try_exclusive,
     proof::{Id, Proof, Stat},
@@ -64,31 +67,33 @@ impl Index {
 
     /// What is known of a file. `warn` is told once if the index cannot be used.
     pub fn get(&self, id: Id, warn: &dyn Fn(String)) -> Option<Proof> {
-        self.with(warn, |db| db.get(id.0))?.and_then(|bytes| decode(&bytes))
+        self.with(Some(warn), |db| db.get(id.0))?.and_then(|bytes| decode(&bytes))
     }
 
     /// Remembers a file.
     pub fn put(&self, id: Id, proof: &Proof, warn: &dyn Fn(String)) {
-        self.with(warn, |db| db.insert(id.0, encode(proof).as_slice()));
+        self.with(Some(warn), |db| db.insert(id.0, encode(proof).as_slice()));
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn with<T>(&self, warn: &dyn Fn(String), act: impl Fn(&sled::Db) -> sled::Result<T>) -> Option<T> {
+    /// Who has no `warn` does as well without: nothing is said then, and nobody waited for.
+    fn with<T>(&self, warn: Option<&dyn Fn(String)>, act: impl Fn(&sled::Db) -> sled::Result<T>) -> Option<T> {
         let mut state = self.state();
         if state.open.is_none() {
             if state.paused.is_some_and(|until| Instant::now() < until) {
                 return None;
             }
-            match self.open() {
+            match self.open(warn.map_or(Duration::ZERO, |_| PATIENCE)) {
                 Ok(Some(open)) => {
                     state.open = Some(open);
                     state.paused = None;
                     self.close_when_idle();
                 }
                 refused => {
+                    let warn = warn?;
                     state.paused = Some(Instant::now() + PAUSE);
                     if !std::mem::replace(&mut state.told, true) {
                         let why = match refused {
@@ -108,7 +113,7 @@ impl Index {
             Ok(Ok(value)) => Some(value),
             Ok(Err(sled::Error::Corruption { .. })) | Err(_) => {
                 let lock = state.open.take().map(|open| open._lock);
-                self.move_away(warn, &mut state, "is damaged");
+                self.move_away(warn.unwrap_or(&drop), &mut state, "is damaged");
                 drop(lock);
                 None
             }
@@ -120,8 +125,8 @@ impl Index {
         }
     }
 
-    /// `None` when another process has it.
-    fn open(&self) -> io::Result<Option<Open>> {
+    /// `None` when another process has it, and keeps it for longer than `patience`.
+    fn open(&self, patience: Duration) -> io::Result<Option<Open>> {
         let lock = OpenOptions::new()
             .read(true)
             .write(true)
@@ -130,7 +135,7 @@ impl Index {
             .open(self.dir.with_extension("lock"))?;
         let began = Instant::now();
         while !try_exclusive(&lock)? {
-            if began.elapsed() >= PATIENCE {
+            if began.elapsed() >= patience {
                 return Ok(None);
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -186,6 +191,32 @@ impl Index {
                     return;
                 }
             }
+        });
+    }
+}
+
+impl Cache {
+    /// What is kept in the index under `of`: name → content. It may be gone at any time, so only what is in files as well
+    /// belongs here. Nothing if the index cannot be had, as another flow has it.
+    #[must_use]
+    pub fn indexed(&self, of: &str) -> Option<HashMap<String, Vec<u8>>> {
+        self.0.index.with(None, |db| {
+            let entries = db.open_tree(of)?.iter().map(|entry| entry.map(|(name, content)| (name, content.to_vec())));
+            let named = entries.filter_map(|entry| match entry {
+                Ok((name, content)) => Some(Ok((str::from_utf8(&name).ok()?.to_owned(), content))),
+                Err(error) => Some(Err(error)),
+            });
+            named.collect()
+        })
+    }
+
+    /// Adds to what is kept in the index under `of`, and takes from it, if it can be had.
+    pub fn index(&self, of: &str, add: &[(String, Vec<u8>)], remove: &[String]) {
+        self.0.index.with(None, |db| {
+            let mut batch = sled::Batch::default();
+            remove.iter().for_each(|name| batch.remove(name.as_bytes()));
+            add.iter().for_each(|(name, content)| batch.insert(name.as_bytes(), content.as_slice()));
+            db.open_tree(of)?.apply_batch(batch)
         });
     }
 }

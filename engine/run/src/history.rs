@@ -5,6 +5,7 @@ use std::{
     fs::{self, File, TryLockError},
     io::ErrorKind,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,16 +17,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     graph::{bracket, chooses},
-    record::{ALIVE, EVENTS, HEARTBEAT, LOGS, RUN, RunHead, StageHead, host, log_path, now},
+    heads::Heads,
+    record::{ALIVE, EVENTS, HEARTBEAT, RUN, RunHead, StageHead, host, log_path, now},
 };
 
 /// A run on another machine that did not show itself for so long is dead.
 const HEART_STOPS: Duration = HEARTBEAT.saturating_mul(6);
+/// So many runs, the newest, are read from their files.
+const FEW: usize = 64;
 
 /// The runs of a cache.
 #[derive(Clone, Debug)]
 pub struct History {
     runs: PathBuf,
+    heads: Arc<Heads>,
 }
 
 /// A run.
@@ -85,7 +90,7 @@ impl History {
     /// Of a cache.
     #[must_use]
     pub fn open(cache: &Cache) -> Self {
-        Self { runs: cache.runs_dir() }
+        Self { runs: cache.runs_dir(), heads: Arc::new(Heads::new(cache)) }
     }
 
     /// Every run, the newest first, read as they are asked for. What is not a run's directory is passed over.
@@ -93,7 +98,8 @@ impl History {
     /// # Errors
     /// The directory of runs cannot be read.
     pub fn list(&self) -> Result<impl Iterator<Item = RunInfo>> {
-        Ok(self.ids()?.into_iter().filter_map(|id| self.read(&id).ok()))
+        let ids = self.ids()?;
+        Ok((0..ids.len()).filter_map(move |nth| self.nth(&ids, nth).ok()))
     }
 
     /// Every run, the newest first, read on all cores.
@@ -101,7 +107,8 @@ impl History {
     /// # Errors
     /// The directory of runs cannot be read.
     pub fn all(&self) -> Result<Vec<RunInfo>> {
-        Ok(self.ids()?.into_par_iter().with_min_len(64).filter_map(|id| self.read(&id).ok()).collect())
+        let ids = self.ids()?;
+        Ok((0..ids.len()).into_par_iter().with_min_len(64).filter_map(|nth| self.nth(&ids, nth).ok()).collect())
     }
 
     /// The runs in which anything happened, the newest first, read as they are asked for: not those that only found all as
@@ -110,8 +117,7 @@ impl History {
     /// # Errors
     /// The directory of runs cannot be read.
     pub fn busy(&self) -> Result<impl Iterator<Item = RunInfo>> {
-        let ids = self.ids()?.into_iter().filter(|id| self.dir(id).join(LOGS).is_dir());
-        Ok(ids.filter_map(|id| self.read(&id).ok()))
+        Ok(self.list()?.filter(|run| run.head.same_nodes_as.is_none()))
     }
 
     /// The run with this id, or with the only id that begins so; `last` is the newest, `last-1` the one before it.
@@ -225,6 +231,20 @@ impl History {
         let mut ids: Vec<String> = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()).collect();
         ids.sort_unstable_by(|a, b| b.cmp(a));
         Ok(ids)
+    }
+
+    /// One of `ids`, which are all. A few of them are not worth opening the index for.
+    fn nth(&self, ids: &[String], nth: usize) -> Result<RunInfo> {
+        let id = &ids[nth];
+        if nth < FEW {
+            return self.read(id);
+        }
+        if let Some(head) = self.heads.get(ids, id) {
+            return Ok(RunInfo { id: id.clone(), dir: self.dir(id), head, alive: false });
+        }
+        let run = self.read(id)?;
+        self.heads.learn(&run.head);
+        Ok(run)
     }
 
     fn read(&self, id: &str) -> Result<RunInfo> {

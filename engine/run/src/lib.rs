@@ -21,6 +21,7 @@ mod expand;
 mod exports;
 mod find;
 mod graph;
+mod heads;
 mod history;
 mod include;
 mod kept;

@@ -454,7 +454,7 @@ impl State {
 /// The names of the files of a run.
 pub(crate) const RUN: &str = "run.json";
 pub(crate) const EVENTS: &str = "events.jsonl";
-pub(crate) const LOGS: &str = "logs";
+const LOGS: &str = "logs";
 pub(crate) const ALIVE: &str = "alive.lock";
 
 /// Where a node's log is. A node's name is fit to be a file's.
