@@ -50,6 +50,11 @@ struct Made {
     read: ReadFile,
 }
 
+/// How an object may be used: by whoever may read the cache, and to be changed by nobody.
+pub(crate) fn object_mode(executable: bool) -> u32 {
+    if executable { 0o555 } else { 0o444 }
+}
+
 impl Slot {
     /// Makes what is in [`Slot::out`] the result of `parts`, which took `cost` seconds to make. An equal object that
     /// is in the cache already wins.
@@ -120,7 +125,7 @@ impl Slot {
     fn take(&self, found: Found) -> Result<Made> {
         let Found { name, mut path, meta, linked } = found;
         if linked || meta.links > 1 {
-            let mode = if meta.executable() { 0o555 } else { 0o444 };
+            let mode = object_mode(meta.executable());
             let (copy, _) = fresh(self.out(), |to| copy_new(&path, to, mode))
                 .explain(self.cache.root(), || format!("copy {} into the cache", path.display()))?;
             path = copy;
@@ -206,7 +211,7 @@ impl Cache {
             }
         }
         let failed = || format!("write the object {}", target.display());
-        let mode = if entry.executable { 0o555 } else { 0o444 };
+        let mode = object_mode(entry.executable);
         fs::set_permissions(path, fs::Permissions::from_mode(mode)).explain(self.root(), failed)?;
         if durable {
             File::open(path).and_then(|file| file.sync_data()).explain(self.root(), failed)?;

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io,
+    os::unix::fs::PermissionsExt as _,
     path::Path,
 };
 
@@ -12,6 +13,7 @@ use rustix::fs::{Timespec, Timestamps, futimens};
 
 use crate::{
     cache::Cache,
+    commit::object_mode,
     fault::fault,
     files::{copy_new, fresh},
     proof::{Id, Meta, Proof, Stat, now, wait_a_tick},
@@ -52,7 +54,7 @@ impl Cache {
         fs::create_dir_all(dir)?;
         let before = Meta::of(object, false)?.stat;
         let (temp, linked) = fresh(dir, |temp| {
-            if how == Place::Hardlink && fs::hard_link(object, temp).is_ok() {
+            if how == Place::Hardlink && mend_mode(entry, object).is_ok() && fs::hard_link(object, temp).is_ok() {
                 return Ok(true);
             }
             let copy = copy_new(object, temp, if entry.executable { 0o755 } else { 0o644 })?;
@@ -104,6 +106,14 @@ impl Cache {
     }
 }
 
+/// Who changes the mode of a file that is the cache's own changes it there, too.
+fn mend_mode(entry: &Entry, object: &Path) -> io::Result<()> {
+    if Meta::of(object, false)?.executable() == entry.executable {
+        return Ok(());
+    }
+    fs::set_permissions(object, fs::Permissions::from_mode(object_mode(entry.executable)))
+}
+
 /// A copy is as old as what it is a copy of. Good manners only.
 fn keep_time(from: &Path, to: &File) {
     if let Ok(meta) = Meta::of(from, false) {
@@ -117,7 +127,7 @@ fn keep_time(from: &Path, to: &File) {
 mod tests {
     use super::*;
     use crate::files::create_new;
-    use std::{io::Write as _, os::unix::fs::PermissionsExt as _};
+    use std::io::Write as _;
 
     #[test]
     fn damage_of_a_placed_file_is_seen() {
@@ -135,5 +145,27 @@ mod tests {
         assert!(!cache.is_placed(&entry, &source, Place::Copy).unwrap());
         assert!(!cache.is_placed(&entry, dir.path(), Place::Copy).unwrap());
         assert!(!cache.is_placed(&entry, &dir.path().join("nothing"), Place::Copy).unwrap());
+    }
+
+    #[test]
+    fn a_mode_that_is_changed_through_a_hard_link_is_mended() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::open(&dir.path().join("cache")).unwrap();
+        let dest = dir.path().join("dest");
+        for executable in [false, true] {
+            let digest = flow_core::Digest::of(&[executable.into()]);
+            let entry = Entry { name: "f".into(), digest, size: 1, executable };
+            let object = cache.entry_path(&entry);
+            fs::create_dir_all(object.parent().unwrap()).unwrap();
+            create_new(&object, object_mode(executable)).unwrap().write_all(&[executable.into()]).unwrap();
+            cache.restore(&entry, &dest, Place::Hardlink).unwrap();
+            assert!(cache.is_placed(&entry, &dest, Place::Hardlink).unwrap());
+            fs::set_permissions(&dest, fs::Permissions::from_mode(object_mode(!executable))).unwrap();
+            assert!(!cache.is_placed(&entry, &dest, Place::Hardlink).unwrap());
+            cache.restore(&entry, &dest, Place::Hardlink).unwrap();
+            assert!(cache.is_placed(&entry, &dest, Place::Hardlink).unwrap());
+            let (object, dest) = (Meta::of(&object, false).unwrap(), Meta::of(&dest, false).unwrap());
+            assert_eq!((object.executable(), object.stat.ino), (executable, dest.stat.ino));
+        }
     }
 }
