@@ -9,6 +9,12 @@ use crate::masked;
 /// How names of secrets end.
 const WORDS: [&str; 9] =
     ["TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "CREDENTIALS", "API_KEY", "ACCESS_KEY", "PRIVATE_KEY"];
+/// And what some programs call theirs.
+const NAMES: [&str; 4] = ["PGPASSWORD", "SSHPASS", "MYSQL_PWD", "RSYNC_PASSWORD"];
+/// Of these, a name's value is one whatever it looks like; of the others it could be a word.
+const PASSWORDS: [&str; 4] = ["PASSWORD", "PASSWD", "SSHPASS", "MYSQL_PWD"];
+/// What is said of a password, and is none.
+const NO_PASSWORDS: [&str; 8] = ["true", "false", "yes", "no", "none", "null", "required", "optional"];
 /// Tokens of a vocabulary are no secrets.
 const OF_A_VOCABULARY: [&str; 26] = [
     "BOS", "EOS", "EOD", "EOT", "PAD", "UNK", "MASK", "SEP", "CLS", "SPECIAL", "START", "STOP", "BEGIN", "END",
@@ -43,14 +49,15 @@ const GIVEN: usize = 12;
 #[must_use]
 pub fn is_secret_name(name: &str) -> bool {
     let name = name.to_uppercase().replace(['-', '.'], "_");
-    WORDS.iter().any(|word| match name.strip_suffix(word) {
-        Some("") => true,
-        Some(before) => {
-            let last = before.strip_suffix('_').map(|before| before.rsplit('_').next().unwrap_or_default());
-            last.is_some_and(|last| *word != "TOKEN" || !OF_A_VOCABULARY.contains(&last))
-        }
-        None => false,
-    })
+    NAMES.contains(&&*name)
+        || WORDS.iter().any(|word| match name.strip_suffix(word) {
+            Some("") => true,
+            Some(before) => {
+                let last = before.strip_suffix('_').map(|before| before.rsplit('_').next().unwrap_or_default());
+                last.is_some_and(|last| *word != "TOKEN" || !OF_A_VOCABULARY.contains(&last))
+            }
+            None => false,
+        })
 }
 
 /// Whether a text holds a token or a password as it is: a variable in its place (`$TOKEN`) is none.
@@ -91,13 +98,43 @@ pub fn masked_json(value: &Json) -> Json {
     }
 }
 
-/// Where tokens stand in a text.
+/// Where tokens and passwords stand in a text, in order.
 fn tokens(text: &str) -> Vec<Range<usize>> {
-    let is_part = |c: char| c.is_ascii_alphanumeric() || "_-".contains(c);
-    let mut found = Vec::new();
+    let mut found = words(text);
+    found.extend(given(text));
+    found.extend(of_curl(text));
+    found.extend(web_tokens(text));
+    found.extend(keys(text));
+    found.sort_unstable_by_key(|range| (range.start, range.end));
+    // One may be found in two ways.
+    found.dedup_by(|next, last| {
+        let overlap = next.start < last.end;
+        if overlap {
+            last.end = last.end.max(next.end);
+        }
+        overlap
+    });
+    found
+}
+
+fn is_part(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "_-".contains(c)
+}
+
+/// The parts of a text that hold only such characters.
+fn runs(text: &str, is_of: impl Fn(char) -> bool) -> impl Iterator<Item = Range<usize>> {
     let mut at = 0;
-    while let Some(begin) = text[at..].find(is_part).map(|begin| at + begin) {
-        let end = text[begin..].find(|c| !is_part(c)).map_or(text.len(), |length| begin + length);
+    std::iter::from_fn(move || {
+        let begin = at + text[at..].find(&is_of)?;
+        at = text[begin..].find(|c| !is_of(c)).map_or(text.len(), |length| begin + length);
+        Some(begin..at)
+    })
+}
+
+/// What begins as the tokens of a service do, or stands behind `Bearer`.
+fn words(text: &str) -> Vec<Range<usize>> {
+    let mut found = Vec::new();
+    for Range { start: begin, end } in runs(text, is_part) {
         let word = &text[begin..end];
         let of_a_service = TOKENS.iter().any(|(head, least)| {
             let long = |rest: &str| rest.split(['_', '-']).any(|run| run.len() >= RUN);
@@ -108,15 +145,110 @@ fn tokens(text: &str) -> Vec<Range<usize>> {
             && !head.ends_with(is_part)
             && word.len() >= SHORTEST
             && (has_digit(word) || word.contains('_') && is_mixed(word));
-        let name = text[..begin].trim_end_matches(['"', '\'']).strip_suffix('=');
-        let name = name.map(|name| name.rsplit(|c| !is_part(c)).next().unwrap_or_default().trim_start_matches('-'));
-        let of_a_name = name.is_some_and(is_secret_name) && word.len() >= GIVEN && has_digit(word);
-        if of_a_service || of_a_bearer || of_a_name {
+        if of_a_service || of_a_bearer {
             found.push(begin..end);
         }
-        at = end;
     }
     found
+}
+
+/// What is given to the name of a secret: `API_KEY=…`, `--password …`, `X-Api-Key: …`.
+fn given(text: &str) -> Vec<Range<usize>> {
+    let value = |Range { start, end }: Range<usize>| {
+        let name = text[start..end].trim_start_matches('-');
+        if !is_secret_name(name) {
+            return None;
+        }
+        let is_flag = text[start..].starts_with('-');
+        let rest = &text[end..];
+        let after = rest.trim_start_matches([' ', '\t']);
+        let (rest, is_said) = match rest.strip_prefix('=') {
+            Some(rest) => (rest, false),
+            None if is_flag && after.len() < rest.len() => (after, false),
+            None => (rest.trim_start_matches(['"', '\'']).strip_prefix(':')?.trim_start_matches(' '), true),
+        };
+        let value = rest.trim_start_matches(['"', '\'']);
+        let begin = text.len() - value.len();
+        let length = value.find(|c: char| c.is_whitespace() || "\"'`;&|()<>,".contains(c)).unwrap_or(value.len());
+        let value = &value[..length];
+        let upper = name.to_uppercase();
+        let is_password = !is_said && PASSWORDS.iter().any(|word| upper.ends_with(word));
+        let is_one = is_literal(value)
+            && if is_password {
+                !NO_PASSWORDS.iter().any(|word| value.eq_ignore_ascii_case(word))
+            } else {
+                runs(value, |c| is_part(c) || "/+=".contains(c)).any(|run| {
+                    // Those of AWS have slashes.
+                    is_long(&value[run.clone()]) || upper.ends_with("ACCESS_KEY") && run.len() == 40
+                })
+            };
+        is_one.then(|| begin..begin + length)
+    };
+    runs(text, is_part).filter_map(value).collect()
+}
+
+/// Whether it is a token, and not a path: with slashes only if it mixes as random characters do.
+fn is_long(word: &str) -> bool {
+    let plain = |part: &str| part.len() >= GIVEN && has_digit(part);
+    if word.contains('/') { word.len() >= 2 * GIVEN && is_random(word) } else { plain(word) }
+}
+
+/// What a value cannot be that stands for another one: a variable, a placeholder, a file, nothing.
+fn is_literal(value: &str) -> bool {
+    !value.is_empty()
+        && !value.starts_with(['$', '{', '<', '*', '%', '/', '~', '.', '-', '@'])
+        && value.chars().any(|c| c.is_alphanumeric() && !"xX".contains(c))
+}
+
+/// The password of `curl -u user:password`.
+fn of_curl(text: &str) -> Vec<Range<usize>> {
+    let mut found = Vec::new();
+    for (at, _) in text.match_indices("curl") {
+        // Up to the end of the command.
+        let end = text[at..].find([';', '|', '\n']).map_or(text.len(), |length| at + length);
+        let mut words = text[at..end].split_whitespace().peekable();
+        while let Some(word) = words.next() {
+            let user = match word {
+                "-u" | "--user" => words.peek().copied(),
+                word => word.strip_prefix("--user=").or_else(|| word.strip_prefix("-u")),
+            };
+            let Some((_, password)) = user.and_then(|user| user.split_once(':')) else { continue };
+            let password = password.trim_end_matches(['"', '\'']);
+            if is_literal(password) {
+                let begin = password.as_ptr() as usize - text.as_ptr() as usize;
+                found.push(begin..begin + password.len());
+            }
+        }
+    }
+    found
+}
+
+/// JSON Web Tokens: `eyJ….eyJ….…`.
+fn web_tokens(text: &str) -> Vec<Range<usize>> {
+    let is_one = |range: &Range<usize>| {
+        let parts: Vec<&str> = text[range.clone()].split('.').collect();
+        parts.len() >= 3 && parts[0].starts_with("eyJ") && parts.iter().take(3).all(|part| part.len() >= SHORTEST)
+    };
+    runs(text, |c| is_part(c) || c == '.').filter(is_one).collect()
+}
+
+/// What looks as the secret keys of AWS do: 40 random characters, which no hexadecimal digest and no path is.
+fn keys(text: &str) -> Vec<Range<usize>> {
+    let is_one = |range: &Range<usize>| range.len() == 40 && is_random(&text[range.clone()]);
+    runs(text, |c| c.is_ascii_alphanumeric() || "/+_-.".contains(c)).filter(is_one).collect()
+}
+
+/// Whether letters of both cases and digits follow each other as they do by chance: in words and in digests they do not.
+fn is_random(word: &str) -> bool {
+    let class = |c: char| match c {
+        c if c.is_ascii_digit() => 0,
+        c if c.is_ascii_lowercase() => 1,
+        c if c.is_ascii_uppercase() => 2,
+        _ => 3,
+    };
+    let classes: Vec<u8> = word.chars().map(class).collect();
+    let changes = classes.windows(2).filter(|pair| pair[0] != pair[1] && !pair.contains(&3)).count();
+    (0..3).all(|class| classes.contains(&class)) && changes * 5 >= word.len() * 2
 }
 
 fn has_digit(text: &str) -> bool {
@@ -173,6 +305,14 @@ mod tests {
             "curl http://u:pw@x/".into(),
             format!("export WANDB_API_KEY='{digits}'; x --api-key={digits}"),
             "git clone https://me:s3cret@host:80/a b".into(),
+            "curl -s -u me:hunter2 https://h/".into(),
+            "x && curl --user 'me:hunter2' https://h/".into(),
+            "PGPASSWORD=hunter2 psql -h h".into(),
+            "mysql --password hunter2; DB_PASSWORD='hunter2' x".into(),
+            "x --token 0123456789abcdef -H 'X-Api-Key: 0123456789abcdef'".into(),
+            "x eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.SflKxwRJSMeKKF2QT4fwpMeJf36POk6y".into(),
+            "AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY aws s3 ls".into(),
+            "s3cmd wJ4lrXUtnF3MIbK7MD3NGqbPxRfiCY8XAMPL3K9Y".into(),
         ] {
             assert!(holds_secret(&text), "{text}");
         }
@@ -186,12 +326,19 @@ mod tests {
             "git clone https://me:$PW@host/a https://me@host/b http://host:80/c@d",
             "pip install sk-learn-contrib-and-other-things hf_transfer AKIA",
             "a@b:c://d",
+            "docker run -u 1000:1000 x; curl -u me:$PW h; curl -u \"$USER:$PW\" h; curl -u me h; curl https://h:80/ -o a:b",
+            "PGPASSWORD=$PW x; --password \"$PW\" --password-file /run/pw --password /run/pw --password=none",
+            "DB_PASSWORD= x; password: str; the password is asked for; --token tokenizer.json --eos-token 0123456789abcdef",
+            "git checkout 0123456789abcdef0123456789abcdef01234567 da39a3ee5e6b4b0d3255bfef95601890afd80709",
+            "Users/Alice/Models/Llama3/Checkpoint0001 eyJ.a.b file.eyJ0.tar.gz python -c 'token=data/tokens_2024/x'",
+            "api_key=YOUR_API_KEY_HERE --api-key <key> TOKEN=xxxxxxxxxxxx SECRET=***",
             "ends with bearer ",
             "名前://é:日本@",
         ] {
             assert_eq!(holds_secret(text), text.contains("日本"), "{text}");
         }
         assert_eq!(masked("x 'Bearer ghp_PLANTED' http://u:pw@x/ y"), "x 'Bearer ***' http://***@x/ y");
+        assert_eq!(masked("PGPASSWORD='a b' x; curl -u me:pw h"), "PGPASSWORD='*** b' x; curl -u me:*** h");
         let value = serde_json::json!({ "env": { "API_KEY": "a", "N": "b" }, "run": ["http://u:p@h"], "n": 1 });
         let shown = serde_json::json!({ "env": { "API_KEY": "***", "N": "b" }, "run": ["http://***@h"], "n": 1 });
         assert_eq!(masked_json(&value), shown);
