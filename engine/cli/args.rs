@@ -328,7 +328,7 @@ pub enum Cache {
         #[arg(long, alias = "max", value_name = "SIZE", value_parser = amounts::size)]
         max_size: Option<u64>,
         /// Keep what the last runs of each pipeline used, if they began within this time; 0d keeps nothing for them. Older
-        /// runs go, but the last of each pipeline and those that made a result that stays
+        /// runs go, but the last of each pipeline and profile, and those that made a result that stays
         #[arg(long, value_name = "AGE", value_parser = amounts::age, default_value = "30d")]
         keep_runs: std::time::Duration,
         /// Say what would be removed, and remove nothing

@@ -213,6 +213,19 @@ fn who_is_not_trusted_any_more_is_not_believed_in_what_did_not_come() {
     let events = crate::support::Events::of(&output.stdout);
     assert_eq!(events.ran(), ["raw", "text"], "{output}");
     assert!(output.stdout.contains("it is not signed"), "{output}");
+    // Who asks for it gets nothing, and must not take that for a yes; nor who asks for what nobody has.
+    let pull = |args: &[&str]| bob.run(&[&["cache", "pull", "p.toml"], args].concat());
+    fs::remove_dir_all(bob.cache()).unwrap();
+    let refused = pull(&[]);
+    assert!(
+        refused.code == Some(3) && refused.stderr.contains("nothing of what was asked for can be trusted"),
+        "{refused}"
+    );
+    bob.write("flow.toml", &bob.read("flow.toml").replace("trusted_keys", "# "));
+    assert_eq!(pull(&[]).code, Some(0));
+    assert_eq!(pull(&[]).code, Some(0), "all of it is here");
+    let none = pull(&["--set", "stage.raw.run=echo other > {out}/x"]);
+    assert!(none.code == Some(1) && none.stderr.contains("the team has nothing of what was asked for"), "{none}");
 }
 
 #[test]

@@ -106,6 +106,42 @@ fn a_log_that_is_followed_is_of_the_run_that_has_the_stage() {
 }
 
 #[test]
+fn a_log_that_is_followed_is_of_the_run_that_is_not_done_with_it() {
+    let sandbox = Sandbox::new();
+    let go = sandbox.outside("go");
+    let wait = format!("while ! test -e {}; do sleep 0.05; done", go.display());
+    let stage =
+        |name: &str, run: &str, more: &str| format!("[stage.{name}]\nkind = \"command\"\n{more}run = \"{run}\"\n");
+    sandbox.pipeline(&stage("one", &format!("echo before; {wait}; echo after"), ""));
+    sandbox.write(
+        "q.toml",
+        &(stage("one", "echo quick", "") + &stage("two", &format!("echo two; {wait}"), "needs = [\"one\"]\n")),
+    );
+    let older = sandbox.start(&["run", "p.toml"]);
+    until("the older one runs it", || sandbox.run(&["log", "one"]).stdout == "before\n");
+    let newer = sandbox.start(&["run", "q.toml"]);
+    until("the newer one is done with it", || sandbox.run(&["log", "two"]).stdout == "two\n");
+    let follow = sandbox.start(&["log", "one", "-f"]);
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    fs::write(go, "").unwrap();
+    assert_eq!(follow.end().stdout, "before\nafter\n");
+    [older, newer].map(Running::end).iter().for_each(|end| assert_eq!(end.code, Some(0), "{end}"));
+}
+
+#[test]
+fn the_last_run_of_each_profile_stays() {
+    let sandbox = Sandbox::with("[profile.other]\n[stage.a]\nkind = \"command\"\nrun = \"echo > {out}/x\"\n");
+    sandbox.ok(&["run", "p.toml"]);
+    for _ in 0..2 {
+        sandbox.ok(&["run", "p.toml", "--profile", "other"]);
+        sandbox.ok(&["run", "p.toml"]);
+    }
+    let said = sandbox.run(&["cache", "gc", "--keep-runs", "0d"]);
+    assert!(said.stderr.contains("removed 2 runs; the last of each pipeline and profile stays"), "{said}");
+    assert_eq!(sandbox.ok(&["runs"]).lines().count(), 3);
+}
+
+#[test]
 fn small_words_are_true() {
     let sandbox = Sandbox::with(
         "[stage.a]\nkind = \"command\"\nrun = \"echo > {out}/x\"\n\

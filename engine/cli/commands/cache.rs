@@ -165,7 +165,7 @@ fn remove_runs(cache: &Cache, history: &History, age: Duration, dry_run: bool, g
         format!(" that began more than {} ago", duration(age.as_secs_f64()))
     };
     eprintln!(
-        "{verb} {}{age}; the last of each pipeline stays, and what made a result that stays",
+        "{verb} {}{age}; the last of each pipeline and profile stays, and what made a result that stays",
         plural(old.len(), "run")
     );
     Ok(())

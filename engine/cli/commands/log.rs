@@ -42,11 +42,12 @@ pub fn log(args: &args::Log) -> Done {
             None => without_log(&without, &args.stage),
         };
     }
-    // One that goes on: that runs it, or else will. Or the newest run in which it ran.
+    // One that goes on and is not done with it: that runs it, or else will. Or the newest run in which it ran.
     let runs: Vec<RunInfo> = runs.collect();
-    let living = || runs.iter().filter(|run| run.alive);
-    let chosen = living().find(|run| with_log(run)).or_else(|| living().find(|run| run.has(&args.stage)));
-    match chosen.or_else(|| runs.iter().find(|run| with_log(run))) {
+    let goes_on = |run: &&RunInfo| run.alive && !is_over(run, &args.stage).unwrap_or(true);
+    let living: Vec<&RunInfo> = runs.iter().filter(goes_on).collect();
+    let chosen = living.iter().find(|run| with_log(run)).or_else(|| living.iter().find(|run| run.has(&args.stage)));
+    match chosen.copied().or_else(|| runs.iter().find(|run| with_log(run))) {
         Some(run) => Ok(follow(&history, &run.id, &args.stage)?),
         None => without_log(&runs, &args.stage),
     }
@@ -111,13 +112,19 @@ fn print(logs: &[(String, PathBuf)]) -> Result<()> {
     Ok(())
 }
 
+/// Whether all nodes of a stage have ended in a run that goes on.
+fn is_over(run: &RunInfo, stage: &str) -> Result<bool> {
+    let is_it = run.chooser(stage);
+    Ok(Ends::new(run, &is_it).count()? >= run.count(stage))
+}
+
 /// Prints what comes, until the stage or the run is over.
 fn follow(history: &History, run: &str, stage: &str) -> Result<()> {
     let mut read: Vec<(String, u64)> = Vec::new();
     let mut last = None;
     let info = history.find(run)?;
     let (nodes, is_it) = (info.count(stage), info.chooser(stage));
-    let mut ends = Ends { is_it: &is_it, events: info.dir.join("events.jsonl"), at: 0, ended: BTreeSet::new() };
+    let mut ends = Ends::new(&info, &is_it);
     loop {
         // Whether it is over must be known before its last lines are read.
         let info = history.find(run)?;
@@ -152,7 +159,11 @@ struct Ends<'a> {
     ended: BTreeSet<String>,
 }
 
-impl Ends<'_> {
+impl<'a> Ends<'a> {
+    fn new(run: &RunInfo, is_it: &'a dyn Fn(&str) -> bool) -> Self {
+        Self { is_it, events: run.dir.join("events.jsonl"), at: 0, ended: BTreeSet::new() }
+    }
+
     /// How many of the nodes have ended by now.
     fn count(&mut self) -> Result<usize> {
         let context = || format!("cannot read {}", self.events.display());

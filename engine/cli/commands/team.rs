@@ -98,7 +98,14 @@ pub fn pull(part: &Part) -> Done {
         text += &format!(", {} that the team has and that cannot be trusted", count(refused as u64));
     }
     eprintln!("{text}");
-    Ok(())
+    if open.is_empty() || !(found.is_empty() && bare.is_empty()) {
+        return Ok(());
+    }
+    // Whoever asked must not take this for a yes.
+    match refused {
+        0 => Err(Failure::absent(Diagnostic::new("the team has nothing of what was asked for and is not here"))),
+        _ => Err(Failure::Cache(anyhow!("nothing of what was asked for can be trusted"))),
+    }
 }
 
 /// Writes results to an archive; `overwrite`: also over a file that is none.

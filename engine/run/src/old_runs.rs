@@ -47,8 +47,8 @@ impl History {
         Ok(uses)
     }
 
-    /// The runs that began longer ago than `age`, and that nobody needs: not one that goes on, the last of its pipeline, one
-    /// in which a result was made that `stays`, or one that another that is kept refers to.
+    /// The runs that began longer ago than `age`, and that nobody needs: not one that goes on, the last of its pipeline
+    /// with its profile, one in which a result was made that `stays`, or one that another that is kept refers to.
     ///
     /// # Errors
     /// The directory of runs cannot be read.
@@ -56,7 +56,7 @@ impl History {
         let since = now() - age.as_secs_f64();
         let mut pipelines = HashSet::new();
         let (old, kept): (Vec<RunInfo>, Vec<RunInfo>) = self.all()?.into_iter().partition(|run| {
-            let is_last = pipelines.insert(run.head.file.clone());
+            let is_last = pipelines.insert((run.head.file.clone(), run.head.profile.clone()));
             !is_last && !run.alive && run.head.started < since
         });
         let made = |run: &RunInfo| {
