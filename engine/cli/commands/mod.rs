@@ -86,6 +86,9 @@ fn wait_for_gc(since: Duration, longest: Option<Duration>) -> anyhow::Result<()>
         return Err(Cancelled.into());
     }
     if let Some(longest) = longest.filter(|longest| since >= *longest) {
+        if longest.is_zero() {
+            anyhow::bail!("`flow cache gc` keeps the cache closed, and nothing is to wait (`wait = 0`)");
+        }
         anyhow::bail!("`flow cache gc` keeps the cache closed for longer than {longest:?} (`wait`)");
     }
     Ok(())

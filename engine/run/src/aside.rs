@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use flow_core::{Cancel, Tree};
+use flow_core::Tree;
 
 use crate::{
     graph::NodeId,
@@ -25,27 +25,27 @@ pub struct Aside<'p> {
     places: Vec<(Page, PathBuf)>,
 }
 
+/// Whether a node's outs can be made now.
+pub enum Way<'p> {
+    /// What was there lies aside.
+    Free(Aside<'p>),
+    /// Another flow has this place; nothing was touched.
+    Held(PathBuf),
+}
+
 impl<'p> Aside<'p> {
-    /// Makes way for the outs of a node.
+    /// Makes way for the outs of a node, unless another flow has one of their places.
     ///
     /// # Errors
-    /// A file of the user's is in the way; something cannot be moved; [`flow_core::Cancelled`] while another flow makes
-    /// the same outs.
-    pub fn new(
-        placer: &'p Placer<'p>,
-        id: NodeId,
-        overwrite: bool,
-        cancel: &Cancel,
-        waiting: &dyn Fn(&str),
-    ) -> Result<Self> {
+    /// A file of the user's is in the way; something cannot be moved.
+    pub fn make(placer: &'p Placer<'p>, id: NodeId, overwrite: bool) -> Result<Way<'p>> {
         let node = &placer.project.graph().nodes[id];
         let mut spots: Vec<_> = node.action.outs().iter().map(|out| placer.out_spot(out, Vec::new())).collect();
         spots.sort_by(|a, b| a.page.cmp(&b.page));
         let mut aside = Self { placer, places: Vec::with_capacity(spots.len()) };
         let mut refused = Vec::new();
         for spot in spots {
-            let mut told = || waiting(&format!("another flow is making {}", spot.root.display()));
-            let mut page = placer.ledger.hold(&spot.page, cancel, &mut told)?;
+            let Some(mut page) = placer.ledger.try_hold(&spot.page)? else { return Ok(Way::Held(spot.root)) };
             recover(placer, &mut page, &spot.root)?;
             if !overwrite {
                 placer.not_ours(&page.note, "", &spot.root, &mut refused)?;
@@ -66,7 +66,7 @@ impl<'p> Aside<'p> {
                 fs::rename(root, &side).with_context(|| format!("cannot move {} aside", root.display()))?;
             }
         }
-        Ok(aside)
+        Ok(Way::Free(aside))
     }
 
     /// The node is done: what it made stays, what it did not put in its place itself is put there, and what was there

@@ -275,11 +275,52 @@ fn with_unit(text: &str, units: &[(&str, f64)]) -> Option<u64> {
     (amount < u64::MAX as f64).then_some(amount as u64)
 }
 
-/// A length of time such as `500ms`, `1.5s`, `5m`, `2h`, `1d`, in milliseconds; none is no time.
+/// A length of time such as `500ms`, `1.5s`, `5m`, `1h30m`, `1d`, in milliseconds.
 pub(crate) fn millis_of(text: &str) -> Option<u64> {
     const S: f64 = 1e3;
     let units = [("ms", 1.0), ("s", S), ("m", 60.0 * S), ("min", 60.0 * S), ("h", 3600.0 * S), ("d", 86_400.0 * S)];
-    with_unit(text, &units).filter(|millis| *millis > 0)
+    let (mut sum, mut rest) = (0_u64, text);
+    loop {
+        let unit = rest.find(|c: char| c.is_ascii_alphabetic())?;
+        let end = rest[unit..].find(|c: char| !c.is_ascii_alphabetic()).map_or(rest.len(), |length| unit + length);
+        sum = sum.checked_add(with_unit(rest[..end].trim(), &units)?)?;
+        rest = &rest[end..];
+        if rest.is_empty() {
+            return Some(sum);
+        }
+    }
+}
+
+/// A length of time, as a text or a number of seconds.
+struct Time {
+    /// None is one, too.
+    zero: bool,
+}
+
+impl Visitor<'_> for Time {
+    type Value = Duration;
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let above = if self.zero { "" } else { " above 0" };
+        write!(f, "a number of seconds{above}, or a text such as \"90s\", \"30m\", \"1h30m\", \"1d\"")
+    }
+    fn visit_i64<E: de::Error>(self, seconds: i64) -> Result<Duration, E> {
+        let time = u64::try_from(seconds).ok().map(Duration::from_secs).filter(|time| self.takes(time));
+        time.ok_or_else(|| E::invalid_value(de::Unexpected::Signed(seconds), &self))
+    }
+    fn visit_f64<E: de::Error>(self, seconds: f64) -> Result<Duration, E> {
+        let time = Duration::try_from_secs_f64(seconds).ok().filter(|time| self.takes(time));
+        time.ok_or_else(|| E::invalid_value(de::Unexpected::Float(seconds), &self))
+    }
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Duration, E> {
+        let time = millis_of(text.trim()).map(Duration::from_millis).filter(|time| self.takes(time));
+        time.ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
+    }
+}
+
+impl Time {
+    fn takes(&self, time: &Duration) -> bool {
+        self.zero || !time.is_zero()
+    }
 }
 
 /// A size such as `16GiB`, `500 MB`, in bytes.
@@ -291,26 +332,12 @@ pub fn bytes_of(text: &str) -> Option<u64> {
 }
 
 pub(crate) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    struct Time;
-    impl Visitor<'_> for Time {
-        type Value = Duration;
-        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-            f.write_str("a number of seconds above 0, or a text such as \"90s\", \"30m\", \"2h\", \"1d\"")
-        }
-        fn visit_i64<E: de::Error>(self, seconds: i64) -> Result<Duration, E> {
-            let whole = u64::try_from(seconds).ok().filter(|seconds| *seconds > 0);
-            whole.map(Duration::from_secs).ok_or_else(|| E::invalid_value(de::Unexpected::Signed(seconds), &self))
-        }
-        fn visit_f64<E: de::Error>(self, seconds: f64) -> Result<Duration, E> {
-            let time = Duration::try_from_secs_f64(seconds).ok().filter(|time| !time.is_zero());
-            time.ok_or_else(|| E::invalid_value(de::Unexpected::Float(seconds), &self))
-        }
-        fn visit_str<E: de::Error>(self, text: &str) -> Result<Duration, E> {
-            let time = millis_of(text.trim()).map(Duration::from_millis);
-            time.ok_or_else(|| E::invalid_value(de::Unexpected::Str(text), &self))
-        }
-    }
-    deserializer.deserialize_any(Time).map(Some)
+    deserializer.deserialize_any(Time { zero: false }).map(Some)
+}
+
+/// As [`duration`]; 0 is one.
+pub(crate) fn duration_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    deserializer.deserialize_any(Time { zero: true }).map(Some)
 }
 
 pub(crate) fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {

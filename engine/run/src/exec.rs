@@ -14,7 +14,7 @@ use flow_cache::{Busy, Cache, Claim, ClaimOptions, Outcome, Slot};
 use flow_core::{Cancel, Cancelled, Ctx, Digest, Event, How, Input, Level, Network, Pinned, Remarks, Sink, Unchanged};
 
 use crate::{
-    aside::Aside,
+    aside::{Aside, Way},
     decide::{Leaf, PIN, Work},
     graph::NodeId,
     kept::keep,
@@ -69,6 +69,8 @@ pub enum Tried {
     Made(Made),
     /// Another flow is making it, or has what it takes: to be tried again.
     Busy(Wait),
+    /// It is there, but another flow has one of its places: that is to be tried again.
+    Unplaced(Made, Wait),
 }
 
 /// What a node waits for.
@@ -81,7 +83,7 @@ pub struct Wait {
 }
 
 /// A node's result, and how it came.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Made {
     pub outcome: Outcome,
     pub how: How,
@@ -102,7 +104,6 @@ impl Env<'_> {
             None => false,
         };
         let node = &self.project.graph().nodes[job.id].name;
-        let waiting = |reason: &str| self.sink.emit(Event::Waiting { node: node.clone(), reason: reason.to_owned() });
         let options = ClaimOptions {
             resumable: self.project.graph().stage_of(job.id).kind.resumable,
             ignore_hit: stale || job.work.reason.ignores_hits(),
@@ -123,16 +124,19 @@ impl Env<'_> {
                         format!("another flow uses the GPUs: {} of {} are to be free", job.gpus, self.gpus.len());
                     return Ok(Tried::Busy(Wait { reason, after: job.after.clone() }));
                 };
+                let aside = match self.make_way(job) {
+                    Ok(Way::Held(place)) => {
+                        return Ok(Tried::Busy(Wait { reason: held(&place), after: job.after.clone() }));
+                    }
+                    Ok(Way::Free(aside)) => Ok(aside),
+                    Err(error) => Err(error),
+                };
                 self.sink.emit(Event::Started { node: node.clone(), key: job.work.key, why: job.why.clone() });
                 if let Some(run) = self.sink.dir() {
                     keep(&run, node, &job.work, &job.leaves, &self.listed);
                 }
-                for taken in &job.taken {
-                    let mut held = || waiting(&format!("another flow is making `{}`", taken.file));
-                    self.placer.put_taken(taken, job.id, &job.cancel, &mut held)?;
-                }
+                let aside = aside?;
                 let began = Instant::now();
-                let aside = Aside::new(self.placer, job.id, job.overwrite, &job.cancel, &waiting)?;
                 let run = self.run_in(&slot, job, gpus.names(), &remarks).map_err(|error| self.blame(error, &slot));
                 if let Some((_, before)) = &job.work.before
                     && run.as_ref().is_err_and(anyhow::Error::is::<Unchanged>)
@@ -153,13 +157,21 @@ impl Env<'_> {
         };
         let remarks = remarks.into_inner().unwrap_or_else(PoisonError::into_inner);
         let outcome = self.pin(&job.work, outcome, remarks)?;
-        if !placed {
-            self.place(job.id, &outcome, job.overwrite, &job.cancel)?;
-        }
         if matches!(how, How::Ran | How::Resumed) {
             self.share(job, &outcome, &job.work);
         }
-        Ok(Tried::Made(Made { outcome, how }))
+        let made = Made { outcome, how };
+        if placed { Ok(Tried::Made(made)) } else { self.place(job.id, made, job.overwrite) }
+    }
+
+    /// Puts what a command takes in its place, and makes way for what it makes.
+    fn make_way(&self, job: &Job) -> Result<Way<'_>> {
+        for taken in &job.taken {
+            if let Some(place) = self.placer.put_taken(taken, job.id)? {
+                return Ok(Way::Held(place));
+            }
+        }
+        Aside::make(self.placer, job.id, job.overwrite)
     }
 
     /// A stage that fails on a full or read-only cache is not to blame, whatever it says.
@@ -273,25 +285,27 @@ impl Env<'_> {
     /// Puts a result's files in their places outside of the cache.
     ///
     /// # Errors
-    /// A file of the user's is in the way; something cannot be written; [`Cancelled`].
-    pub fn place(&self, id: NodeId, outcome: &Outcome, overwrite: bool, cancel: &Cancel) -> Result<()> {
+    /// A file of the user's is in the way; something cannot be written.
+    pub fn place(&self, id: NodeId, made: Made, overwrite: bool) -> Result<Tried> {
         if !self.placer.has_places(id) {
-            return Ok(());
+            return Ok(Tried::Made(made));
         }
         let node = &self.project.graph().nodes[id].name;
-        let lack = self.placer.lacks(id, &outcome.tree)?;
-        let mut waiting = || {
-            let reason = "another flow is making the same files".to_owned();
-            self.sink.emit(Event::Waiting { node: node.clone(), reason });
-        };
-        match self.placer.put(&lack, overwrite, Some((cancel, &mut waiting)))? {
+        let lack = self.placer.lacks(id, &made.outcome.tree)?;
+        match self.placer.put(&lack, overwrite)? {
             Put::Refused(refused) => {
                 let refused: Vec<_> = refused.iter().map(|path| refusal(path, node)).collect();
                 Err(anyhow!(refused.join("\n")).context("the result is in the cache, but cannot be put in its place"))
             }
-            Put::Done | Put::Busy => Ok(()),
+            Put::Held(place) => Ok(Tried::Unplaced(made, Wait { reason: held(&place), after: None })),
+            Put::Done => Ok(Tried::Made(made)),
         }
     }
+}
+
+/// Why a place has to be waited for.
+fn held(place: &Path) -> String {
+    format!("another flow is making {}", place.display())
 }
 
 /// The directories below `dir` that hold nothing. What cannot be read is said when it is committed.

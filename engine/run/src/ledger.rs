@@ -11,20 +11,16 @@ use std::{
     io::{Read, Seek, Write},
     path::{Path, PathBuf},
     sync::OnceLock,
-    time::Duration,
 };
 
 use anyhow::{Context, Result};
-use flow_core::{Cancel, Cancelled, Digest};
+use flow_core::Digest;
 use serde::{Deserialize, Serialize};
 
 use crate::looks;
 
 /// flow's folder in a project.
 pub const FLOW_DIR: &str = ".flow";
-
-/// How long to sleep between looks at a place that another flow holds.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// What flow knows of a place.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -137,26 +133,6 @@ impl Ledger {
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
         Ok(Some(Page { file, path, note: parse(&bytes) }))
-    }
-
-    /// Takes a page; waits while another flow holds it, which is told once.
-    ///
-    /// # Errors
-    /// [`Cancelled`]; it cannot be made or read.
-    pub fn hold(&self, page: &str, cancel: &Cancel, waiting: &mut dyn FnMut()) -> Result<Page> {
-        let mut told = false;
-        loop {
-            if let Some(page) = self.try_hold(page)? {
-                return Ok(page);
-            }
-            if cancel.is_set() {
-                return Err(Cancelled.into());
-            }
-            if !std::mem::replace(&mut told, true) {
-                waiting();
-            }
-            std::thread::sleep(LOOK);
-        }
     }
 
     fn make(&self) -> std::io::Result<()> {

@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use flow_cache::{Cache, Place};
-use flow_core::{Cancel, Diagnostic, Digest, Entry, Event, Level, Sink, Tree};
+use flow_core::{Diagnostic, Digest, Entry, Event, Level, Sink, Tree};
 
 use crate::{
     above::Above,
@@ -70,8 +70,8 @@ pub struct Lack(Vec<Lacking>);
 pub enum Put {
     /// It is in its place.
     Done,
-    /// Another flow holds the place.
-    Busy,
+    /// Another flow has this place; nothing was touched.
+    Held(PathBuf),
     /// These files are the user's; nothing was touched.
     Refused(Vec<PathBuf>),
 }
@@ -214,25 +214,19 @@ impl<'a> Placer<'a> {
         Ok(lack)
     }
 
-    /// Puts a result in its places. `overwrite`: also over files of the user's. `wait`: for another flow that holds a
-    /// place; told once, and until cancelled.
+    /// Puts a result in its places. `overwrite`: also over files of the user's.
     ///
     /// # Errors
-    /// Something cannot be read or written; [`flow_core::Cancelled`].
-    pub fn put(&self, lack: &Lack, overwrite: bool, wait: Option<(&Cancel, &mut dyn FnMut())>) -> Result<Put> {
+    /// Something cannot be read or written.
+    pub fn put(&self, lack: &Lack, overwrite: bool) -> Result<Put> {
         let mut pages = Vec::with_capacity(lack.0.len());
-        let mut wait = wait;
         for Lacking { spot, missing } in &lack.0 {
-            let page = match &mut wait {
-                Some((cancel, waiting)) => self.ledger.hold(&spot.page, cancel, *waiting).map(Some),
-                None => self.ledger.try_hold(&spot.page),
-            };
-            match page {
+            match self.ledger.try_hold(&spot.page) {
                 Ok(Some(mut page)) => {
                     aside::recover(self, &mut page, &spot.root)?;
                     pages.push(page);
                 }
-                Ok(None) => return Ok(Put::Busy),
+                Ok(None) => return Ok(Put::Held(spot.root.clone())),
                 // It is where it should be, and that cannot be noted: so be it.
                 Err(_) if missing.is_empty() => return Ok(Put::Done),
                 Err(error) => return Err(error),

@@ -8,6 +8,7 @@ mod check;
 mod clock;
 mod ended;
 mod fingerprint;
+mod start;
 mod team;
 mod temp;
 mod waits;
@@ -33,7 +34,7 @@ use waits::Waits;
 
 use crate::{
     decide::{Decider, Decision, Work},
-    exec::{Env, Job, Made, Tried},
+    exec::{Env, Made, Tried},
     graph::NodeId,
     need::may_not_run,
     place::{Placer, Put, refusal},
@@ -115,6 +116,7 @@ pub fn run(
         decider,
         sched,
         works: HashMap::new(),
+        tries: HashMap::new(),
         makers: HashMap::new(),
         made: HashMap::new(),
         team: Team::default(),
@@ -153,13 +155,6 @@ struct Done {
     made: Result<Tried>,
 }
 
-/// What a thread is to do.
-enum Task {
-    Execute(Box<Job>),
-    /// Put a result that is there in its places.
-    Place(Outcome, bool),
-}
-
 /// A node that runs.
 struct Active {
     began: Instant,
@@ -168,15 +163,11 @@ struct Active {
     timed_out: bool,
 }
 
-/// A node with work to do.
-struct Planned {
-    task: Todo,
-    tries: u32,
-}
-
+/// What a node has to do.
 enum Todo {
     Execute(Arc<Work>),
-    Place(Outcome),
+    /// It is there, but for its places; and what that has taken so far, in seconds.
+    Place(Made, f64),
 }
 
 struct Runner<'a> {
@@ -188,7 +179,9 @@ struct Runner<'a> {
     explainer: Explainer<'a>,
     decider: Decider<'a>,
     sched: Sched<'a>,
-    works: HashMap<NodeId, Planned>,
+    works: HashMap<NodeId, Todo>,
+    /// How often nodes were tried again.
+    tries: HashMap<NodeId, u32>,
     /// Key that something runs under → the node that does.
     makers: HashMap<Key, NodeId>,
     /// What nodes made in this run, by the key that they ran under.
@@ -376,7 +369,7 @@ impl<'a> Runner<'a> {
             return Some(Err(wrong));
         }
         self.makers.insert(key, id);
-        self.works.insert(id, Planned { task: Todo::Execute(Arc::new(work)), tries: 0 });
+        self.works.insert(id, Todo::Execute(Arc::new(work)));
         self.sched.must_run(id);
         None
     }
@@ -389,27 +382,25 @@ impl<'a> Runner<'a> {
         };
         if self.selection.may_run[id] && self.env.placer.has_places(id) {
             let lack = self.env.placer.lacks(id, &outcome.tree)?;
-            let here = lack.bytes() <= PLACE_HERE;
             let overwrite = self.selection.may_overwrite[id];
-            let put = if lack.is_empty() {
-                Put::Done
-            } else if here {
-                self.env.placer.put(&lack, overwrite, None)?
-            } else {
-                Put::Busy
+            let put = match lack.bytes() {
+                _ if lack.is_empty() => Some(Put::Done),
+                ..=PLACE_HERE => Some(self.env.placer.put(&lack, overwrite)?),
+                _ => None,
             };
             match put {
-                Put::Done => {}
-                Put::Busy => {
-                    self.works.insert(id, Planned { task: Todo::Place(outcome), tries: 0 });
+                Some(Put::Done) => {}
+                Some(Put::Held(_)) | None => {
+                    let made = Made { outcome, how: self.team.how(id) };
+                    self.works.insert(id, Todo::Place(made, 0.0));
                     return Ok(());
                 }
-                Put::Refused(refused) if self.checked => {
+                Some(Put::Refused(refused)) if self.checked => {
                     let refused: Vec<_> = refused.iter().map(|path| refusal(path, self.node(id))).collect();
                     bail!(refused.join("\n"));
                 }
                 // Before anything runs, all of them are said at once.
-                Put::Refused(refused) => self.refused.extend(self.env.placer.refusals(id, refused)),
+                Some(Put::Refused(refused)) => self.refused.extend(self.env.placer.refusals(id, refused)),
             }
         }
         self.have(id, &outcome, self.team.how(id), 0.0);
@@ -439,62 +430,5 @@ impl<'a> Runner<'a> {
             self.outdated.remove(&id);
         }
         self.recorder.emit(Event::Finished { node: self.node(id).to_owned(), how, key, digest, seconds, bytes, cost });
-    }
-
-    fn start<'scope>(&mut self, id: NodeId, scope: &'scope Scope<'scope, '_>)
-    where
-        'a: 'scope,
-    {
-        let began = Instant::now();
-        let cancel = Cancel::default();
-        let timeout = self.env.project.graph().common(id).timeout;
-        let deadline = timeout.and_then(|timeout| began.checked_add(timeout));
-        self.active.insert(id, Active { began, deadline, cancel: cancel.clone(), timed_out: false });
-        let spawned = self.task(id, cancel.clone()).and_then(|task| {
-            let (env, sender, how) = (self.env, self.sender.clone(), self.team.how(id));
-            let thread = std::thread::Builder::new().name(self.node(id).to_owned());
-            thread.spawn_scoped(scope, move || {
-                let made = match task {
-                    Task::Execute(job) => env.execute(&job),
-                    Task::Place(outcome, overwrite) => {
-                        env.place(id, &outcome, overwrite, &cancel).map(|()| Tried::Made(Made { outcome, how }))
-                    }
-                };
-                // The runner hears until the last thread is done.
-                sender.send(Word::Done(Done { id, made })).ok();
-            })?;
-            Ok(())
-        });
-        if let Err(error) = spawned {
-            self.done(Done { id, made: Err(error) });
-        }
-    }
-
-    fn task(&self, id: NodeId, cancel: Cancel) -> Result<Task> {
-        let planned = self.works.get(&id).ok_or_else(|| anyhow!("a node without work was started"))?;
-        let overwrite = self.selection.may_overwrite[id];
-        let work = match &planned.task {
-            Todo::Place(outcome) => return Ok(Task::Place(outcome.clone(), overwrite)),
-            Todo::Execute(work) => Arc::clone(work),
-        };
-        // Never by what else happens to run: sums over threads may differ in the last bit with their number, and a
-        // stage that is run again must give the same bytes.
-        let graph = self.env.project.graph();
-        let stage = graph.stage_of(id);
-        let share = self.settings.cpus as usize / stage.nodes.len().clamp(1, self.settings.jobs);
-        let threads = graph.common(id).resources.cpus.map_or(share, |cpus| cpus as usize).max(1);
-        Ok(Task::Execute(Box::new(Job {
-            id,
-            why: self.explainer.explain(self.node(id), &work),
-            work,
-            inputs: self.decider.inputs(id)?,
-            leaves: self.decider.leaves(id),
-            taken: self.decider.taken(id)?,
-            threads,
-            gpus: graph.common(id).resources.gpus as usize,
-            after: self.waits.after(id),
-            cancel,
-            overwrite,
-        })))
     }
 }

@@ -332,6 +332,18 @@ impl<'a> Sched<'a> {
         self.polite[id] = true;
     }
 
+    /// A resting node is only to be put in its places from now on.
+    pub fn lighten(&mut self, id: usize) {
+        self.expect(id, State::Resting);
+        self.light[id] = true;
+    }
+
+    /// What a resting node takes is not as it was: it is looked at again when it has rested.
+    pub fn outdate(&mut self, id: usize) {
+        self.expect(id, State::Resting);
+        self.again[id] = true;
+    }
+
     /// A resting node may be tried again.
     pub fn wake(&mut self, id: usize) {
         self.expect(id, State::Resting);

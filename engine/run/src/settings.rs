@@ -34,7 +34,7 @@ pub struct Settings {
     pub gpu_names: Vec<String>,
     /// Bytes of memory to use.
     pub memory: u64,
-    /// How long to wait for another flow that makes the same result or uses the GPUs; nothing: as long as it lives.
+    /// How long to wait for another flow that makes the same result or outs, or uses the GPUs; nothing: as long as it lives.
     pub wait: Option<Duration>,
     /// The team's cache.
     pub remote: Option<RemoteSettings>,
@@ -60,7 +60,7 @@ struct File {
     gpus: Option<u32>,
     #[serde(default, deserialize_with = "optional_bytes")]
     memory: Option<u64>,
-    #[serde(default, deserialize_with = "common::duration")]
+    #[serde(default, deserialize_with = "common::duration_or_none")]
     wait: Option<Duration>,
     #[serde(default)]
     connections: Option<usize>,
@@ -183,24 +183,26 @@ impl File {
 }
 
 fn from_env(env: Env<'_>, errors: &mut Vec<Diagnostic>) -> File {
-    let mut number = |variable: &str, parse: fn(&str) -> Option<u64>| {
+    let mut given = |variable: &str, what: &str, parse: fn(&str) -> Option<u64>| {
         let text = env(variable).filter(|text| !text.is_empty())?;
         let number = parse(text.trim());
         if number.is_none() {
-            errors.push(Diagnostic::new(format!("{variable}={text} is no number")));
+            errors.push(Diagnostic::new(format!("{variable}={text} is no {what}")));
         }
         number
     };
+    let wait = given("FLOW_WAIT", "length of time, such as 90, 30m or 1h30m (0: nothing is waited for)", |text| {
+        text.parse().map_or_else(|_| common::millis_of(text), |s: u64| s.checked_mul(1000))
+    });
+    let memory = given("FLOW_MEMORY", "number of bytes, such as 16GiB", common::bytes_of);
+    let mut number = |variable: &str, parse| given(variable, "number", parse);
     let small = |text: &str| text.parse::<u32>().ok().map(u64::from);
     File {
         jobs: number("FLOW_JOBS", small).map(|n| n as usize),
         cpus: number("FLOW_CPUS", small).map(|n| n as u32),
         gpus: number("FLOW_GPUS", small).map(|n| n as u32),
-        memory: number("FLOW_MEMORY", common::bytes_of),
-        wait: number("FLOW_WAIT", |text| {
-            text.parse().map_or_else(|_| common::millis_of(text), |s: u64| s.checked_mul(1000))
-        })
-        .map(Duration::from_millis),
+        memory,
+        wait: wait.map(Duration::from_millis),
         connections: number("FLOW_CONNECTIONS", small).map(|n| n as usize),
         mirrors: Mirrors::new(),
         cache_dir: env("FLOW_CACHE_DIR").filter(|path| !path.is_empty()).map(|path| {

@@ -2,10 +2,13 @@
 //! of who made it, and the command reads what lies there. So that has to be the same, from before it begins until it is
 //! done.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::{Result, bail};
-use flow_core::{Cancel, Diagnostic, Tree};
+use flow_core::{Diagnostic, Tree};
 
 use crate::{
     graph::{Graph, NodeId, Source},
@@ -40,15 +43,15 @@ impl Placer<'_> {
         self.lack_of(spots)
     }
 
-    /// Puts what a node takes in its place, and never over a file of the user's.
+    /// Puts what a node takes in its place, and never over a file of the user's. The place that another flow has, if it does.
     ///
     /// # Errors
-    /// It would have to be; something cannot be read or written; [`flow_core::Cancelled`].
-    pub fn put_taken(&self, taken: &Taken, id: NodeId, cancel: &Cancel, waiting: &mut dyn FnMut()) -> Result<()> {
-        let lack = self.lacks_taken(taken)?;
-        match self.put(&lack, false, Some((cancel, waiting)))? {
+    /// It would have to be; something cannot be read or written.
+    pub fn put_taken(&self, taken: &Taken, id: NodeId) -> Result<Option<PathBuf>> {
+        match self.put(&self.lacks_taken(taken)?, false)? {
             Put::Refused(_) => bail!(self.not_taken(taken, id)),
-            Put::Done | Put::Busy => Ok(()),
+            Put::Held(place) => Ok(Some(place)),
+            Put::Done => Ok(None),
         }
     }
 

@@ -40,6 +40,7 @@ impl Runner<'_> {
         self.undo_absent(id);
         self.outdated.insert(id);
         self.asked.remove(&id);
+        self.tries.remove(&id);
         // What runs ends as it began.
         if !matches!(self.sched.state(id), State::Running | State::Resting) {
             self.drop_work(id);
@@ -66,9 +67,7 @@ impl Runner<'_> {
     /// What is decided anew has no work of before: that was made of other keys.
     pub(super) fn drop_work(&mut self, id: NodeId) {
         self.waits.forget(id);
-        if let Some(planned) = self.works.remove(&id)
-            && let Todo::Execute(work) = planned.task
-        {
+        if let Some(Todo::Execute(work)) = self.works.remove(&id) {
             let key: Key = work.run_parts().key();
             if self.makers.get(&key) == Some(&id) {
                 self.makers.remove(&key);

@@ -15,8 +15,7 @@ impl Runner<'_> {
     /// Asks the stages that still have work what cannot work, once, before the first of them runs.
     pub(super) fn check(&mut self) -> Result<(), RunError> {
         self.checked = true;
-        let placed =
-            |id: &NodeId| matches!(self.works.get(id), Some(planned) if matches!(planned.task, Todo::Place(_)));
+        let placed = |id: &NodeId| matches!(self.works.get(id), Some(Todo::Place(..)));
         let open = |id: NodeId| self.selection.may_run[id] && self.sched.state(id) != State::Done && !placed(&id);
         let runs = |id: NodeId| open(id) && !self.team.fetches(id);
         let (mut checked, mut errors) = self.env.project.look_only(&runs, Some(self.cancel));
@@ -51,8 +50,11 @@ impl Runner<'_> {
         Ok(())
     }
 
-    /// Tells that a node waits for another to make its result.
+    /// Tells that a node waits for another to make its result; and not if it waits for what it takes, as always.
     pub(super) fn tell_waits(&self, id: NodeId, maker: NodeId) {
+        if self.env.project.graph().nodes[id].dependencies.contains(&maker) {
+            return;
+        }
         let reason = format!("`{}` is making the same result", self.node(maker));
         self.recorder.emit(Event::Waiting { node: self.node(id).to_owned(), reason });
     }

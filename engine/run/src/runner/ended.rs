@@ -9,8 +9,14 @@ use std::{
 use flow_cache::Unusable;
 use flow_core::{Cancelled, Event, How, Sink as _};
 
-use super::{Done, Fingerprint, Planned, Runner, Todo};
-use crate::{exec::Tried, graph::NodeId, record::Ended, sched::State, summary::Summary};
+use super::{Done, Fingerprint, Runner, Todo};
+use crate::{
+    exec::{Made, Tried},
+    graph::NodeId,
+    record::Ended,
+    sched::State,
+    summary::Summary,
+};
 
 /// The wait before the second try; it doubles with every further one, up to [`LONGEST_REST`].
 const FIRST_REST: Duration = Duration::from_secs(1);
@@ -28,9 +34,13 @@ impl Runner<'_> {
         let Done { id, made } = done;
         let Some(active) = self.active.remove(&id) else { return };
         self.errors.remove(&id);
-        let seconds = active.began.elapsed().as_secs_f64();
+        let before = match self.works.get(&id) {
+            Some(Todo::Place(_, before)) => *before,
+            _ => 0.0,
+        };
+        let seconds = before + active.began.elapsed().as_secs_f64();
         self.pass_on_warnings();
-        if !matches!(made, Ok(Tried::Busy(_))) {
+        if !matches!(made, Ok(Tried::Busy(_) | Tried::Unplaced(..))) {
             self.waits.forget(id);
         }
         let error = match made {
@@ -38,10 +48,16 @@ impl Runner<'_> {
                 None => return,
                 Some(error) => error,
             },
-            Ok(Tried::Made(made)) => {
-                if let Some(Planned { task: Todo::Execute(work), .. }) = self.works.remove(&id) {
-                    self.made.insert(work.run_parts().key(), made.outcome.clone());
+            Ok(Tried::Unplaced(made, wait)) => {
+                self.is_made(id, &made);
+                self.works.insert(id, Todo::Place(made, seconds));
+                match self.wait_for(id, wait) {
+                    None => return self.sched.lighten(id),
+                    Some(error) => error.context("the result is in the cache, but cannot be put in its place"),
                 }
+            }
+            Ok(Tried::Made(made)) => {
+                self.is_made(id, &made);
                 self.have(id, &made.outcome, made.how, seconds);
                 self.sched.finished(id);
                 self.let_go(id);
@@ -68,16 +84,27 @@ impl Runner<'_> {
             _ => error,
         };
         let retries = self.env.project.graph().common(id).retries;
-        match self.works.get_mut(&id) {
-            Some(planned) if planned.tries < retries && !self.sched.is_stopped() && !is_unusable(&error) => {
-                let rest = FIRST_REST.saturating_mul(1 << planned.tries.min(16)).min(LONGEST_REST);
-                planned.tries += 1;
-                self.resting.push((Instant::now() + rest, id));
-                self.sched.rest(id);
-                self.say_failed(id, &error, seconds, Some(rest.as_secs_f64()));
-                self.errors.insert(id, (error, seconds));
-            }
-            _ => self.failed(id, &error, seconds),
+        // Whoever takes what this one has damaged, be it the next try of this one, needs it made again.
+        let damaged = matches!(self.works.get(&id), Some(Todo::Execute(_))) && self.miss_inputs(id);
+        let tries = self.tries.entry(id).or_default();
+        if *tries >= retries || !self.works.contains_key(&id) || self.sched.is_stopped() || is_unusable(&error) {
+            return self.failed(id, &error, seconds);
+        }
+        let rest = FIRST_REST.saturating_mul(1 << (*tries).min(16)).min(LONGEST_REST);
+        *tries += 1;
+        self.resting.push((Instant::now() + rest, id));
+        self.sched.rest(id);
+        if damaged {
+            self.sched.outdate(id);
+        }
+        self.say_failed(id, &error, seconds, Some(rest.as_secs_f64()));
+        self.errors.insert(id, (error, seconds));
+    }
+
+    /// A node's work is done, if it had any.
+    fn is_made(&mut self, id: NodeId, made: &Made) {
+        if let Some(Todo::Execute(work)) = self.works.remove(&id) {
+            self.made.insert(work.run_parts().key(), made.outcome.clone());
         }
     }
 

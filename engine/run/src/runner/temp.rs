@@ -27,7 +27,7 @@ pub(super) struct Temps {
     absent: BTreeMap<NodeId, Outcome>,
     /// Absent nodes that something needs after all.
     needed: HashSet<NodeId>,
-    /// Nodes whose files went in this run: nothing needed them any more.
+    /// Nodes whose files went in this run: nothing needed them any more, or they were damaged.
     freed: BTreeSet<NodeId>,
     /// Something is decided again, and may need what seemed to be done with: nothing goes before the end, so that
     /// nothing is made for ever.
@@ -84,6 +84,23 @@ impl Runner<'_> {
         }
         self.sched.follow(id, absent);
         Ok(())
+    }
+
+    /// Looks at what a node took that failed: whether some of it is not here any more, as it was damaged.
+    pub(super) fn miss_inputs(&mut self, id: NodeId) -> bool {
+        let Env { project, cache, .. } = self.env;
+        let graph = project.graph();
+        let takes = |from: &NodeId| graph.takers(*from).any(|taker| taker == id);
+        let is_gone = |from: &NodeId| {
+            let key = self.decider.result(*from).map(|(key, ..)| key);
+            key.is_some_and(|key| matches!(cache.lookup(key), Ok(None)))
+        };
+        let dependencies = graph.nodes[id].dependencies.iter().copied();
+        let gone: Vec<NodeId> = dependencies.filter(takes).filter(is_gone).collect();
+        self.pass_on_warnings();
+        let missed = !gone.is_empty();
+        self.temps.freed.extend(gone);
+        missed
     }
 
     /// A node's result is there, with its files.

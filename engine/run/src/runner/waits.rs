@@ -54,9 +54,11 @@ impl Runner<'_> {
         let waiting = self.waits.0.entry(id).or_insert(Waiting { since: now, pause: first, after: None });
         if let Some(limit) = self.settings.wait.filter(|limit| now.duration_since(waiting.since) >= *limit) {
             self.waits.forget(id);
-            return Some(
-                anyhow!("{reason}").context(format!("it waited for {limit:?}, which is the longest (`wait`)")),
-            );
+            let so_long = match limit {
+                Duration::ZERO => "it is not to wait (`wait = 0`)".to_owned(),
+                _ => format!("it waited for {limit:?}, which is the longest (`wait`)"),
+            };
+            return Some(anyhow!("{reason}").context(so_long));
         }
         self.resting.push((now + waiting.pause, id));
         waiting.pause = (waiting.pause * 2).min(longest);

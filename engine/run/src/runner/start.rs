@@ -1,0 +1,78 @@
+//! Starting a node: what its thread is to do, with all that it needs.
+
+use std::{sync::Arc, thread::Scope, time::Instant};
+
+use anyhow::{Result, anyhow};
+use flow_core::Cancel;
+
+use super::{Active, Done, Runner, Todo, Word};
+use crate::{
+    exec::{Job, Made},
+    graph::NodeId,
+};
+
+/// What a thread is to do.
+enum Task {
+    Execute(Box<Job>),
+    /// Put a result that is there in its places.
+    Place(Made, bool),
+}
+
+impl<'a> Runner<'a> {
+    pub(super) fn start<'scope>(&mut self, id: NodeId, scope: &'scope Scope<'scope, '_>)
+    where
+        'a: 'scope,
+    {
+        let began = Instant::now();
+        let cancel = Cancel::default();
+        // To put what is there in its places is none of the stage's work.
+        let is_work = matches!(self.works.get(&id), Some(Todo::Execute(_)));
+        let timeout = self.env.project.graph().common(id).timeout.filter(|_| is_work);
+        let deadline = timeout.and_then(|timeout| began.checked_add(timeout));
+        self.active.insert(id, Active { began, deadline, cancel: cancel.clone(), timed_out: false });
+        let spawned = self.task(id, cancel).and_then(|task| {
+            let (env, sender) = (self.env, self.sender.clone());
+            let thread = std::thread::Builder::new().name(self.node(id).to_owned());
+            thread.spawn_scoped(scope, move || {
+                let made = match task {
+                    Task::Execute(job) => env.execute(&job),
+                    Task::Place(made, overwrite) => env.place(id, made, overwrite),
+                };
+                // The runner hears until the last thread is done.
+                sender.send(Word::Done(Done { id, made })).ok();
+            })?;
+            Ok(())
+        });
+        if let Err(error) = spawned {
+            self.done(Done { id, made: Err(error) });
+        }
+    }
+
+    fn task(&self, id: NodeId, cancel: Cancel) -> Result<Task> {
+        let todo = self.works.get(&id).ok_or_else(|| anyhow!("a node without work was started"))?;
+        let overwrite = self.selection.may_overwrite[id];
+        let work = match todo {
+            Todo::Place(made, _) => return Ok(Task::Place(made.clone(), overwrite)),
+            Todo::Execute(work) => Arc::clone(work),
+        };
+        // Never by what else happens to run: sums over threads may differ in the last bit with their number, and a
+        // stage that is run again must give the same bytes.
+        let graph = self.env.project.graph();
+        let stage = graph.stage_of(id);
+        let share = self.settings.cpus as usize / stage.nodes.len().clamp(1, self.settings.jobs);
+        let threads = graph.common(id).resources.cpus.map_or(share, |cpus| cpus as usize).max(1);
+        Ok(Task::Execute(Box::new(Job {
+            id,
+            why: self.explainer.explain(self.node(id), &work),
+            work,
+            inputs: self.decider.inputs(id)?,
+            leaves: self.decider.leaves(id),
+            taken: self.decider.taken(id)?,
+            threads,
+            gpus: graph.common(id).resources.gpus as usize,
+            after: self.waits.after(id),
+            cancel,
+            overwrite,
+        })))
+    }
+}
