@@ -60,6 +60,11 @@ pub enum Command {
     /// Print the log of a stage
     #[command(after_help = "Examples:\n  flow log train -f\n  flow log 'tokens[2]' --run last-1")]
     Log(Log),
+    /// Write a page about a run, or about several side by side: one HTML file that needs nothing else
+    #[command(
+        after_help = "Examples:\n  flow report\n  flow report last -o run.html\n  flow report last-1 last -o compared.html"
+    )]
+    Report(Report),
     /// Look after the cache
     #[command(subcommand)]
     Cache(Cache),
@@ -306,6 +311,23 @@ pub struct Log {
     /// Of this run [default: the last one in which the stage ran]
     #[arg(long, value_name = "RUN", add = complete::runs())]
     pub run: Option<String>,
+}
+
+/// `flow report`
+#[derive(Debug, Args)]
+pub struct Report {
+    /// Runs: an id, the beginning of one, `last`, `last-1`, …; several are laid over each other
+    #[arg(value_name = "RUN", default_value = "last", add = complete::runs())]
+    pub runs: Vec<String>,
+    /// The file; `-` is stdout. Its place is printed
+    #[arg(long, short, value_name = "FILE", default_value = "report.html", value_hint = ValueHint::FilePath)]
+    pub output: PathBuf,
+    /// Write over a file that is no report of flow
+    #[arg(long)]
+    pub force: bool,
+    /// Print what the page says as one line of JSON, and write no page
+    #[arg(long, conflicts_with_all = ["output", "force"])]
+    pub json: bool,
 }
 
 /// `flow cache`

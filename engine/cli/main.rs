@@ -7,6 +7,7 @@ mod complete;
 mod failure;
 mod interrupt;
 mod out;
+mod report;
 mod ui;
 
 use std::process::ExitCode;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         Command::Show(args) => commands::show::show(&args),
         Command::Diff(args) => commands::diff::diff(&args),
         Command::Log(args) => commands::log::log(&args),
+        Command::Report(args) => commands::report::report(&args),
         Command::Cache(args) => commands::cache::cache(&args),
         Command::Lock(args) => commands::lock::lock(&args),
         Command::Init(args) => commands::init::init(&args),

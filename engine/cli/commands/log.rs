@@ -161,7 +161,7 @@ struct Ends<'a> {
 
 impl<'a> Ends<'a> {
     fn new(run: &RunInfo, is_it: &'a dyn Fn(&str) -> bool) -> Self {
-        Self { is_it, events: run.dir.join("events.jsonl"), at: 0, ended: BTreeSet::new() }
+        Self { is_it, events: run.events_path(), at: 0, ended: BTreeSet::new() }
     }
 
     /// How many of the nodes have ended by now.

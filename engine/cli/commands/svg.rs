@@ -1,4 +1,4 @@
-//! A graph as SVG: stages in layers from top to bottom, each below all that it takes from.
+//! A graph as a drawing, and that as SVG: stages in layers from top to bottom, each below all that it takes from.
 //!
 //! An edge over several layers gets a place of its own in each of them, so that it runs between the stages and not
 //! through them. Order in a layer is the mean of where its neighbours stand, looked at from above and from below in
@@ -19,7 +19,8 @@ pub struct Stage<'a> {
 }
 
 const COLUMN: f64 = 7.3; // the width of a character
-const HEIGHT: f64 = 40.0;
+/// How high a stage is drawn.
+pub const HEIGHT: f64 = 40.0;
 const LAYER: f64 = 84.0;
 const GAP: f64 = 22.0;
 const MARGIN: f64 = 16.0;
@@ -36,8 +37,18 @@ struct Place {
     below: Vec<usize>,
 }
 
-/// The drawing.
-pub fn draw(title: &str, stages: &[Stage<'_>]) -> String {
+/// Where everything is drawn.
+pub struct Layout {
+    /// Of each stage its left, its top, and how wide it is.
+    pub stages: Vec<(f64, f64, f64)>,
+    /// Of each edge its `d`.
+    pub edges: Vec<String>,
+    pub width: f64,
+    pub height: f64,
+}
+
+/// Finds a place for everything.
+pub fn lay_out(stages: &[Stage<'_>]) -> Layout {
     let (mut places, edges) = places(stages);
     let mut layers: Vec<Vec<usize>> = Vec::new();
     for (i, place) in places.iter().enumerate() {
@@ -63,11 +74,17 @@ pub fn draw(title: &str, stages: &[Stage<'_>]) -> String {
     let right = places.iter().map(|place| place.x + place.width / 2.0).fold(f64::NEG_INFINITY, f64::max);
     let shift = MARGIN - if left.is_finite() { left } else { 0.0 };
     places.iter_mut().for_each(|place| place.x += shift);
-    let size = (
-        if right.is_finite() { right + shift + MARGIN } else { 2.0 * MARGIN },
-        2.0 * MARGIN + (layers.len().max(1) - 1) as f64 * LAYER + HEIGHT,
-    );
-    write(title, stages, &places, &edges, size)
+    let drawn = places.iter().filter(|place| place.stage.is_some());
+    Layout {
+        stages: drawn.map(|place| (place.x - place.width / 2.0, top(place), place.width)).collect(),
+        edges: edges.iter().map(|way| path(way, &places)).collect(),
+        width: if right.is_finite() { right + shift + MARGIN } else { 2.0 * MARGIN },
+        height: 2.0 * MARGIN + (layers.len().max(1) - 1) as f64 * LAYER + HEIGHT,
+    }
+}
+
+fn top(place: &Place) -> f64 {
+    MARGIN + place.layer as f64 * LAYER
 }
 
 /// Stages and the places where edges pass; edges as the places on their way.
@@ -130,9 +147,27 @@ fn spread(layer: &[usize], places: &mut [Place]) {
     }
 }
 
-fn write(title: &str, stages: &[Stage<'_>], places: &[Place], edges: &[Vec<usize>], size: (f64, f64)) -> String {
-    let (wide, high) = size;
-    let top = |place: &Place| MARGIN + place.layer as f64 * LAYER;
+/// An edge through these places.
+fn path(way: &[usize], places: &[Place]) -> String {
+    let mut path = String::new();
+    for (n, step) in way.windows(2).enumerate() {
+        let (from, to) = (&places[step[0]], &places[step[1]]);
+        let (y, end) = (top(from) + HEIGHT, top(to) - if to.stage.is_some() { 2.0 } else { 0.0 });
+        let bend = (end - y) / 2.0;
+        if n == 0 {
+            let _ = write!(path, "M{:.1} {y:.1}", from.x);
+        }
+        let _ = write!(path, "C{:.1} {:.1} {:.1} {:.1} {:.1} {end:.1}", from.x, y + bend, to.x, end - bend, to.x);
+        if to.stage.is_none() {
+            let _ = write!(path, "L{:.1} {:.1}", to.x, top(to) + HEIGHT);
+        }
+    }
+    path
+}
+
+/// The drawing.
+pub fn draw(title: &str, stages: &[Stage<'_>]) -> String {
+    let Layout { stages: drawn, edges, width: wide, height: high } = lay_out(stages);
     let mut text = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{wide:.0}\" height=\"{high:.0}\" \
          viewBox=\"0 0 {wide:.0} {high:.0}\" font-family=\"ui-monospace, Menlo, Consolas, monospace\">\n\
@@ -142,40 +177,23 @@ fn write(title: &str, stages: &[Stage<'_>], places: &[Place], edges: &[Vec<usize
          <rect width=\"100%\" height=\"100%\" fill=\"#ffffff\"/>\n",
         escaped(title)
     );
-    for way in edges {
-        let mut path = String::new();
-        for (n, step) in way.windows(2).enumerate() {
-            let (from, to) = (&places[step[0]], &places[step[1]]);
-            let (y, end) = (top(from) + HEIGHT, top(to) - if to.stage.is_some() { 2.0 } else { 0.0 });
-            let bend = (end - y) / 2.0;
-            if n == 0 {
-                let _ = write!(path, "M{:.1} {y:.1}", from.x);
-            }
-            let _ = write!(path, "C{:.1} {:.1} {:.1} {:.1} {:.1} {end:.1}", from.x, y + bend, to.x, end - bend, to.x);
-            if to.stage.is_none() {
-                let _ = write!(path, "L{:.1} {:.1}", to.x, top(to) + HEIGHT);
-            }
-        }
+    for path in edges {
         let _ = writeln!(
             text,
             "<path d=\"{path}\" fill=\"none\" stroke=\"#9ca3af\" stroke-width=\"1.4\" marker-end=\"url(#tip)\"/>"
         );
     }
-    for place in places {
-        let Some(stage) = place.stage.map(|i| &stages[i]) else { continue };
-        let (x, y) = (place.x - place.width / 2.0, top(place));
+    for (stage, (x, y, width)) in stages.iter().zip(drawn) {
         let dash = if stage.on { "" } else { " stroke-dasharray=\"4 3\"" };
+        let middle = x + width / 2.0;
         let _ = writeln!(
             text,
-            "<g><rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{HEIGHT}\" rx=\"6\" fill=\"#f3f4f6\" \
-             stroke=\"#4b5563\"{dash}/><text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" font-size=\"12\" \
-             font-weight=\"600\" fill=\"#111827\">{}</text><text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\" \
+            "<g><rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{HEIGHT}\" rx=\"6\" fill=\"#f3f4f6\" \
+             stroke=\"#4b5563\"{dash}/><text x=\"{middle:.1}\" y=\"{:.1}\" text-anchor=\"middle\" font-size=\"12\" \
+             font-weight=\"600\" fill=\"#111827\">{}</text><text x=\"{middle:.1}\" y=\"{:.1}\" text-anchor=\"middle\" \
              font-size=\"11\" fill=\"#4b5563\">{}</text></g>",
-            place.width,
-            place.x,
             y + 17.0,
             escaped(stage.name),
-            place.x,
             y + 32.0,
             escaped(&stage.label)
         );

@@ -299,7 +299,7 @@ impl RunInfo {
 
     /// Nothing if nothing happened.
     fn read_events(&self) -> Result<Vec<u8>> {
-        let path = self.dir.join(EVENTS);
+        let path = self.events_path();
         match fs::read(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
             read => read.with_context(|| format!("cannot read {}", path.display())),
@@ -425,6 +425,12 @@ impl RunInfo {
         let is_it = self.chooser(name);
         let chosen = stage.labels.iter().filter(|label| is_it(&format!("{}[{label}]", stage.name))).count();
         if is_all { stage.nodes } else { chosen.max(1) }
+    }
+
+    /// Where its events are: a [`Record`] a line, the last of which may be on its way. Not there before something happens.
+    #[must_use]
+    pub fn events_path(&self) -> PathBuf {
+        self.dir.join(EVENTS)
     }
 
     /// Where the log of a node is, if it wrote one: plain lines.

@@ -18,7 +18,7 @@ use flow_core::{Digest, Event, How, Level, Record, Sink};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    graph::{Graph, Node, bracket},
+    graph::{Graph, Node, StageId, bracket},
     run_id::new_id,
     summary::Summary,
 };
@@ -91,18 +91,30 @@ pub struct StageHead {
     /// What tells the nodes of a matrix apart, in their order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
+    /// The stages of the run that it takes from, or waits for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub takes: Vec<String>,
 }
 
 /// The stages of the nodes that are asked for, in the order of running.
 pub fn stage_heads(graph: &Graph, wanted: &[bool]) -> Vec<StageHead> {
-    let mut stages: Vec<_> = graph.stages.iter().collect();
-    stages.sort_by_key(|stage| stage.nodes.start);
-    let heads = stages.into_iter().map(|stage| StageHead {
-        name: stage.name.clone(),
-        kind: stage.kind.name.to_owned(),
-        version: stage.kind.version,
-        nodes: wanted[stage.nodes.clone()].iter().filter(|wanted| **wanted).count(),
-        labels: graph.nodes[stage.nodes.clone()].iter().filter_map(label).collect(),
+    let asked = |stage: StageId| wanted[graph.stages[stage].nodes.clone()].iter().filter(|wanted| **wanted).count();
+    let mut takes: HashMap<StageId, Vec<String>> = HashMap::new();
+    for (from, to) in graph.stage_edges().into_iter().filter(|(from, _)| asked(*from) > 0) {
+        takes.entry(to).or_default().push(graph.stages[from].name.clone());
+    }
+    let mut stages: Vec<StageId> = (0..graph.stages.len()).collect();
+    stages.sort_by_key(|stage| graph.stages[*stage].nodes.start);
+    let heads = stages.into_iter().map(|id| {
+        let stage = &graph.stages[id];
+        StageHead {
+            name: stage.name.clone(),
+            kind: stage.kind.name.to_owned(),
+            version: stage.kind.version,
+            nodes: asked(id),
+            labels: graph.nodes[stage.nodes.clone()].iter().filter_map(label).collect(),
+            takes: takes.remove(&id).unwrap_or_default(),
+        }
     });
     heads.filter(|stage| stage.nodes > 0).collect()
 }
