@@ -65,6 +65,9 @@ pub enum Command {
         after_help = "Examples:\n  flow report\n  flow report last -o run.html\n  flow report last-1 last -o compared.html"
     )]
     Report(Report),
+    /// Show runs in a browser while they go on
+    #[command(after_help = "Examples:\n  flow ui\n  flow ui --port 8080\n  flow ui --host 0.0.0.0")]
+    Ui(Ui),
     /// Look after the cache
     #[command(subcommand)]
     Cache(Cache),
@@ -328,6 +331,17 @@ pub struct Report {
     /// Print what the page says as one line of JSON, and write no page
     #[arg(long, conflicts_with_all = ["output", "force"])]
     pub json: bool,
+}
+
+/// `flow ui`
+#[derive(Debug, Args)]
+pub struct Ui {
+    /// The port; 0 is any that is free [default: 4750, or any other if that is taken]
+    #[arg(long, value_name = "PORT")]
+    pub port: Option<u16>,
+    /// The address of this machine to listen on. Other than on the machine itself, who looks needs the token that is printed
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1", value_hint = ValueHint::Hostname)]
+    pub host: String,
 }
 
 /// `flow cache`

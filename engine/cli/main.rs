@@ -6,6 +6,7 @@ mod commands;
 mod complete;
 mod failure;
 mod interrupt;
+mod live;
 mod out;
 mod report;
 mod ui;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         Command::Diff(args) => commands::diff::diff(&args),
         Command::Log(args) => commands::log::log(&args),
         Command::Report(args) => commands::report::report(&args),
+        Command::Ui(args) => commands::ui::ui(&args),
         Command::Cache(args) => commands::cache::cache(&args),
         Command::Lock(args) => commands::lock::lock(&args),
         Command::Init(args) => commands::init::init(&args),

@@ -29,6 +29,7 @@ mod team;
 mod temp;
 mod terminal;
 mod trust;
+mod ui;
 mod versions;
 mod views;
 mod waits;

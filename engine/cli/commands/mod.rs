@@ -23,6 +23,7 @@ pub mod show;
 pub mod status;
 pub mod svg;
 mod team;
+pub mod ui;
 pub mod why;
 
 use std::{

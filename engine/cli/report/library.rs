@@ -54,7 +54,8 @@ pub struct Known {
 pub struct Library<'a> {
     cache: &'a Cache,
     history: History,
-    past: Past,
+    /// It reads what a run keeps once; a run that goes on keeps more later.
+    past: RefCell<Past>,
     results: RefCell<HashMap<Key, Rc<Known>>>,
     parts: RefCell<HashMap<Key, Rc<KeyParts>>>,
     before: RefCell<HashMap<(String, Key), Rc<Curves>>>,
@@ -66,7 +67,7 @@ impl<'a> Library<'a> {
         Self {
             cache,
             history: History::open(cache),
-            past: Past::new(cache),
+            past: RefCell::new(Past::new(cache)),
             results: RefCell::default(),
             parts: RefCell::default(),
             before: RefCell::default(),
@@ -78,12 +79,17 @@ impl<'a> Library<'a> {
         &self.history
     }
 
+    /// Looks at what runs keep anew.
+    pub fn refresh(&self) {
+        self.past.replace(Past::new(self.cache));
+    }
+
     /// What a key was made of.
     pub fn parts(&self, run: &str, node: &str, key: &Key) -> Result<Option<Rc<KeyParts>>> {
         if let Some(known) = self.parts.borrow().get(key) {
             return Ok(Some(Rc::clone(known)));
         }
-        let parts = self.past.parts(self.cache, run, node, key)?.map(Rc::new);
+        let parts = self.past.borrow().parts(self.cache, run, node, key)?.map(Rc::new);
         self.parts.borrow_mut().extend(parts.iter().map(|parts| (*key, Rc::clone(parts))));
         Ok(parts)
     }
