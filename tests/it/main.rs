@@ -10,6 +10,7 @@ mod crash;
 mod data;
 mod early;
 mod errors;
+mod evaluation;
 mod exports;
 mod history;
 mod language;

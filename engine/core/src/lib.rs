@@ -34,7 +34,7 @@ pub use read::{Read, from_value, read};
 pub use refs::{Ref, Refs};
 pub use schema::schema_of;
 pub use secret::{holds_secret, is_secret_name, masked_json};
-pub use stage::{Cancel, Cancelled, Check, Ctx, DynStage, Facts, Input, Kind, Known, Mode, Parsed, Port, Stage};
+pub use stage::{Cancel, Cancelled, Check, Ctx, DynStage, Facts, Files, Input, Kind, Known, Mode, Parsed, Port, Stage};
 pub use tree::{Entry, Tree, is_safe_name};
 pub use value::{Table, Value, ValueKind};
 

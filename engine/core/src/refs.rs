@@ -23,6 +23,11 @@ impl Ref {
         Self { text: text.into(), span: None }
     }
 
+    /// A reference that stands somewhere: in a file that a stage reads.
+    pub fn at(text: impl Into<String>, span: Option<Span>) -> Self {
+        Self { text: text.into(), span }
+    }
+
     /// Another reference that stands in the same place: one of those that braces stand for.
     #[must_use]
     pub fn with_text(&self, text: impl Into<String>) -> Self {

@@ -33,6 +33,12 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + fmt::Debug + Send +
     /// What an interrupted run left in [`Ctx::scratch`] is handed to the next run of the same key.
     const RESUMABLE: bool = false;
 
+    /// Reads the small files that say what it takes, before it is asked for its [ports](Self::ports). What is wrong with
+    /// them goes to `errors`.
+    fn look(&mut self, files: &dyn Files, errors: &mut Vec<Diagnostic>) {
+        let _ = (files, errors);
+    }
+
     /// One stage of the file as several nodes (`fetch`: one a URL). Most are one node.
     ///
     /// What is wrong with the parameters in themselves goes to `errors`, all of it; what is left is then only used to
@@ -83,6 +89,20 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + fmt::Debug + Send +
     /// # Errors
     /// The work failed; nothing in `out` is used. [`Cancelled`] when the run was interrupted.
     fn run(&self, ctx: &Ctx<'_>) -> anyhow::Result<()>;
+}
+
+/// The small files of a project that stages read while the pipeline is loaded. What is read of them must enter by a
+/// port, so that a change of it is seen.
+pub trait Files {
+    /// The TOML in a file, by its path in the project's folder; nothing if there is no such file.
+    fn toml(&self, path: &str) -> Option<Result<Value, Vec<Diagnostic>>>;
+}
+
+/// No files.
+impl Files for () {
+    fn toml(&self, _: &str) -> Option<Result<Value, Vec<Diagnostic>>> {
+        None
+    }
 }
 
 /// A named input of a stage.
@@ -429,8 +449,8 @@ pub struct Kind {
     pub about: &'static str,
     /// [`Stage::RESUMABLE`]
     pub resumable: bool,
-    /// Reads a stage's table (without the keys that every stage has) and expands it.
-    pub parse: fn(&Value) -> Parsed,
+    /// Reads a stage's table (without the keys that every stage has) and the files that it names, and expands it.
+    pub parse: fn(&Value, &dyn Files) -> Parsed,
     /// The JSON Schema of that table.
     pub schema: fn() -> Json,
 }
@@ -444,13 +464,14 @@ impl Kind {
             version: S::VERSION,
             about: S::ABOUT,
             resumable: S::RESUMABLE,
-            parse: |value| {
+            parse: |value, files| {
                 let mut read = read::<S>(value);
-                let Some(stage) = read.value.take() else {
+                let Some(mut stage) = read.value.take() else {
                     return Parsed { errors: read.errors, ..Parsed::default() };
                 };
                 let sound = read.errors.is_empty() && read.made_up.is_empty();
                 let mut errors = Vec::new();
+                stage.look(files, &mut errors);
                 let nodes = stage.expand(&mut errors);
                 // What is wrong with what was made up is not the user's.
                 errors.retain(|error| {

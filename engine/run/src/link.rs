@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use flow_core::{Check, Ctx, Diagnostic, DynStage, Kind, Parsed, Pin, Port, Span, Value, did_you_mean};
+use flow_core::{Check, Ctx, Diagnostic, DynStage, Files, Kind, Parsed, Pin, Port, Span, Value, did_you_mean};
 use rayon::prelude::*;
 
 use crate::{
@@ -18,6 +18,7 @@ use crate::{
     load::StageTable,
     looks, matrix,
     order::{Edges, order},
+    syntax,
 };
 
 /// After so many errors nobody reads suggestions, and comparing names is the slow part.
@@ -84,6 +85,13 @@ pub struct Ground<'a> {
     pub home: Option<&'a Path>,
 }
 
+impl Files for Ground<'_> {
+    fn toml(&self, path: &str) -> Option<Result<Value, Vec<Diagnostic>>> {
+        let place = self.project.join(&*at_home(path, self.home).ok()?);
+        place.is_file().then(|| syntax::read(&place))
+    }
+}
+
 /// Makes the graph of the stages of a file.
 pub fn link(stages: Vec<StageTable>, kinds: &'static [Kind], ground: &Ground<'_>) -> Linked {
     let mut errors = Vec::new();
@@ -91,7 +99,7 @@ pub fn link(stages: Vec<StageTable>, kinds: &'static [Kind], ground: &Ground<'_>
     let by_name: HashMap<String, StageId> = names.iter().enumerate().map(|(i, name)| (name.clone(), i)).collect();
     let read = |stage| {
         let mut wrong = Vec::new();
-        (read_stage(stage, kinds, ground.home, &mut wrong), wrong)
+        (read_stage(stage, kinds, ground, &mut wrong), wrong)
     };
     let read: Vec<(Draft, Vec<Diagnostic>)> = stages.into_par_iter().with_min_len(256).map(read).collect();
     let mut drafts = Vec::with_capacity(read.len());
@@ -230,7 +238,7 @@ pub(crate) fn place(mut error: Diagnostic, value: &Value, span: Option<&Span>) -
 }
 
 /// Reads a stage, once for each combination of its matrix.
-fn read_stage(stage: StageTable, kinds: &'static [Kind], home: Option<&Path>, errors: &mut Vec<Diagnostic>) -> Draft {
+fn read_stage(stage: StageTable, kinds: &'static [Kind], ground: &Ground<'_>, errors: &mut Vec<Diagnostic>) -> Draft {
     let StageTable { name, span, variants } = stage;
     let (all, actions, needs) = (Vec::with_capacity(variants.len()), Vec::with_capacity(1), Vec::new());
     let mut draft = Draft { name, span, kind: &NO_KIND, variants: all, actions, needs };
@@ -244,7 +252,7 @@ fn read_stage(stage: StageTable, kinds: &'static [Kind], home: Option<&Path>, er
             continue;
         };
         if let Some(export) = parts.common.export.as_mut().map(|export| &mut export.to) {
-            match at_home(export, home) {
+            match at_home(export, ground.home) {
                 Ok(path) => *export = path.into_owned(),
                 Err(error) => wrong.push(error.at(parts.said.nearest("export").span.clone())),
             }
@@ -263,7 +271,7 @@ fn read_stage(stage: StageTable, kinds: &'static [Kind], home: Option<&Path>, er
                 wrong.push(error.at(parts.own.span.clone()).hint("make two stages of it"));
             }
             draft.kind = kind;
-            let Parsed { nodes, mut errors, sound } = (kind.parse)(&parts.own);
+            let Parsed { nodes, mut errors, sound } = (kind.parse)(&parts.own, ground);
             common::name_all_keys(&mut errors, &parts.own, kind);
             wrong.extend(errors.into_iter().map(|error| place(error, &parts.own, draft.span.as_ref())));
             draft.actions.extend(nodes.into_iter().map(|stage| {
@@ -306,7 +314,7 @@ static NO_KIND: Kind = Kind {
     version: 0,
     about: "",
     resumable: false,
-    parse: |_| Parsed::default(),
+    parse: |_, _| Parsed::default(),
     schema: || serde_json::Value::Bool(true),
 };
 

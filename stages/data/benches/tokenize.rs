@@ -121,7 +121,7 @@ fn stage(shard: &Path, tokenizer: &Path, threads: usize) {
     let entries = [("input", text("raw")), ("tokenizer", text("base")), ("append_eod", truth)];
     let entries = entries.into_iter().map(|(name, value)| (name.to_owned(), None, value)).collect();
     let kind = flow_data::KINDS.iter().find(|kind| kind.name == "tokenize").expect("the registry has it");
-    let stages = (kind.parse)(&Value::new(ValueKind::Table(Table { entries }))).nodes;
+    let stages = (kind.parse)(&Value::new(ValueKind::Table(Table { entries })), &()).nodes;
     let inputs =
         BTreeMap::from([("input".to_owned(), vec![input(shard)]), ("tokenizer".to_owned(), vec![input(tokenizer)])]);
     let sink = |_: Event| {};

@@ -242,7 +242,9 @@ pub fn tree(path: &Path) -> Tree {
 /// A stage's nodes, from JSON in place of TOML.
 pub fn expand<S: Stage>(params: serde_json::Value) -> Result<Vec<S>, Diagnostic> {
     let mut errors = Vec::new();
-    let nodes = from_value::<S>(&value(params))?.expand(&mut errors);
+    let mut stage = from_value::<S>(&value(params))?;
+    stage.look(&(), &mut errors);
+    let nodes = stage.expand(&mut errors);
     errors.into_iter().next().map_or(Ok(nodes), Err)
 }
 

@@ -19,7 +19,7 @@ mod schedule;
 
 pub use batch::KnownData;
 pub use batches::Data;
-pub use dataset::{Dataset, Request, Sources, Splits};
+pub use dataset::{Dataset, RandomState, Request, Sources, Splits};
 pub use documents::Documents;
 pub use eval::{Ending, EvalAnswer, EvalJob, EvalRequest, EvalResults, Generate, Generated, Sampling, Score, Scored};
 pub use fit::parse_bytes;

@@ -9,7 +9,7 @@ mod limits;
 pub mod mix;
 mod sample;
 pub mod split;
-mod text;
+pub mod text;
 mod write;
 
 use flow_formats::documents::Text;

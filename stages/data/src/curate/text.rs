@@ -135,9 +135,14 @@ pub fn lines(text: &str) -> Vec<&str> {
     lines
 }
 
+/// White space, as Python's `str.isspace()` has it.
+pub fn is_space(c: char) -> bool {
+    Class::of(c) == Class::Space
+}
+
 /// Without white space at its ends, as Python's `str.strip()` has it.
 pub fn strip(text: &str) -> &str {
-    text.trim_matches(|c| Class::of(c) == Class::Space)
+    text.trim_matches(is_space)
 }
 
 /// How many sentences a line has: a sentence ends with `.`, `!` or `?` before white space, or with `。`, `！`, `？` or `｡`,

@@ -1,14 +1,6 @@
-//! Documents as windows that a model can be asked about, and the sum of what it answers.
+//! Documents as windows that a model can be asked about.
 
-use std::{
-    fs::File,
-    io::{BufRead as _, BufReader},
-    ops::Range,
-    path::Path,
-};
-
-use anyhow::{Context as _, Result, bail};
-use flow_plan::EvalAnswer;
+use std::ops::Range;
 
 /// The windows of a document of `length` tokens, as lm-evaluation-harness cuts them: which tokens (one more than go in), and
 /// how many at the end are scored. They score disjoint runs of tokens; the input of a later one are the tokens right before
@@ -18,19 +10,6 @@ pub fn windows(length: usize, longest: usize) -> impl Iterator<Item = (Range<usi
         let end = (from + longest).min(length);
         (end.saturating_sub(longest + 1)..end, end - from)
     })
-}
-
-/// The sum of −ln p over what was answered.
-pub fn nll(answers: &Path) -> Result<f64> {
-    let file = File::open(answers).with_context(|| format!("cannot open {}", answers.display()))?;
-    let mut sum = 0.0;
-    for line in BufReader::new(file).lines() {
-        match serde_json::from_str(&line?).with_context(|| format!("cannot read {}", answers.display()))? {
-            EvalAnswer::Score(scored) => sum -= scored.logprob,
-            EvalAnswer::Generate(_) => bail!("{} answers what was not asked", answers.display()),
-        }
-    }
-    Ok(sum)
 }
 
 #[cfg(test)]

@@ -215,6 +215,17 @@ impl Tokenizer {
         }
     }
 
+    /// The text of ids, without special tokens.
+    ///
+    /// # Errors
+    /// The tokenizer cannot decode.
+    pub fn decode_plain(&self, ids: &[u32]) -> Result<String> {
+        match &self.reference {
+            Reference::HuggingFace(hf) => hf.decode(ids, true).map_err(|error| anyhow!("{error}")),
+            Reference::SentencePiece { model, .. } => Ok(model.decode(ids)),
+        }
+    }
+
     /// Whether both encoders give the same ids for a text.
     ///
     /// # Errors

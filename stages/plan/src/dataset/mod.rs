@@ -17,6 +17,7 @@ use std::{path::PathBuf, sync::Arc};
 use anyhow::{Context as _, Result, ensure};
 use flow_formats::indexed::IndexedDataset;
 
+pub use random::RandomState;
 pub use splits::Splits;
 
 use crate::DataSource;

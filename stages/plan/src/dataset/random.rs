@@ -1,10 +1,11 @@
 //! numpy's legacy `RandomState`: MT19937 seeded by one integer, and its in-place shuffle. Bit-exact, since the order
-//! of the training samples hangs on it.
+//! of the training samples hangs on it. Python's own generator is the same with another seeding.
 
 const N: usize = 624;
 const M: usize = 397;
 
 /// The state of `numpy.random.RandomState(seed)`.
+#[derive(Clone, Debug)]
 pub struct RandomState {
     key: [u32; N],
     position: usize,
@@ -12,6 +13,7 @@ pub struct RandomState {
 
 impl RandomState {
     /// Seeds as `RandomState(seed)` does for one integer (`init_genrand` of the reference MT19937).
+    #[must_use]
     pub fn new(seed: u32) -> Self {
         let mut key = [0; N];
         key[0] = seed;
@@ -20,6 +22,30 @@ impl RandomState {
             key[i] = 1_812_433_253_u32.wrapping_mul(last ^ (last >> 30)).wrapping_add(i as u32);
         }
         Self { key, position: N }
+    }
+
+    /// Seeds with several words, as Python's `random.Random` does (`init_by_array` of the reference MT19937).
+    #[must_use]
+    pub fn of_words(words: &[u32]) -> Self {
+        let mut state = Self::new(19_650_218);
+        let key = &mut state.key;
+        let mut at = 1;
+        let mut mix = |by: u32, more: &dyn Fn(usize) -> u32| {
+            let before = key[at - 1] ^ (key[at - 1] >> 30);
+            key[at] = (key[at] ^ before.wrapping_mul(by)).wrapping_add(more(at));
+            at += 1;
+            if at == N {
+                (key[0], at) = (key[N - 1], 1);
+            }
+        };
+        for (j, word) in words.iter().enumerate().cycle().take(N.max(words.len())) {
+            mix(1_664_525, &|_| word.wrapping_add(j as u32));
+        }
+        for _ in 1..N {
+            mix(1_566_083_941, &|at| (at as u32).wrapping_neg());
+        }
+        key[0] = 0x8000_0000;
+        state
     }
 
     /// Draws 32 bits.

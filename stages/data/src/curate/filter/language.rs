@@ -8,7 +8,7 @@ use unicode_script::Script;
 use whatlang::Lang;
 
 use super::Drop;
-use crate::curate::text::script_share;
+use crate::curate::text::{script_share, words};
 
 /// Characters at the beginning of a text that are looked at: more say nothing new of its language.
 const LOOKED_AT: usize = 4096;
@@ -110,6 +110,45 @@ pub struct Share {
     /// The greatest.
     #[serde(default)]
     max: Option<f64>,
+}
+
+/// Below so many letters trigrams say little.
+const FEW_LETTERS: usize = 24;
+
+/// Whether a text is in a language: by its words' scripts where these tell it, else by trigrams.
+///
+/// Japanese: half of its words or more are of Han, hiragana or katakana, and some are of kana unless it is short (Chinese has
+/// none). English: fewer than that, most letters are Latin, and what is long enough to tell reads as English.
+pub fn is_in(text: &str, code: &str) -> bool {
+    const KANA: [Script; 2] = [Script::Hiragana, Script::Katakana];
+    const JAPANESE: [Script; 3] = [Script::Han, Script::Hiragana, Script::Katakana];
+    let all = words(text);
+    let with_letters = all.iter().map(|word| word.text).filter(|word| word.chars().any(char::is_alphabetic));
+    let (japanese, others): (Vec<&str>, Vec<&str>) = with_letters.partition(|word| script_share(word, &JAPANESE) > 0.5);
+    if japanese.is_empty() && others.is_empty() {
+        return false;
+    }
+    let is_japanese_script = japanese.len() >= others.len();
+    let is_short = |text: &str| text.chars().filter(|c| c.is_alphabetic()).count() < FEW_LETTERS;
+    let reads_as = |text: &str, wanted: &str| {
+        let end = text.char_indices().nth(LOOKED_AT).map_or(text.len(), |(end, _)| end);
+        language(wanted).is_some() && whatlang::detect_lang(&text[..end]) == language(wanted)
+    };
+    match code {
+        "ja" | "jpn" => is_japanese_script && (is_short(text) || script_share(text, &KANA) > 0.0),
+        "en" | "eng" => {
+            // What is quoted in another script does not count.
+            let others = others.join(" ");
+            let is_latin = !is_japanese_script && script_share(&others, &[Script::Latin]) > 0.5;
+            is_latin && (is_short(&others) || reads_as(&others, "en"))
+        }
+        _ => reads_as(text, code),
+    }
+}
+
+/// Whether there is a language of this code.
+pub fn is_known(code: &str) -> bool {
+    language(code).is_some()
 }
 
 fn language(code: &str) -> Option<Lang> {

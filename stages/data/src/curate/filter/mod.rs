@@ -2,7 +2,7 @@
 
 mod c4;
 mod gopher;
-mod language;
+pub mod language;
 #[cfg(test)]
 mod tests;
 
@@ -120,7 +120,7 @@ struct Length {
 
 /// Why a document goes.
 #[derive(Debug, PartialEq, Eq)]
-struct Drop {
+pub struct Drop {
     rule: &'static str,
     why: String,
 }
