@@ -10,32 +10,61 @@ pub struct Above {
     named: PathBuf,
     /// Where it is, with links followed; nothing if there is no directory.
     real: Option<PathBuf>,
+    /// Where it will be if it is not there.
+    will: PathBuf,
+    /// The nearest thing above it or in its place that is there and no directory.
+    blocked: Option<PathBuf>,
 }
 
 impl Above {
     /// The directory that a place is in, with links followed, if it is there.
     pub fn directory(&mut self, place: &Path) -> Option<&Path> {
-        let above = place.parent()?;
-        if self.named.as_os_str() != above.as_os_str() {
-            self.real = above.canonicalize().ok().filter(|real| real.is_dir());
-            self.named = above.to_owned();
-        }
+        self.look(place.parent()?);
         self.real.as_deref()
+    }
+
+    /// What keeps the directory that a place is in from being there or being made.
+    pub fn blocking(&mut self, place: &Path) -> Option<&Path> {
+        self.look(place.parent()?);
+        self.blocked.as_deref()
+    }
+
+    fn look(&mut self, above: &Path) {
+        if self.named.as_os_str() == above.as_os_str() {
+            return;
+        }
+        self.named = above.to_owned();
+        self.real = above.canonicalize().ok().filter(|real| real.is_dir());
+        let is_there = self.real.is_some();
+        self.will = if is_there { PathBuf::new() } else { below_what_is_there(above) };
+        self.blocked = if is_there { None } else { blocking(above) };
     }
 
     /// Where a place is, with links followed as far as it is there.
     pub fn real(&mut self, place: &Path) -> PathBuf {
-        let own = self.directory(place).zip(place.file_name()).map(|(directory, name)| directory.join(name));
-        let is_link = |own: &PathBuf| own.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
-        let own = own.filter(|own| !is_link(own));
-        own.unwrap_or_else(|| place.canonicalize().unwrap_or_else(|_| below_what_is_there(place)))
+        let Some(name) = place.file_name() else { return below_what_is_there(place) };
+        let Some(own) = self.directory(place).map(|directory| directory.join(name)) else {
+            return self.will.join(name);
+        };
+        let is_link = |own: &Path| own.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
+        if is_link(&own) { below_what_is_there(place) } else { own }
     }
 }
 
-/// Where a place will be: links are followed up to the last directory that is there.
+/// Where a place is or will be: links are followed up to the last thing that is there.
 fn below_what_is_there(place: &Path) -> PathBuf {
-    let there = |above: &Path| Some(above.canonicalize().ok()?.join(place.strip_prefix(above).ok()?));
-    place.ancestors().skip(1).find_map(there).unwrap_or_else(|| place.to_owned())
+    let there = |above: &Path| {
+        let below = place.strip_prefix(above).ok()?;
+        let found = above.canonicalize().ok()?;
+        Some(if below.as_os_str().is_empty() { found } else { found.join(below) })
+    };
+    place.ancestors().find_map(there).unwrap_or_else(|| place.to_owned())
+}
+
+/// The nearest thing at a path or above it that is there, if it is no directory.
+pub fn blocking(path: &Path) -> Option<PathBuf> {
+    let there = path.ancestors().find(|above| above.symlink_metadata().is_ok())?;
+    (!there.is_dir()).then(|| there.to_owned())
 }
 
 #[cfg(test)]
@@ -64,6 +93,10 @@ mod tests {
             assert_eq!(above.real(&root.join(place)), root.join(real), "{place}");
         }
         assert_eq!(above.directory(&root.join("file/below")), None);
+        assert_eq!(above.blocking(&root.join("file/below")), Some(&*root.join("file")));
+        assert_eq!(above.blocking(&root.join("file/deep/below")), Some(&*root.join("file")));
+        assert_eq!(above.real(&root.join("file/below")), root.join("file/below"));
+        assert_eq!(above.blocking(&root.join("new/deep")), None);
         assert_eq!(above.directory(&root.join("nowhere/below")), None);
     }
 }

@@ -16,7 +16,7 @@ use flow_cache::{Cache, Place};
 use flow_core::{Diagnostic, Digest, Entry, Event, Level, Sink, Tree};
 
 use crate::{
-    above::Above,
+    above::{self, Above},
     aside,
     exports::{self, Before},
     graph::NodeId,
@@ -365,9 +365,10 @@ impl<'a> Placer<'a> {
         let mut refused = Vec::new();
         for out in self.project.graph().nodes[id].action.outs() {
             let spot = self.out_spot(out, Vec::new());
-            let blocked = || blocking(&spot.root);
-            if let Some(ancestor) = above.directory(&spot.root).map_or_else(blocked, |_| None) {
-                refused.push(ancestor);
+            if let Some(ancestor) = above.blocking(&spot.root) {
+                refused.push(ancestor.to_owned());
+            } else if !repair && spot.root.symlink_metadata().is_err() {
+                // What is not there is in nobody's way.
             } else if !self.ledger.has(&spot.page) {
                 self.not_ours(&Note::default(), "", &spot.root, &mut refused)?;
             } else if !repair {
@@ -463,10 +464,9 @@ pub fn refusal(path: &Path, node: &str) -> String {
     format!("{path} is not as flow put it there and would be overwritten: move it away, or use --force {node}")
 }
 
-/// The nearest thing above a path that is there, if it is no directory.
+/// What keeps the directory that a path is in from being there or being made.
 fn blocking(path: &Path) -> Option<PathBuf> {
-    let above = path.ancestors().skip(1).find(|above| above.symlink_metadata().is_ok())?;
-    (!above.is_dir()).then(|| above.to_owned())
+    above::blocking(path.parent()?)
 }
 
 /// The files of a tree below a directory, named relative to it.
