@@ -6,7 +6,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
 use flow_cache::Cache;
@@ -23,12 +23,13 @@ const LARGEST: usize = 32 << 10;
 pub(crate) struct Heads {
     cache: Cache,
     known: OnceLock<HashMap<String, Vec<u8>>>,
-    new: Mutex<Vec<(String, Vec<u8>)>>,
+    /// What files said since: also who lives long reads each once.
+    new: Mutex<HashMap<String, Vec<u8>>>,
 }
 
 impl Heads {
     /// Of the runs of a cache.
-    pub fn new(cache: &Cache) -> Self {
+    pub fn of(cache: &Cache) -> Self {
         Self { cache: cache.clone(), known: OnceLock::new(), new: Mutex::default() }
     }
 
@@ -44,7 +45,10 @@ impl Heads {
             }
             known
         });
-        let head: RunHead = serde_json::from_slice(known.get(id)?).ok()?;
+        let head: RunHead = match known.get(id) {
+            Some(bytes) => serde_json::from_slice(bytes).ok()?,
+            None => serde_json::from_slice(self.new().get(id)?).ok()?,
+        };
         (head.id == id && head.finished.is_some()).then_some(head)
     }
 
@@ -54,17 +58,21 @@ impl Heads {
             && let Ok(bytes) = serde_json::to_vec(head)
             && bytes.len() <= LARGEST
         {
-            self.new.lock().unwrap_or_else(PoisonError::into_inner).push((head.id.clone(), bytes));
+            self.new().insert(head.id.clone(), bytes);
         }
+    }
+
+    fn new(&self) -> MutexGuard<'_, HashMap<String, Vec<u8>>> {
+        self.new.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Heads {
     /// All at once, and after whoever waits has what they asked for.
     fn drop(&mut self) {
-        let new = self.new.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let new: Vec<_> = std::mem::take(&mut *self.new()).into_iter().collect();
         if !new.is_empty() {
-            self.cache.index(RUNS, new, &[]);
+            self.cache.index(RUNS, &new, &[]);
         }
     }
 }
@@ -113,6 +121,18 @@ mod tests {
         // What is there is not read again.
         fs::write(root.join("runs").join(id(3)).join("run.json"), "{").unwrap();
         assert_eq!(seen(root), expected);
+
+        // Nor by who lives long and has no index, as another flow has it.
+        let (holder, long) = (Cache::open(root).unwrap(), Cache::open(root).unwrap());
+        assert!(holder.indexed(RUNS).is_some());
+        let history = History::open(&long);
+        let file = root.join("runs").join(id(4)).join("run.json");
+        let there = fs::read(&file).unwrap();
+        assert_eq!(history.all().unwrap().len(), expected.len() - 1);
+        fs::write(&file, "{").unwrap();
+        assert_eq!(history.all().unwrap().len(), expected.len() - 1);
+        fs::write(&file, there).unwrap();
+        drop((history, long, holder));
 
         // Another process wrote a run, one that seemed killed is over, and two are gone.
         write(root, &id(500), Some(500.0));

@@ -90,7 +90,7 @@ impl History {
     /// Of a cache.
     #[must_use]
     pub fn open(cache: &Cache) -> Self {
-        Self { runs: cache.runs_dir(), heads: Arc::new(Heads::new(cache)) }
+        Self { runs: cache.runs_dir(), heads: Arc::new(Heads::of(cache)) }
     }
 
     /// Every run, the newest first, read as they are asked for. What is not a run's directory is passed over.
