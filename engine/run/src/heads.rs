@@ -24,13 +24,13 @@ pub(crate) struct Heads {
     cache: Cache,
     known: OnceLock<HashMap<String, Vec<u8>>>,
     /// What files said since: also who lives long reads each once.
-    new: Mutex<HashMap<String, Vec<u8>>>,
+    said: Mutex<HashMap<String, Vec<u8>>>,
 }
 
 impl Heads {
     /// Of the runs of a cache.
     pub fn of(cache: &Cache) -> Self {
-        Self { cache: cache.clone(), known: OnceLock::new(), new: Mutex::default() }
+        Self { cache: cache.clone(), known: OnceLock::new(), said: Mutex::default() }
     }
 
     /// What the index knows of a run. `all` are the runs that there are: what it knows of others goes.
@@ -47,7 +47,7 @@ impl Heads {
         });
         let head: RunHead = match known.get(id) {
             Some(bytes) => serde_json::from_slice(bytes).ok()?,
-            None => serde_json::from_slice(self.new().get(id)?).ok()?,
+            None => serde_json::from_slice(self.said().get(id)?).ok()?,
         };
         (head.id == id && head.finished.is_some()).then_some(head)
     }
@@ -58,19 +58,19 @@ impl Heads {
             && let Ok(bytes) = serde_json::to_vec(head)
             && bytes.len() <= LARGEST
         {
-            self.new().insert(head.id.clone(), bytes);
+            self.said().insert(head.id.clone(), bytes);
         }
     }
 
-    fn new(&self) -> MutexGuard<'_, HashMap<String, Vec<u8>>> {
-        self.new.lock().unwrap_or_else(PoisonError::into_inner)
+    fn said(&self) -> MutexGuard<'_, HashMap<String, Vec<u8>>> {
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Heads {
     /// All at once, and after whoever waits has what they asked for.
     fn drop(&mut self) {
-        let new: Vec<_> = std::mem::take(&mut *self.new()).into_iter().collect();
+        let new: Vec<_> = std::mem::take(&mut *self.said()).into_iter().collect();
         if !new.is_empty() {
             self.cache.index(RUNS, &new, &[]);
         }
