@@ -31,7 +31,7 @@ pub struct Row {
 }
 
 /// A number and its standard error.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Value {
     pub value: f64,
     pub stderr: Option<f64>,
@@ -68,9 +68,22 @@ struct Metric {
     metric: String,
     #[serde(default)]
     higher_is_better: bool,
-    model: Option<Value>,
-    compare: Option<Value>,
-    difference: Option<Value>,
+    model: Option<Number>,
+    compare: Option<Number>,
+    difference: Option<Number>,
+}
+
+/// As it is written: what is beyond all numbers is null.
+#[derive(Deserialize)]
+struct Number {
+    value: Option<f64>,
+    stderr: Option<f64>,
+}
+
+impl Number {
+    fn known(self) -> Option<Value> {
+        Some(Value { value: self.value?, stderr: self.stderr })
+    }
 }
 
 /// Reads it; nothing if there is none, or it says what is not known here.
@@ -96,9 +109,9 @@ fn now(results: Results) -> Evaluation {
             about: about.clone(),
             metric: metric.metric,
             higher_is_better: metric.higher_is_better,
-            model: metric.model,
-            compare: metric.compare,
-            difference: metric.difference,
+            model: metric.model.and_then(Number::known),
+            compare: metric.compare.and_then(Number::known),
+            difference: metric.difference.and_then(Number::known),
         })
     });
     Evaluation { model, compare, rows: rows.collect(), versions }
@@ -153,8 +166,9 @@ mod tests {
         };
         let json = json!({ "format": 2, "versions": { "flow": "1" }, "models": { "model": { "name": "hf" }, "compare": { "name": "base" } },
             "tasks": [{ "task": "piqa", "version": 1, "kind": "multiple-choice", "documents": 20, "num_fewshot": 5,
-                "metrics": [metric(0.19), metric(0.21), metric(-0.3)] }] });
-        let got = of(&json).unwrap();
+                "metrics": [metric(0.19), metric(0.21), metric(-0.3), { "metric": "ppl", "model": { "value": null } }] }] });
+        let mut got = of(&json).unwrap();
+        assert_eq!(got.rows.pop().unwrap().model, None, "a number beyond all numbers is none");
         assert_eq!((got.model.as_str(), got.compare.as_deref()), ("hf", Some("base")));
         assert_eq!(got.rows.iter().map(Row::better).collect::<Vec<_>>(), [None, Some(true), Some(false)]);
         assert_eq!(got.rows[0].about, "20 documents, 5 shots, version 1");
