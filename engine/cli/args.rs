@@ -1,10 +1,13 @@
 //! What can be typed.
 
+mod generate;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use crate::{amounts, complete};
+pub use generate::Generate;
 
 /// Runs pipelines of language-model training: what is already done is never done again.
 #[derive(Debug, Parser)]
@@ -87,6 +90,9 @@ pub enum Command {
     Inspect(Inspect),
     /// Compare the tensors of two models, each in any of the formats; 1 if they differ
     DiffWeights(DiffWeights),
+    /// Let a model go on with prompts, and print what it makes while it makes it
+    #[command(after_help = generate::EXAMPLES)]
+    Generate(Generate),
     /// Check that this machine has what flow needs
     Doctor,
 }

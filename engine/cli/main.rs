@@ -48,6 +48,7 @@ fn main() -> ExitCode {
         Command::Schema => commands::schema::schema(),
         Command::Inspect(args) => commands::inspect::inspect(&args),
         Command::DiffWeights(args) => commands::diff_weights::diff_weights(&args),
+        Command::Generate(args) => commands::generate::generate(&args),
         Command::Doctor => commands::doctor::doctor(),
     };
     match done {

@@ -12,6 +12,7 @@ mod early;
 mod errors;
 mod evaluation;
 mod exports;
+mod generate;
 mod history;
 mod language;
 mod lazy;

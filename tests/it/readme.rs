@@ -2,7 +2,7 @@
 //!
 //! A block fenced as `console` is a script: its lines that begin with `$ ` are commands and must end well, in one copy
 //! of the repository's pipelines and examples for all blocks, in order. Not run: blocks with `cargo` (`.ci/run`
-//! types those), and, where no trainer is named by `FLOW_TORCH`, blocks that train or evaluate.
+//! types those), and, where no trainer is named by `FLOW_TORCH`, blocks that train, evaluate or generate.
 
 use std::{fs, path::Path, process::Command};
 
@@ -26,7 +26,7 @@ fn blocks(markdown: &str) -> Vec<Vec<&str>> {
 
 fn is_run(block: &[&str]) -> bool {
     let builds = block.iter().any(|command| command.starts_with("cargo"));
-    let trains = ["flow run pipelines/", "flow run examples/eval/"];
+    let trains = ["flow run pipelines/", "flow run examples/eval/", "flow generate"];
     let trains = block.iter().any(|command| trains.iter().any(|start| command.starts_with(start)));
     !builds && (!trains || std::env::var_os("FLOW_TORCH").is_some())
 }

@@ -6,6 +6,7 @@ pub mod completions;
 pub mod diff;
 pub mod diff_weights;
 pub mod doctor;
+pub mod generate;
 pub mod graph;
 pub mod init;
 pub mod inspect;

@@ -10,6 +10,7 @@ mod documents;
 mod eval;
 pub mod facts;
 mod fetch;
+pub mod generate;
 mod gunzip;
 mod hf_to_megatron;
 mod http;

@@ -226,6 +226,12 @@ impl Tokenizer {
         }
     }
 
+    /// The text of `eos_token`, `bos_token`, …, if the configuration names one.
+    #[must_use]
+    pub fn special(&self, name: &str) -> Option<&str> {
+        self.config.special(name)
+    }
+
     /// Whether both encoders give the same ids for a text.
     ///
     /// # Errors

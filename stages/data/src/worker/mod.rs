@@ -23,7 +23,8 @@ use flow_core::{Cancel, Check, Diagnostic};
 use serde::Deserialize;
 use serde_json::Value as Json;
 
-pub use supervise::Launch;
+pub use ranks::{Line, Ranks, Stream};
+pub use supervise::{Launch, verdict};
 
 use crate::diagnostic;
 

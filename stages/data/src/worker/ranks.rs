@@ -6,12 +6,14 @@ use std::{
     net::TcpListener,
     os::unix::process::CommandExt as _,
     path::Path,
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::mpsc::{Receiver, SyncSender, sync_channel},
     thread,
 };
 
 use anyhow::{Context as _, Result};
+use flow_plan::Job;
+use tempfile::NamedTempFile;
 
 /// A longer line is cut in pieces: a worker must not be able to fill our memory.
 const LONGEST_LINE: u64 = 64 << 10;
@@ -60,8 +62,8 @@ impl Rank {
     }
 }
 
-/// All processes of a job. None outlives this value.
-pub struct Ranks(pub Vec<Rank>);
+/// All processes of a job, and the file of a job that is nowhere else. None outlives this value.
+pub struct Ranks(pub Vec<Rank>, Option<NamedTempFile>);
 
 impl Ranks {
     /// Starts `world_size` processes `PROGRAM worker JOB`, which see the `gpus` of their node: LOCAL_RANK counts in them. Their lines come through the receiver, which ends when all
@@ -76,13 +78,39 @@ impl Ranks {
         threads: usize,
         gpus: Option<&(&str, String)>,
     ) -> Result<(Self, Receiver<Line>)> {
+        Self::spawn(program, job, world_size, threads, gpus, false)
+    }
+
+    /// As [`Ranks::start`], for a job that is a conversation with rank 0: its input is a pipe, [`Ranks::stdin`].
+    pub fn converse(program: &Path, job: &Job, world_size: usize, threads: usize) -> Result<(Self, Receiver<Line>)> {
+        let mut file = tempfile::Builder::new().prefix("flow-").suffix(".json").tempfile()?;
+        serde_json::to_writer(&mut file, job)?;
+        let (mut ranks, lines) = Self::spawn(program, file.path(), world_size, threads, None, true)?;
+        ranks.1 = Some(file);
+        Ok((ranks, lines))
+    }
+
+    /// The input of rank 0 of a conversation; the first time.
+    pub fn stdin(&mut self) -> Option<ChildStdin> {
+        self.0.first_mut()?.child.stdin.take()
+    }
+
+    fn spawn(
+        program: &Path,
+        job: &Path,
+        world_size: usize,
+        threads: usize,
+        gpus: Option<&(&str, String)>,
+        converses: bool,
+    ) -> Result<(Self, Receiver<Line>)> {
         // Someone else may take the port in the moment before rank 0 listens; the ranks then say so and end.
         let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|l| l.local_addr()).context("no free port")?.port();
         let (sender, lines) = sync_channel(1024);
-        let mut ranks = Self(Vec::with_capacity(world_size));
+        let mut ranks = Self(Vec::with_capacity(world_size), None);
         for rank in 0..world_size {
             let mut command = Command::new(program);
-            command.arg("worker").arg(job).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+            let stdin = if converses && rank == 0 { Stdio::piped() } else { Stdio::null() };
+            command.arg("worker").arg(job).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
             for (name, value) in [("RANK", rank), ("LOCAL_RANK", rank)] {
                 command.env(name, value.to_string());
             }

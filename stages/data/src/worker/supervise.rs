@@ -89,7 +89,7 @@ impl Launch<'_> {
         while let Ok(line) = lines.recv_timeout(END) {
             self.take(line, &mut ranks.0, ctx);
         }
-        self.verdict(&ranks.0, interrupted)
+        verdict(&ranks.0, interrupted)
     }
 
     fn take(&self, line: Line, ranks: &mut [Rank], ctx: &Ctx<'_>) {
@@ -116,25 +116,26 @@ impl Launch<'_> {
         ranks[rank].remember(&text);
         ctx.log(level, if self.world_size == 1 { text } else { format!("[rank {rank}] {text}") });
     }
+}
 
-    fn verdict(&self, ranks: &[Rank], interrupted: bool) -> Result<()> {
-        let failed = || ranks.iter().enumerate().filter(|(_, rank)| !rank.status.is_some_and(|s| s.success()));
-        if failed().next().is_none() {
-            return Ok(());
-        }
-        if interrupted {
-            return Err(Cancelled.into());
-        }
-        // The one to name: killed before one that exits because of it, and neither if we stopped it ourselves.
-        let order = |rank: &Rank| {
-            (rank.stopped, rank.status.is_some_and(|s| s.signal().is_none()), code(rank) == Some(INTERRUPTED))
-        };
-        let Some((number, rank)) = failed().min_by_key(|(_, rank)| order(rank)) else { return Ok(()) };
-        let lines = rank.last.iter().map(|line| format!("\n  {line}")).collect::<String>();
-        let lines = if lines.is_empty() { "it wrote nothing".to_owned() } else { format!("its last lines:{lines}") };
-        let who = if ranks.len() == 1 { "the worker".to_owned() } else { format!("rank {number} of {}", ranks.len()) };
-        Err(anyhow!(lines).context(format!("{who} {}", rank.status.map_or_else(String::new, ending))))
+/// How it went when all have ended: the error names the rank that is to blame, and its last lines.
+pub fn verdict(ranks: &[Rank], interrupted: bool) -> Result<()> {
+    let failed = || ranks.iter().enumerate().filter(|(_, rank)| !rank.status.is_some_and(|s| s.success()));
+    if failed().next().is_none() {
+        return Ok(());
     }
+    if interrupted {
+        return Err(Cancelled.into());
+    }
+    // The one to name: killed before one that exits because of it, and neither if we stopped it ourselves.
+    let order = |rank: &Rank| {
+        (rank.stopped, rank.status.is_some_and(|s| s.signal().is_none()), code(rank) == Some(INTERRUPTED))
+    };
+    let Some((number, rank)) = failed().min_by_key(|(_, rank)| order(rank)) else { return Ok(()) };
+    let lines = rank.last.iter().map(|line| format!("\n  {line}")).collect::<String>();
+    let lines = if lines.is_empty() { "it wrote nothing".to_owned() } else { format!("its last lines:{lines}") };
+    let who = if ranks.len() == 1 { "the worker".to_owned() } else { format!("rank {number} of {}", ranks.len()) };
+    Err(anyhow!(lines).context(format!("{who} {}", rank.status.map_or_else(String::new, ending))))
 }
 
 fn code(rank: &Rank) -> Option<i32> {
