@@ -101,6 +101,8 @@ fn numbers_are_those_of_lm_evaluation_harness() {
             });
         }
     }
+    let shown = sandbox.ok(&["show", "last", "eval"]);
+    assert!(shown.contains("TASK") && shown.contains("mc_own_shots") && shown.contains("acc ↑"), "{shown}");
     // Nothing of it is done twice, and another document is another key.
     let how = |events: &str| crate::support::Events::of(events).how()["eval"].to_owned();
     assert_eq!(how(&sandbox.ok(&["run", PIPELINE, "--json"])), "cached");

@@ -1,6 +1,6 @@
 //! `flow show`
 
-use std::fmt::Write;
+use std::{fmt::Write, fs::File, io::BufReader};
 
 use anyhow::Result;
 use flow_cache::Cache;
@@ -12,6 +12,7 @@ use crate::{
     args,
     failure::{Failure, unknown},
     out,
+    report::evaluation,
     ui::format::{bytes, clock, count, duration, fit, tame, value},
 };
 
@@ -164,6 +165,10 @@ fn details(cache: &Cache, history: &History, run: &RunInfo, nodes: &[(String, No
             }
             if files.len() > FILES {
                 let _ = writeln!(text, "    and {} more", count((files.len() - FILES) as u64));
+            }
+            let open = |name: &str| File::open(cache.entry_path(result.tree.get(name)?)).ok().map(BufReader::new);
+            if let Some(evaluation) = evaluation::read(&open) {
+                let _ = writeln!(text, "{}", evaluation.table().trim_end());
             }
         }
         let log = run.log_path(node);

@@ -6,6 +6,8 @@ use std::{fs::File, io::BufReader};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
+use crate::{out, ui::format};
+
 /// The evaluation of a model, perhaps beside another.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Evaluation {
@@ -83,6 +85,34 @@ struct Number {
 impl Number {
     fn known(self) -> Option<Value> {
         Some(Value { value: self.value?, stderr: self.stderr })
+    }
+}
+
+impl Evaluation {
+    /// As a table for a terminal: a row a number, with the other model's and the difference beside it if there is one.
+    pub fn table(&self) -> String {
+        let shown = |value: Option<Value>, sign: &str| {
+            let Some(Value { value, stderr }) = value else { return "-".to_owned() };
+            let sign = if value > 0.0 { sign } else { "" };
+            let error = stderr.map(|stderr| format!(" ± {}", format::value(stderr))).unwrap_or_default();
+            format!("{sign}{}{error}", format::value(value))
+        };
+        let mut rows = vec![vec!["TASK".to_owned(), "METRIC".to_owned(), self.model.clone()]];
+        rows[0].extend(self.compare.iter().flat_map(|compare| [compare.clone(), "DIFFERENCE".to_owned()]));
+        for row in &self.rows {
+            let arrow = if row.higher_is_better { "↑" } else { "↓" };
+            let mut cells = vec![row.task.clone(), format!("{} {arrow}", row.metric), shown(row.model, "")];
+            if self.compare.is_some() {
+                let better = match row.better() {
+                    Some(true) => " better",
+                    Some(false) => " worse",
+                    None => "",
+                };
+                cells.extend([shown(row.compare, ""), format!("{}{better}", shown(row.difference, "+"))]);
+            }
+            rows.push(cells.iter().map(|cell| format::tame(cell)).collect());
+        }
+        out::table(&rows, &[])
     }
 }
 
@@ -172,6 +202,11 @@ mod tests {
         assert_eq!((got.model.as_str(), got.compare.as_deref()), ("hf", Some("base")));
         assert_eq!(got.rows.iter().map(Row::better).collect::<Vec<_>>(), [None, Some(true), Some(false)]);
         assert_eq!(got.rows[0].about, "20 documents, 5 shots, version 1");
+        let table = got.table();
+        let lines: Vec<&str> = table.lines().collect();
+        assert_eq!(lines[0].split_whitespace().collect::<Vec<_>>(), ["TASK", "METRIC", "hf", "base", "DIFFERENCE"]);
+        assert!(lines[2].starts_with("piqa  acc ↑") && lines[2].ends_with("0.4 ± 0.1  +0.21 ± 0.1 better"), "{table}");
+        assert!(lines[3].ends_with("-0.3 ± 0.1 worse"), "{table}");
 
         let side = |loss: f64| json!({ "loss": loss, "documents": 4 });
         let json = json!({ "tasks": { "perplexity": { "model": side(5.0), "compare": side(9.0), "difference": { "loss": -4.0 } } } });

@@ -5,7 +5,7 @@ pub mod charts;
 mod corpus;
 mod curve;
 pub mod data;
-mod evaluation;
+pub mod evaluation;
 pub mod library;
 pub mod page;
 mod samples;
