@@ -123,7 +123,7 @@ fn select(run: &RunInfo, name: &str) -> Result<Vec<(String, NodeRecord)>, Failur
     if nodes.is_empty() {
         let wrong = Diagnostic::new(format!("run {} did not come to a stage `{name}`", run.id));
         let stages = run.stages();
-        let near = did_you_mean(name, stages.iter().map(|stage| stage.name.as_str()));
+        let near = did_you_mean(name, stages.iter().map(|stage| stage.name.as_str())).filter(|near| *near != name);
         return Err(match near {
             Some(near) => wrong.hint(format!("did you mean `{near}`?")),
             None => wrong,
