@@ -181,7 +181,7 @@ fn a_flow_that_is_killed_in_mid_upload_sends_no_part_twice() {
     assert_eq!((begun(&heads), parts(&heads)), (1, 3));
     // Half of it is there for nobody.
     let carol = bucketeer(server.port, "read", KEYS[1]).run(&["cache", "pull", "p.toml"]);
-    assert!(carol.code == Some(0) && carol.stderr.contains("0 results fetched"), "{carol}");
+    assert!(carol.code == Some(1) && carol.stderr.contains("0 results fetched"), "{carol}");
     alice.ok(&["run", "p.toml"]);
     let heads = proxy.heads();
     assert_eq!((begun(&heads), parts(&heads)), (0, 1), "{heads:#?}");

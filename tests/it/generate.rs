@@ -41,10 +41,13 @@ fn prompts_are_gone_on_with() {
     assert_eq!(sandbox.ok(&plain), text, "the same again");
     let with = |more: &[&str]| sandbox.ok(&[&plain, more].concat());
     assert_eq!(with(&["--top-k", "1"]), text, "the likeliest of one");
-    let drawn = with(&["--temperature", "1.5", "--seed", "5"]);
+    // Of eight: of all tokens of a random model many are so close that two ranks, which round otherwise, may draw others.
+    let draw =
+        |seed: &str, more: &[&str]| with(&[&["--temperature", "1.5", "--top-k", "8", "--seed", seed], more].concat());
+    let drawn = draw("5", &[]);
     assert_ne!(drawn, text);
-    assert_eq!(with(&["--temperature", "1.5", "--seed", "5", "--tensor", "2", "--batch-size", "3"]), drawn);
-    let several = with(&["--temperature", "1.5", "--seed", "4", "-n", "3", "--json"]);
+    assert_eq!(draw("5", &["--tensor", "2", "--batch-size", "3"]), drawn);
+    let several = draw("4", &["-n", "3", "--json"]);
     let several = json_lines(&several);
     assert_eq!(several.iter().map(|one| one["sample"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 1, 2]);
     assert_eq!(several[1]["prediction"], drawn.trim_end_matches('\n'));
