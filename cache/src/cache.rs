@@ -91,6 +91,14 @@ impl Cache {
         self.0.root.join("runs")
     }
 
+    /// What this process uses is kept from now on, also while it makes nothing itself: what it waits for may take days.
+    ///
+    /// # Errors
+    /// The cache cannot be written.
+    pub fn stay(&self) -> Result<()> {
+        self.0.holds.publish().explain(self.root(), || "note what this flow uses")
+    }
+
     /// Who is asked, again and again with how long that is, while this cache waits for a gc to end; an error ends the wait,
     /// and what waited fails with it. Only the first one is kept.
     pub fn while_waiting(&self, ask: impl Fn(Duration) -> Result<()> + Send + Sync + 'static) {

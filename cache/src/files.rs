@@ -18,6 +18,14 @@ use crate::fault::fault;
 #[derive(Debug)]
 pub struct Unusable(String);
 
+impl Unusable {
+    /// As another process found it, in its words.
+    #[must_use]
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+}
+
 impl Display for Unusable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)

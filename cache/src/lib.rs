@@ -14,7 +14,7 @@
 //! state/                    memos: index/ (sled) and one file a pipeline; team/<remote>/ (see `remote`)
 //! quarantine/               what was found damaged
 //! pins/                     what gc leaves alone, by key
-//! runs/                     the engine's
+//! runs/, jobs/              the engine's
 //! tmp/                      files on their way
 //! ```
 //!

@@ -1,13 +1,17 @@
 //! What can be typed.
 
+mod cluster;
 mod generate;
+mod run;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use crate::{amounts, complete};
+pub use cluster::{Cancel, Job};
 pub use generate::Generate;
+pub use run::{OnInterrupt, Run};
 
 /// Runs pipelines of language-model training: what is already done is never done again.
 #[derive(Debug, Parser)]
@@ -93,6 +97,13 @@ pub enum Command {
     /// Let a model go on with prompts, and print what it makes while it makes it
     #[command(after_help = generate::EXAMPLES)]
     Generate(Generate),
+    /// End jobs in a cluster that a run left there
+    #[command(
+        after_help = "Examples:\n  flow cancel pipeline.toml\n  flow cancel pipeline.toml train\n  flow cancel --all"
+    )]
+    Cancel(Cancel),
+    #[command(hide = true)]
+    Job(Job),
     /// Check that this machine has what flow needs
     Doctor,
 }
@@ -126,24 +137,6 @@ pub struct Selection {
     /// This stage even if cached; its `outs` and `export` may overwrite files that are not flow's
     #[arg(long, value_name = "STAGE", add = complete::stages())]
     pub force: Vec<String>,
-}
-
-/// `flow run`
-#[derive(Debug, Args)]
-pub struct Run {
-    #[command(flatten)]
-    pub pipeline: Pipeline,
-    #[command(flatten)]
-    pub selection: Selection,
-    /// After a failure, go on with what does not depend on it
-    #[arg(long, short)]
-    pub keep_going: bool,
-    /// Nodes that run at once at most, as far as there are cores for them (FLOW_CPUS) [default: the number of cores]
-    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub jobs: Option<u32>,
-    /// Print every event as a line of JSON on stdout
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// `flow plan`

@@ -49,6 +49,8 @@ fn main() -> ExitCode {
         Command::Inspect(args) => commands::inspect::inspect(&args),
         Command::DiffWeights(args) => commands::diff_weights::diff_weights(&args),
         Command::Generate(args) => commands::generate::generate(&args),
+        Command::Cancel(args) => commands::cancel::cancel(&args),
+        Command::Job(args) => commands::job::job(&args),
         Command::Doctor => commands::doctor::doctor(),
     };
     match done {

@@ -1,6 +1,7 @@
 //! One file a command. Here: how a pipeline, its settings and the cache are opened.
 
 pub mod cache;
+pub mod cancel;
 pub mod check;
 pub mod completions;
 pub mod diff;
@@ -10,6 +11,7 @@ pub mod generate;
 pub mod graph;
 pub mod init;
 pub mod inspect;
+pub mod job;
 pub mod lock;
 pub mod log;
 pub mod nodes;

@@ -1,10 +1,12 @@
 //! `flow run`
 
-use flow_engine::{Asked, RunOptions, project_dir};
+use std::io::IsTerminal as _;
+
+use flow_engine::{Asked, RunOptions, Settings, project_dir};
 
 use super::{Done, load, open};
 use crate::{
-    args,
+    args::{self, OnInterrupt},
     failure::Failure,
     interrupt,
     ui::{self, Rerun, shell_word},
@@ -13,15 +15,25 @@ use crate::{
 /// Runs a pipeline.
 pub fn run(args: &args::Run) -> Done {
     let options = RunOptions { keep_going: args.keep_going, ..args.selection.options() };
-    run_with(&args.pipeline, &options, args.jobs, args.json)
+    run_with(&args.pipeline, &options, &How { jobs: args.jobs, json: args.json, on_interrupt: args.on_interrupt })
+}
+
+/// What is asked of a run besides what it is about.
+pub struct How {
+    /// Nodes at a time.
+    pub jobs: Option<u32>,
+    /// Events as lines of JSON.
+    pub json: bool,
+    /// What becomes of jobs in a cluster.
+    pub on_interrupt: OnInterrupt,
 }
 
 /// Runs a pipeline with `options`.
-pub fn run_with(pipeline: &args::Pipeline, options: &RunOptions, jobs: Option<u32>, json: bool) -> Done {
+pub fn run_with(pipeline: &args::Pipeline, options: &RunOptions, how: &How) -> Done {
     let (mut settings, cache) = open(&project_dir(&pipeline.file))?;
     let rerun = Rerun::new(typed(), pipeline.words(), cache.runs_dir());
     let load_options = pipeline.load_options();
-    let view = ui::view(json, &rerun);
+    let view = ui::view(how.json, &rerun);
     let asked =
         Asked { file: &pipeline.file, kinds: flow_data::KINDS, load: &load_options, run: options, settings: &settings };
     if flow_engine::unchanged(&asked, &cache, &*view).is_some() {
@@ -29,19 +41,47 @@ pub fn run_with(pipeline: &args::Pipeline, options: &RunOptions, jobs: Option<u3
         return rerun.into_unwritten().map_or(Ok(()), |error| Err(error.into()));
     }
     let project = load(pipeline)?;
-    if let Some(jobs) = jobs {
+    if let Some(jobs) = how.jobs {
         settings.jobs = jobs as usize;
     }
     let cancel = interrupt::watch().map_err(|error| Failure::Cache(error.into()))?;
     let summary = flow_engine::run(&project, &cache, &settings, options, &*view, &cancel);
     drop(view);
     let summary = summary?;
+    if !summary.left.is_empty() {
+        left(&summary.left, &settings, how.on_interrupt);
+    }
     match (summary.interrupted, summary.ok) {
         (true, _) => Err(Failure::Interrupted),
         (false, true) => rerun.into_unwritten().map_or(Ok(()), |error| Err(error.into())),
         // What failed was said when it failed.
         (false, false) if summary.unusable => Err(Failure::Unusable),
         (false, false) => Err(Failure::Stage(Vec::new())),
+    }
+}
+
+/// Jobs go on although the run was interrupted: they are left, or cancelled.
+fn left(jobs: &[(String, String)], settings: &Settings, on_interrupt: OnInterrupt) {
+    let (many, go, them) = match jobs.len() {
+        1 => ("1 job".to_owned(), "goes", "it"),
+        number => (format!("{number} jobs"), "go", "them"),
+    };
+    let cancels = match on_interrupt {
+        OnInterrupt::Leave => false,
+        OnInterrupt::Cancel => true,
+        OnInterrupt::Ask => {
+            std::io::stdin().is_terminal() && std::io::stderr().is_terminal() && {
+                // Another Ctrl-C ends this at once, and they go on.
+                eprint!("{many} {go} on in the cluster. Cancel {them}? [y/N] ");
+                let mut answer = String::new();
+                std::io::stdin().read_line(&mut answer).is_ok() && matches!(answer.trim(), "y" | "Y" | "yes")
+            }
+        }
+    };
+    match cancels.then(|| flow_engine::end_jobs(&settings.executors, jobs)) {
+        None => eprintln!("{many} left in the cluster: the next run takes {them} up; `flow cancel` ends {them}"),
+        Some(Ok(())) => eprintln!("{many} cancelled"),
+        Some(Err(error)) => eprintln!("cannot cancel {many}: {error:#}"),
     }
 }
 

@@ -32,6 +32,9 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + fmt::Debug + Send +
     const ABOUT: &'static str;
     /// What an interrupted run left in [`Ctx::scratch`] is handed to the next run of the same key.
     const RESUMABLE: bool = false;
+    /// It runs where flow runs unless its stage names an `executor`, whatever the settings say of others: machines of a
+    /// cluster mostly see no network.
+    const LOCAL: bool = false;
 
     /// Reads the small files that say what it takes, before it is asked for its [ports](Self::ports). What is wrong with
     /// them goes to `errors`.
@@ -449,6 +452,8 @@ pub struct Kind {
     pub about: &'static str,
     /// [`Stage::RESUMABLE`]
     pub resumable: bool,
+    /// [`Stage::LOCAL`]
+    pub local: bool,
     /// Reads a stage's table (without the keys that every stage has) and the files that it names, and expands it.
     pub parse: fn(&Value, &dyn Files) -> Parsed,
     /// The JSON Schema of that table.
@@ -464,6 +469,7 @@ impl Kind {
             version: S::VERSION,
             about: S::ABOUT,
             resumable: S::RESUMABLE,
+            local: S::LOCAL,
             parse: |value, files| {
                 let mut read = read::<S>(value);
                 let Some(mut stage) = read.value.take() else {

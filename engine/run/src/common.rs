@@ -12,8 +12,8 @@ use serde::{
 use crate::when;
 
 /// The keys that belong to the engine and not to the stage's kind.
-pub const COMMON_KEYS: [&str; 9] =
-    ["kind", "resources", "retries", "timeout", "cache", "needs", "when", "export", "temp"];
+pub const COMMON_KEYS: [&str; 10] =
+    ["kind", "resources", "retries", "timeout", "cache", "needs", "when", "export", "temp", "executor"];
 
 /// What every stage may say besides its kind's own parameters. None of it enters a key.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -47,6 +47,10 @@ pub struct Common {
     /// The result is an intermediate: its files go as soon as all that takes them in a run is done.
     #[serde(default)]
     pub temp: bool,
+    /// Where it runs: `local`, `slurm`, or an executor that the settings describe. Unset: where the settings say
+    /// (`executor`); what takes from the network runs here then.
+    #[serde(default)]
+    pub executor: Option<String>,
 }
 
 impl Common {
@@ -67,6 +71,7 @@ impl Default for Common {
             when: true,
             export: None,
             temp: false,
+            executor: None,
         }
     }
 }
@@ -154,6 +159,13 @@ pub struct Resources {
     #[serde(default, deserialize_with = "bytes")]
     #[schemars(schema_with = "amount")]
     pub memory: u64,
+    /// Machines, of each of which it takes the rest: of a cluster.
+    #[serde(default)]
+    pub nodes: Option<u32>,
+    /// The time limit of its job, where it runs as one. What is stopped by it goes on in another job, if its kind can.
+    #[serde(default, deserialize_with = "duration")]
+    #[schemars(schema_with = "amount")]
+    pub time: Option<Duration>,
 }
 
 /// A stage's table, taken apart.
@@ -386,7 +398,7 @@ mod tests {
         let common = parts.common;
         assert_eq!((common.retries, common.timeout), (2, Some(Duration::from_secs(5400))));
         assert!(!common.cache && !common.when);
-        assert_eq!(common.resources, Resources { cpus: Some(4), gpus: 1, memory: 3 << 29 });
+        assert_eq!(common.resources, Resources { cpus: Some(4), gpus: 1, memory: 3 << 29, ..Resources::default() });
         assert_eq!(common.needs[0].span().unwrap().line_column(), (6, 10));
         for (text, millis) in [("'0.1s'", 100), ("1.9", 1900), ("3", 3000), ("'250ms'", 250), ("'1.5 min'", 90_000)] {
             let common = super::tests::parts(&format!("kind = 'k'\ntimeout = {text}")).unwrap().common;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
-use flow_cache::{Busy, Cache, Claim, ClaimOptions, Outcome, Slot};
+use flow_cache::{Busy, Cache, Claim, ClaimOptions, Devices, Outcome, Slot};
 use flow_core::{Cancel, Cancelled, Ctx, Digest, Event, How, Input, Level, Network, Pinned, Remarks, Sink, Unchanged};
 
 use crate::{
@@ -30,7 +30,9 @@ use crate::{
 pub struct Env<'a> {
     pub project: &'a Project,
     pub cache: &'a Cache,
-    pub sink: &'a Recorder<'a>,
+    pub sink: &'a dyn Sink,
+    /// The run's record, if this is a run and not a job of one.
+    pub record: Option<&'a Recorder<'a>>,
     pub placer: &'a Placer<'a>,
     /// What of each node's result is given to the team, if anything is.
     pub pushes: Option<Vec<Push>>,
@@ -39,6 +41,8 @@ pub struct Env<'a> {
     pub listed: Mutex<HashSet<Digest>>,
     /// What programs call the GPUs of this machine.
     pub gpus: Vec<String>,
+    /// They are this process's alone: somebody who gives them out has seen to that.
+    pub allocated: bool,
 }
 
 /// One node's work, with all that it needs.
@@ -74,7 +78,7 @@ pub enum Tried {
 }
 
 /// What a node waits for.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Wait {
     /// For people.
     pub reason: String,
@@ -119,7 +123,11 @@ impl Env<'_> {
                 return Ok(Tried::Busy(Wait { reason, after: Some(busy) }));
             }
             Claim::Miss(slot) => {
-                let Some(gpus) = self.cache.take_gpus(&self.gpus, job.gpus)? else {
+                let gpus = match self.allocated {
+                    true => Some(Devices::allocated(self.gpus.clone())),
+                    false => self.cache.take_gpus(&self.gpus, job.gpus)?,
+                };
+                let Some(gpus) = gpus else {
                     let reason =
                         format!("another flow uses the GPUs: {} of {} are to be free", job.gpus, self.gpus.len());
                     return Ok(Tried::Busy(Wait { reason, after: job.after.clone() }));
@@ -132,7 +140,7 @@ impl Env<'_> {
                     Err(error) => Err(error),
                 };
                 self.sink.emit(Event::Started { node: node.clone(), key: job.work.key, why: job.why.clone() });
-                if let Some(run) = self.sink.dir() {
+                if let Some(run) = self.record.and_then(Recorder::dir) {
                     keep(&run, node, &job.work, &job.leaves, &self.listed);
                 }
                 let aside = aside?;
@@ -162,6 +170,18 @@ impl Env<'_> {
         }
         let made = Made { outcome, how };
         if placed { Ok(Tried::Made(made)) } else { self.place(job.id, made, job.overwrite) }
+    }
+
+    /// Takes what a job of a cluster has made as if it had been made here.
+    ///
+    /// # Errors
+    /// As of what comes after the work in [`Env::execute`].
+    pub fn take_in(&self, job: &Job, made: Made) -> Result<Tried> {
+        let outcome = self.pin(&job.work, made.outcome, Remarks::default())?;
+        if matches!(made.how, How::Ran | How::Resumed) {
+            self.share(job, &outcome, &job.work);
+        }
+        self.place(job.id, Made { outcome, how: made.how }, job.overwrite)
     }
 
     /// Puts what a command takes in its place, and makes way for what it makes.

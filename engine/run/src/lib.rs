@@ -4,7 +4,7 @@
 //! `link` (with `common`, `when`, `find`, `order`, `expand`) → [`Graph`]. Then [`run`], [`plan`], [`why`] and
 //! [`outputs`] are asked of it; all of them decide about a node in `decide`, so that they agree; `unchanged` tells a run
 //! in which nothing changed without loading. A run is `runner` (the loop) over `sched` (pure) with
-//! `exec` (a node's life) and `place` (files outside of the cache); what it leaves is `record`, read by [`History`].
+//! `exec` (a node's life), `cluster` (that elsewhere) and `place` (files outside of the cache); what it leaves is `record`, read by [`History`].
 //!
 //! No stage kind is named here (the registry is handed in), and nothing is drawn.
 
@@ -14,12 +14,14 @@ mod aside;
 mod assign;
 mod cause;
 mod clash;
+mod cluster;
 mod common;
 mod decide;
 mod exec;
 mod expand;
 mod exports;
 mod find;
+mod frozen;
 mod graph;
 mod heads;
 mod history;
@@ -61,6 +63,7 @@ mod why;
 
 pub use apart::apart;
 pub use cause::Cause;
+pub use cluster::{ClusterJob, Executor, ExecutorFile, Executors, Stop, Told, cancel_jobs, end_jobs, jobs, run_job};
 pub use common::{Common, Resources};
 pub use graph::{Graph, Node, NodeId, PortInputs, Source, StageId, StageInfo, Variant};
 pub use history::{History, Measured, NodeRecord, RunInfo};

@@ -314,6 +314,7 @@ static NO_KIND: Kind = Kind {
     version: 0,
     about: "",
     resumable: false,
+    local: true,
     parse: |_, _| Parsed::default(),
     schema: || serde_json::Value::Bool(true),
 };

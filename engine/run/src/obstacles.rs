@@ -15,6 +15,7 @@ use rustix::fs::Access;
 
 use crate::{
     above::Above,
+    cluster::{self, Executor},
     decide::{cannot_read, paths_of, unreadable},
     graph::{Graph, NodeId, Source},
     lockfile::LockFile,
@@ -221,6 +222,12 @@ pub(crate) fn lacking(graph: &Graph, settings: &Settings, nodes: impl Iterator<I
         if stage.off.is_some() || asked.replace((node.stage, node.variant)) == Some((node.stage, node.variant)) {
             continue;
         }
+        if let Some(error) = no_executor(graph, settings, id) {
+            errors.push(error);
+        }
+        if cluster::executor(graph, settings, id).is_some() {
+            continue;
+        }
         let wants = graph.common(id).resources;
         let mut lacks = |field: &str, what: &str, wanted: u64, there_is: u64, variables: &str| {
             if wanted > there_is {
@@ -239,6 +246,36 @@ pub(crate) fn lacking(graph: &Graph, settings: &Settings, nodes: impl Iterator<I
         lacks("memory", "bytes of memory", wants.memory, settings.memory, "FLOW_MEMORY");
     }
     errors
+}
+
+/// What keeps the executor of a node from taking its jobs.
+fn no_executor(graph: &Graph, settings: &Settings, id: NodeId) -> Option<Diagnostic> {
+    let name = cluster::executor(graph, settings, id)?;
+    let at = |error: Diagnostic| error.at(place(graph, id, "executor"));
+    match Executor::named(name, &settings.executors) {
+        Err(error) => Some(at(error)),
+        Ok(executor) if !on_path(executor.program()) => {
+            let stage = &graph.stage_of(id).name;
+            let program = executor.program();
+            let error = at(Diagnostic::new(format!(
+                "stage `{stage}` runs with executor `{name}`, and there is no `{program}` here"
+            )));
+            Some(error.hint(
+                "run flow where jobs are submitted from (a login node); or `executor = \"local\"`, FLOW_EXECUTOR=local",
+            ))
+        }
+        Ok(_) => None,
+    }
+}
+
+/// Whether a program can be started by this name.
+fn on_path(program: &str) -> bool {
+    let is_program = |path: &Path| rustix::fs::access(path, Access::EXEC_OK).is_ok() && path.is_file();
+    if program.contains('/') {
+        return is_program(Path::new(program));
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|dir| is_program(&dir.join(program)))
 }
 
 /// The places of so many nodes are looked at by one thread.

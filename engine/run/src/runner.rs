@@ -33,6 +33,7 @@ use temp::Temps;
 use waits::Waits;
 
 use crate::{
+    cluster::{Cluster, executor},
     decide::{Decider, Decision, Work},
     exec::{Env, Made, Tried},
     graph::NodeId,
@@ -91,7 +92,18 @@ pub fn run(
     let name = |gpu: u32| settings.gpu_names.get(gpu as usize).cloned().unwrap_or_else(|| gpu.to_string());
     let gpus = (0..settings.gpus).map(name).collect();
     let (network, listed) = (&settings.network, Mutex::default());
-    let env = Env { project, cache, sink: &recorder, placer: &placer, pushes, network, listed, gpus };
+    let env = Env {
+        project,
+        cache,
+        sink: &recorder,
+        record: Some(&recorder),
+        placer: &placer,
+        pushes,
+        network,
+        listed,
+        gpus,
+        allocated: false,
+    };
     let (sender, receiver) = channel();
     let pools = Pools {
         jobs: u32::try_from(settings.jobs).unwrap_or(u32::MAX),
@@ -101,7 +113,12 @@ pub fn run(
     };
     let request = |id: NodeId| {
         let resources = project.graph().common(id).resources;
-        Request { cpus: resources.cpus.unwrap_or(1), gpus: resources.gpus, memory: resources.memory }
+        Request {
+            cpus: resources.cpus.unwrap_or(1),
+            gpus: resources.gpus,
+            memory: resources.memory,
+            elsewhere: executor(project.graph(), settings, id).is_some(),
+        }
     };
     let nodes = project.graph().nodes.iter().enumerate();
     let shape = nodes.map(|(id, node)| (node.dependencies.as_slice(), node.dependents.as_slice(), request(id)));
@@ -121,6 +138,7 @@ pub fn run(
         made: HashMap::new(),
         team: Team::default(),
         temps: Temps::default(),
+        cluster: Cluster::default(),
         active: HashMap::new(),
         resting: Vec::new(),
         waits: Waits::default(),
@@ -188,6 +206,7 @@ struct Runner<'a> {
     made: HashMap<Key, Outcome>,
     team: Team,
     temps: Temps,
+    cluster: Cluster,
     active: HashMap<NodeId, Active>,
     resting: Vec<(Instant, NodeId)>,
     waits: Waits,
@@ -263,6 +282,7 @@ impl<'a> Runner<'a> {
             }
             self.tell_blocked();
         }
+        self.cluster.end();
         self.team.leave();
         self.share_what_it_is_made_of();
         finish_uploads(self.env.cache, self.recorder, self.cancel);

@@ -20,6 +20,8 @@ pub struct Request {
     pub gpus: u32,
     /// Bytes of memory.
     pub memory: u64,
+    /// It runs elsewhere: it takes nothing of the pools, no job either.
+    pub elsewhere: bool,
 }
 
 /// What there is to take.
@@ -70,6 +72,8 @@ pub struct Sched<'a> {
     missing: Vec<u32>,
     open: BinaryHeap<Reverse<usize>>,
     queue: BTreeSet<usize>,
+    /// Those of the queue that take nothing of the pools.
+    outside: BTreeSet<usize>,
     free: Pools,
     /// Nodes that wait for a node beyond what the graph says.
     followers: HashMap<usize, Vec<usize>>,
@@ -106,6 +110,7 @@ impl<'a> Sched<'a> {
             missing: Vec::with_capacity(wanted.len()),
             open: BinaryHeap::new(),
             queue: BTreeSet::new(),
+            outside: BTreeSet::new(),
             free: pools,
             followers: HashMap::new(),
             told: vec![false; wanted.len()],
@@ -144,7 +149,7 @@ impl<'a> Sched<'a> {
 
     /// How many nodes are queued.
     pub fn queued(&self) -> usize {
-        self.queue.len()
+        self.queue.len() + self.outside.len()
     }
 
     /// Who waits for whom beyond what the graph says, sorted.
@@ -168,7 +173,7 @@ impl<'a> Sched<'a> {
     /// Nothing runs and nothing more will.
     pub fn is_over(&self) -> bool {
         let waits = self.resting > 0 || self.away > 0;
-        let may_start = !self.stopped && (waits || !self.queue.is_empty() || !self.open.is_empty());
+        let may_start = !self.stopped && (waits || self.queued() > 0 || !self.open.is_empty());
         self.running == 0 && !may_start
     }
 
@@ -194,8 +199,9 @@ impl<'a> Sched<'a> {
 
     /// The result of an open node is there, and must be put in its places: that takes a job and nothing else.
     pub fn must_place(&mut self, id: usize) {
-        self.must_run(id);
-        self.light[id] = true;
+        self.expect(id, State::Open);
+        (self.light[id], self.polite[id]) = (true, false);
+        self.enqueue(id);
     }
 
     /// An open node cannot be answered before these are done, which are on their way: then it is open again.
@@ -245,6 +251,7 @@ impl<'a> Sched<'a> {
                     State::Open | State::Done => self.states[next] = State::Waiting,
                     State::Queued => {
                         self.queue.remove(&next);
+                        self.outside.remove(&next);
                         self.states[next] = State::Waiting;
                     }
                     State::Running | State::Resting => self.again[next] = true,
@@ -262,8 +269,13 @@ impl<'a> Sched<'a> {
     pub fn must_run(&mut self, id: usize) {
         self.expect(id, State::Open);
         (self.light[id], self.polite[id]) = (false, false);
+        self.enqueue(id);
+    }
+
+    fn enqueue(&mut self, id: usize) {
         self.states[id] = State::Queued;
-        self.queue.insert(id);
+        let queue = if self.request(id).elsewhere { &mut self.outside } else { &mut self.queue };
+        queue.insert(id);
     }
 
     /// The next queued node that there is room for; it is running now.
@@ -271,7 +283,15 @@ impl<'a> Sched<'a> {
     /// In order; one that does not fit lets later ones pass only if they take nothing of what it lacks, so that a big
     /// node is not starved by small ones.
     pub fn start(&mut self) -> Option<usize> {
-        if self.stopped || self.free.jobs == 0 {
+        if self.stopped {
+            return None;
+        }
+        if let Some(id) = self.outside.pop_first() {
+            self.states[id] = State::Running;
+            self.running += 1;
+            return Some(id);
+        }
+        if self.free.jobs == 0 {
             return None;
         }
         let mut kept = Request::default();
@@ -351,8 +371,7 @@ impl<'a> Sched<'a> {
         if std::mem::take(&mut self.again[id]) {
             return self.look_again(id);
         }
-        self.states[id] = State::Queued;
-        self.queue.insert(id);
+        self.enqueue(id);
     }
 
     /// An open, running or resting node failed for good. What cannot run because of it is blocked.
@@ -424,11 +443,14 @@ impl<'a> Sched<'a> {
     fn release(&mut self, id: usize) {
         self.expect(id, State::Running);
         let had = self.request(id);
+        self.running -= 1;
+        if had.elsewhere {
+            return;
+        }
         self.free.jobs += 1;
         self.free.cpus += had.cpus;
         self.free.gpus += had.gpus;
         self.free.memory += had.memory;
-        self.running -= 1;
     }
 
     fn done(&mut self, id: usize) {

@@ -10,6 +10,7 @@ use flow_core::{Diagnostic, Network, Value, read};
 use serde::Deserialize;
 
 use crate::{
+    cluster::{self, ExecutorFile, Executors, LOCAL},
     common,
     network_settings::{self, Mirrors, OneOrMore},
     remote_settings::{RemoteFile, RemoteSettings},
@@ -42,6 +43,10 @@ pub struct Settings {
     pub trust: Trust,
     /// How files are taken from the network.
     pub network: Network,
+    /// Where stages run that do not say: `local`, or the name of an executor.
+    pub executor: String,
+    /// What is said of executors, by name.
+    pub executors: Executors,
     /// The files that were read, the strongest last.
     pub sources: Vec<PathBuf>,
 }
@@ -68,6 +73,12 @@ struct File {
     mirrors: Mirrors,
     #[serde(default)]
     remote: RemoteFile,
+    #[serde(default)]
+    executor: Option<String>,
+    #[serde(default)]
+    slurm: ExecutorFile,
+    #[serde(default)]
+    executors: Executors,
 }
 
 pub(crate) fn optional_bytes<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
@@ -80,7 +91,7 @@ type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 impl Settings {
     /// Reads the user's file (`flow/config.toml` under `$XDG_CONFIG_HOME` or `~/.config`), the project's
     /// ([`SETTINGS_FILE`]) and the environment (`FLOW_CACHE_DIR`, `FLOW_JOBS`, `FLOW_CPUS`, `FLOW_GPUS`, `FLOW_MEMORY`,
-    /// `FLOW_WAIT`, `FLOW_CONNECTIONS`, `FLOW_REMOTE`, `FLOW_REMOTE_MODE`): later wins. What nobody says, the machine says.
+    /// `FLOW_WAIT`, `FLOW_CONNECTIONS`, `FLOW_EXECUTOR`, `FLOW_REMOTE`, `FLOW_REMOTE_MODE`): later wins. What nobody says, the machine says.
     ///
     /// # Errors
     /// A file or variable cannot be understood: all of them, with their places.
@@ -136,6 +147,8 @@ impl Settings {
                         mirrors: merged.mirrors.into_iter().map(|(start, OneOrMore(to))| (start, to)).collect(),
                         connections: merged.connections.unwrap_or(Network::default().connections).max(1),
                     },
+                    executor: merged.executor.unwrap_or_else(|| LOCAL.to_owned()),
+                    executors: merged.executors,
                     sources,
                 })
             }
@@ -156,6 +169,9 @@ impl File {
         }
         if let Some(file) = read.value.as_ref().filter(|_| !read.made_up.iter().any(|key| key == "mirrors")) {
             errors.extend(network_settings::check(&file.mirrors, value));
+        }
+        if let Some(file) = &read.value {
+            errors.extend(cluster::check(&file.executors, &file.slurm, value));
         }
         match read.value {
             Some(file) if errors.is_empty() => Ok(file),
@@ -179,6 +195,10 @@ impl File {
         self.connections = over.connections.or(self.connections);
         self.mirrors.extend(over.mirrors);
         self.remote.lay_over(over.remote, &absolute);
+        self.executor = over.executor.or(self.executor.take());
+        for (name, table) in over.executors.into_iter().chain([(cluster::SLURM.to_owned(), over.slurm)]) {
+            self.executors.entry(name).or_default().lay_over(table);
+        }
     }
 }
 
@@ -210,6 +230,9 @@ fn from_env(env: Env<'_>, errors: &mut Vec<Diagnostic>) -> File {
             std::path::absolute(&path).map_or(path, |path| path.to_string_lossy().into_owned())
         }),
         remote: RemoteFile::from_env(env),
+        executor: env("FLOW_EXECUTOR").filter(|name| !name.is_empty()),
+        slurm: ExecutorFile::default(),
+        executors: Executors::new(),
     }
 }
 

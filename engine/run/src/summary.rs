@@ -27,6 +27,8 @@ pub struct Summary {
     pub seconds: f64,
     /// What the cache saved, in seconds.
     pub saved: f64,
+    /// Jobs of executors that go on although the run was interrupted: executor and id.
+    pub left: Vec<(String, String)>,
 }
 
 /// Why a run did not take place.

@@ -8,7 +8,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use crate::{looks, pieces, settings::SETTINGS_FILE};
+use crate::{frozen, looks, pieces, settings::SETTINGS_FILE};
 
 /// No file that a person or flow writes is bigger, and one without an end, such as `/dev/zero`, is none.
 const MOST: u64 = 64 << 20;
@@ -30,7 +30,13 @@ pub fn read(path: &Path) -> Result<Value, Vec<Diagnostic>> {
 pub fn read_lenient(path: &Path, errors: &mut Vec<Diagnostic>) -> Result<Value, Vec<Diagnostic>> {
     let unreadable = |cause: String| Diagnostic::new(format!("cannot read {}", path.display())).cause(cause);
     let mut bytes = Vec::new();
-    let read = File::open(path).and_then(|file| file.take(MOST + 1).read_to_end(&mut bytes));
+    let read = match frozen::text(path) {
+        Some(text) => {
+            bytes.extend_from_slice(text.as_bytes());
+            Ok(text.len())
+        }
+        None => File::open(path).and_then(|file| file.take(MOST + 1).read_to_end(&mut bytes)),
+    };
     read.map_err(|error| vec![near(path, unreadable(error.to_string()))])?;
     if bytes.len() as u64 > MOST {
         let error = unreadable(format!("it has more than {} MiB", MOST >> 20));

@@ -117,6 +117,7 @@ impl Runner<'_> {
         self.summary.unusable |= is_unusable(error);
         if !self.options.keep_going || self.summary.unusable {
             self.sched.stop();
+            self.cluster.stop();
             self.give_up();
         }
     }

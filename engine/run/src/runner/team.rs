@@ -30,6 +30,10 @@ const STEP: u64 = 256 << 10;
 pub(super) enum Word {
     /// A thread is done with its node.
     Done(Done),
+    /// A node that runs elsewhere has begun.
+    Began(NodeId),
+    /// The run was interrupted, and these jobs go on: executor and id.
+    Left(Vec<(String, String)>),
     /// What the team knows of the result of a node.
     Told(NodeId, Key, Option<Arc<TeamResult>>),
     /// So many more bytes of a node came.
@@ -103,6 +107,8 @@ impl Runner<'_> {
     pub(super) fn hear(&mut self, word: Word) {
         match word {
             Word::Done(done) => self.done(done),
+            Word::Began(id) => self.began(id),
+            Word::Left(jobs) => self.summary.left.extend(jobs),
             Word::Told(id, key, answer) => {
                 self.team.asking -= 1;
                 self.decider.told(key, answer);

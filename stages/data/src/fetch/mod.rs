@@ -62,6 +62,7 @@ impl Stage for Fetch {
     const VERSION: u32 = 1;
     const ABOUT: &'static str = "Takes files from the web, from the Hugging Face hub, or of this machine";
     const RESUMABLE: bool = true;
+    const LOCAL: bool = true;
 
     fn expand(self, errors: &mut Vec<Diagnostic>) -> Vec<Self> {
         for (field, globs) in [("include", &self.include), ("exclude", &self.exclude)] {

@@ -1,0 +1,465 @@
+//! The head's thread: gathers nodes into batches, submits them, hears how they are, and tells the runner what came of them.
+
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{
+        Arc, OnceLock,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
+    thread::Scope,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use flow_core::{Cancel, Cancelled, Event, Level};
+
+use super::{
+    adopt::Others,
+    scheduler::{Batch, Refused, Scheduler},
+    settings::{Executor, Executors},
+    shape::Shape,
+    spec::{Jobs, Maker, Spec, Submitted, Task as TaskSpec, script, user},
+    track::{Fate, Track},
+};
+use crate::{
+    exec::{Env, Job, Made, Tried},
+    graph::NodeId,
+    kept::keep,
+    record::now,
+    run_id::new_id,
+};
+
+/// How often the thread looks at what its jobs say.
+const TURN: Duration = Duration::from_millis(200);
+/// Nodes that come within this time of each other are submitted together.
+const GATHER: Duration = Duration::from_millis(300);
+/// The first wait before a scheduler that had no room is tried again; it doubles, up to [`LONGEST`].
+const AGAIN: Duration = Duration::from_secs(5);
+const LONGEST: Duration = Duration::from_secs(120);
+/// Batches that nobody came back to for so long are removed.
+const STALE: Duration = Duration::from_secs(14 * 86_400);
+/// Of a batch with more tasks than this it is said once that it waits, and not of each node.
+const FEW: usize = 50;
+
+/// A node that is to be made elsewhere.
+pub(crate) struct Item {
+    /// The node, as the runner would run it. What it takes its job finds out by itself.
+    pub job: Job,
+    /// Its name.
+    pub node: String,
+    /// What its job wants of the cluster.
+    pub shape: Shape,
+    /// Its kind goes on from what an interrupted run left.
+    pub resumable: bool,
+}
+
+impl Item {
+    /// A result that is there already does not count.
+    pub fn is_forced(&self) -> bool {
+        self.job.work.reason.ignores_hits()
+    }
+}
+
+enum Order {
+    Make(Box<Item>),
+    /// No more begins: what waits is taken back.
+    Stop,
+}
+
+/// What the runner hears.
+pub(crate) enum Heard {
+    /// A node began, in a job.
+    Began(NodeId),
+    /// What came of it.
+    Done(NodeId, Result<Tried>),
+    /// The run was interrupted, and these jobs go on: executor and id.
+    Left(Vec<(String, String)>),
+}
+
+/// The runner's hold of the thread, which begins with the first node.
+#[derive(Default)]
+pub(crate) struct Cluster(OnceLock<Sender<Order>>);
+
+impl Cluster {
+    /// Has a node made.
+    pub fn make<'scope, 'a: 'scope>(
+        &self,
+        item: Item,
+        env: &'a Env<'a>,
+        executors: &'a Executors,
+        cancel: &'a Cancel,
+        scope: &'scope Scope<'scope, '_>,
+        tell: impl Fn(Heard) + Send + 'scope,
+    ) {
+        let orders = self.0.get_or_init(|| {
+            let (sender, receiver) = channel();
+            scope.spawn(move || {
+                Dispatch {
+                    env,
+                    executors,
+                    cancel,
+                    tell: Box::new(tell),
+                    orders: receiver,
+                    jobs: Jobs::of(env.cache),
+                    schedulers: HashMap::new(),
+                    queue: Vec::new(),
+                    track: Track::default(),
+                    others: Others::default(),
+                    left: false,
+                    batches: 0,
+                }
+                .go();
+            });
+            sender
+        });
+        orders.send(Order::Make(Box::new(item))).ok();
+    }
+
+    /// A node failed, and nothing more is to begin.
+    pub fn stop(&self) {
+        self.0.get().map(|orders| orders.send(Order::Stop));
+    }
+
+    /// There is nothing more to make.
+    pub fn end(&mut self) {
+        self.0.take();
+    }
+}
+
+/// A node on its way to the scheduler.
+pub(super) struct Queued {
+    pub item: Arc<Item>,
+    /// Which try it is.
+    pub part: u32,
+    /// Not before.
+    pub at: Instant,
+    /// How often the scheduler had no room for it.
+    pub refused: u32,
+}
+
+struct Dispatch<'a, 'scope> {
+    env: &'a Env<'a>,
+    executors: &'a Executors,
+    cancel: &'a Cancel,
+    tell: Box<dyn Fn(Heard) + Send + 'scope>,
+    orders: Receiver<Order>,
+    jobs: Jobs,
+    schedulers: HashMap<String, Box<dyn Scheduler>>,
+    queue: Vec<Queued>,
+    track: Track,
+    others: Others,
+    /// The run was interrupted: nothing is looked after any more.
+    left: bool,
+    batches: usize,
+}
+
+impl Dispatch<'_, '_> {
+    fn go(mut self) {
+        self.jobs.sweep(STALE);
+        // A disk that is full says so where something must be written.
+        self.env.cache.stay().ok();
+        loop {
+            let idle = self.queue.is_empty() && self.track.is_empty();
+            let order = match idle {
+                true => self.orders.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                false => self.orders.recv_timeout(TURN),
+            };
+            match order {
+                Ok(order) => {
+                    self.take(order);
+                    while let Ok(order) = self.orders.try_recv() {
+                        self.take(order);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) if idle => return,
+                Err(RecvTimeoutError::Disconnected) => std::thread::sleep(TURN),
+            }
+            if self.cancel.is_set() && !self.left {
+                self.leave();
+            }
+            self.submit();
+            self.look();
+        }
+    }
+
+    fn take(&mut self, order: Order) {
+        match order {
+            Order::Make(item) if self.left => (self.tell)(Heard::Done(item.job.id, Err(Cancelled.into()))),
+            Order::Make(item) => self.begin(Arc::new(*item)),
+            Order::Stop => {
+                for queued in std::mem::take(&mut self.queue) {
+                    (self.tell)(Heard::Done(queued.item.job.id, Err(Cancelled.into())));
+                }
+                for (executor, ids, items) in self.track.take_pending() {
+                    self.end(&executor, &ids);
+                    for (item, maker) in items {
+                        self.forget(&item, &maker);
+                        (self.tell)(Heard::Done(item.job.id, Err(Cancelled.into())));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes up the job that makes a node already, or has one submitted.
+    fn begin(&mut self, item: Arc<Item>) {
+        if let Some(scheduler) = self.scheduler(&item.shape.executor) {
+            let found = self.others.find(&item, &self.jobs, &*scheduler);
+            let name = scheduler.name().to_owned();
+            self.schedulers.insert(item.shape.executor.clone(), scheduler);
+            if let Some(found) = found {
+                self.say(&item.node, format!("job {} of {name} makes it already ({})", found.id, found.who));
+                return self.track.adopt(item, &self.jobs, found);
+            }
+        }
+        let part = 1;
+        self.queue.push(Queued { item, part, at: Instant::now(), refused: 0 });
+    }
+
+    /// An executor's scheduler, which is given back.
+    fn scheduler(&mut self, executor: &str) -> Option<Box<dyn Scheduler>> {
+        match self.schedulers.remove(executor) {
+            Some(scheduler) => Some(scheduler),
+            // What is wrong with it was said before anything ran.
+            None => {
+                Executor::named(executor, self.executors).ok().map(|executor| super::scheduler(executor, self.cancel))
+            }
+        }
+    }
+
+    fn say(&self, node: &str, reason: String) {
+        self.env.sink.emit(Event::Waiting { node: node.to_owned(), reason });
+    }
+
+    fn log(&self, node: &str, level: Level, text: String) {
+        self.env.sink.emit(Event::Log { node: node.to_owned(), level, text });
+    }
+
+    /// Submits what has waited for others to come with it.
+    fn submit(&mut self) {
+        let now = Instant::now();
+        let newest = self.queue.iter().map(|queued| queued.at).filter(|at| *at <= now).max();
+        let oldest = self.queue.iter().map(|queued| queued.at).min();
+        let gathered = newest.is_some_and(|newest| now - newest >= GATHER)
+            || oldest.is_some_and(|oldest| now.saturating_duration_since(oldest) >= 4 * GATHER);
+        if !gathered {
+            return;
+        }
+        let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.queue).into_iter().partition(|it| it.at <= now);
+        self.queue = later;
+        let mut shapes: Vec<(Shape, Vec<Queued>)> = Vec::new();
+        for queued in due {
+            match shapes.iter_mut().find(|(shape, _)| *shape == queued.item.shape) {
+                Some((_, same)) => same.push(queued),
+                None => shapes.push((queued.item.shape.clone(), vec![queued])),
+            }
+        }
+        for (shape, mut nodes) in shapes {
+            let Some(scheduler) = self.scheduler(&shape.executor) else {
+                let gone = || anyhow!("there is no executor `{}`", shape.executor);
+                nodes.iter().for_each(|node| (self.tell)(Heard::Done(node.item.job.id, Err(gone()))));
+                continue;
+            };
+            let most = scheduler.most_tasks().max(1) * shape.together();
+            while !nodes.is_empty() && !self.cancel.is_set() {
+                let rest = nodes.split_off(most.min(nodes.len()));
+                self.submit_batch(std::mem::replace(&mut nodes, rest), &shape, &*scheduler);
+            }
+            self.queue.append(&mut nodes);
+            self.schedulers.insert(shape.executor.clone(), scheduler);
+        }
+    }
+
+    fn submit_batch(&mut self, nodes: Vec<Queued>, shape: &Shape, scheduler: &dyn Scheduler) {
+        self.batches += 1;
+        let id = format!("{}{:x}", new_id(now()), self.batches);
+        let tasks: Vec<Vec<&Queued>> = nodes.chunks(shape.together()).map(|nodes| nodes.iter().collect()).collect();
+        let count = tasks.len();
+        let maker = |task: usize, part: u32| Maker { batch: id.clone(), task, part };
+        let written = self.write(&id, shape, &tasks).and_then(|dir| {
+            for (task, queued) in tasks.iter().enumerate().flat_map(|(task, of)| of.iter().map(move |one| (task, one)))
+            {
+                self.jobs.set_maker(&queued.item.job.work.run_parts().key(), &maker(task, queued.part))?;
+            }
+            Ok(dir)
+        });
+        let project = self.env.project.dir();
+        let submitted = written.map_err(Refused::Never).and_then(|dir| {
+            let batch = Batch { id: &id, dir: &dir, project, tasks: count, shape };
+            match scheduler.submit(&batch) {
+                // It may have heard us all the same.
+                Err(Refused::Later(error)) => scheduler.find(&id, count).ok().flatten().ok_or(Refused::Later(error)),
+                done => done,
+            }
+        });
+        let submitted = submitted.and_then(|ids| {
+            let submitted = Submitted { executor: shape.executor.clone(), user: user(), ids };
+            self.jobs.set_submitted(&id, &submitted).map_err(Refused::Never)?;
+            Ok(submitted.ids)
+        });
+        match submitted {
+            Ok(ids) => {
+                self.say_submitted(&ids, &nodes, shape, scheduler);
+                let together = shape.together();
+                for (at, queued) in nodes.into_iter().enumerate() {
+                    let maker = maker(at / together, queued.part);
+                    self.track.add(queued.item, maker, &self.jobs, &ids[at / together]);
+                }
+            }
+            Err(refused) => {
+                // A run that is stopped while it submits does not know whether it did: who comes next looks.
+                if !self.cancel.is_set() {
+                    for (at, queued) in nodes.iter().enumerate() {
+                        let maker = maker(at / shape.together(), queued.part);
+                        self.jobs.forget(&queued.item.job.work.run_parts().key(), &maker);
+                    }
+                    self.jobs.remove(&id);
+                }
+                self.refused(refused, nodes, scheduler);
+            }
+        }
+    }
+
+    fn refused(&mut self, refused: Refused, nodes: Vec<Queued>, scheduler: &dyn Scheduler) {
+        match refused {
+            Refused::Never(error) => {
+                let text = format!("{error:#}");
+                for queued in nodes {
+                    let error = anyhow!(text.clone()).context(format!("{} does not take its job", scheduler.name()));
+                    (self.tell)(Heard::Done(queued.item.job.id, Err(error)));
+                }
+            }
+            Refused::Later(error) => {
+                let tries = nodes.iter().map(|queued| queued.refused).max().unwrap_or_default();
+                let wait = AGAIN.saturating_mul(1 << tries.min(8)).min(LONGEST);
+                if tries == 0 {
+                    let text = format!("{} cannot be given jobs now, and is tried again: {error:#}", scheduler.name());
+                    self.log("", Level::Warning, text);
+                }
+                let at = Instant::now() + wait;
+                self.queue.extend(nodes.into_iter().map(|queued| Queued { at, refused: tries + 1, ..queued }));
+            }
+        }
+    }
+
+    fn write(&self, id: &str, shape: &Shape, tasks: &[Vec<&Queued>]) -> Result<PathBuf> {
+        let run = self.env.record.map(crate::record::Recorder::id).unwrap_or_default();
+        let mut spec = Spec::new(self.env.project, self.env.cache, run, &shape.executor, now())?;
+        (spec.limit, spec.margin) = (shape.time, shape.margin());
+        let task = |queued: &&Queued| {
+            let Item { job, node, .. } = &*queued.item;
+            TaskSpec {
+                node: node.clone(),
+                key: job.work.run_parts().key(),
+                why: job.why.clone(),
+                threads: job.threads,
+                force: queued.item.is_forced(),
+                overwrite: job.overwrite,
+                part: queued.part,
+            }
+        };
+        spec.tasks = tasks.iter().map(|nodes| nodes.iter().map(task).collect()).collect();
+        let flow = std::env::current_exe().context("cannot find out where this program is")?;
+        self.jobs.write(id, &spec, &script(&flow, &self.jobs.batch(id), shape.options.setup.as_deref()))
+    }
+
+    fn say_submitted(&self, ids: &[String], nodes: &[Queued], shape: &Shape, scheduler: &dyn Scheduler) {
+        let (Some(first), Some(last)) = (ids.first(), ids.last()) else { return };
+        if nodes.len() > FEW {
+            let (stage, name, count, jobs) = (&shape.stage, scheduler.name(), nodes.len(), ids.len());
+            let text = format!("`{stage}`: {count} nodes wait for {name} in {jobs} jobs, {first} to {last}");
+            return self.log("", Level::Info, text);
+        }
+        for (at, queued) in nodes.iter().enumerate() {
+            let part = if queued.part > 1 { format!(", part {}", queued.part) } else { String::new() };
+            let text = format!("submitted to {} as job {}{part}", scheduler.name(), ids[at / shape.together()]);
+            self.log(&queued.item.node, Level::Info, text.clone());
+            self.say(&queued.item.node, text);
+        }
+    }
+
+    /// Looks how what was submitted is.
+    fn look(&mut self) {
+        for (executor, ids) in self.track.to_ask() {
+            let Some(scheduler) = self.scheduler(&executor) else { continue };
+            if self.track.is_time(&executor, scheduler.poll()) {
+                let wanted: Vec<&str> = ids.iter().map(String::as_str).collect();
+                let answer = scheduler.look(&wanted);
+                if let Some((level, text)) = self.track.answered(&executor, scheduler.name(), answer) {
+                    self.log("", level, text);
+                }
+                self.track.take_news().into_iter().for_each(|(node, news)| self.say(&node, news));
+            }
+            self.schedulers.insert(executor, scheduler);
+        }
+        for (item, event) in self.track.read() {
+            if let Event::Started { .. } = event {
+                (self.tell)(Heard::Began(item.job.id));
+                if let Some(run) = self.env.record.and_then(crate::record::Recorder::dir) {
+                    keep(&run, &item.node, &item.job.work, &item.job.leaves, &self.env.listed);
+                }
+            }
+            self.env.sink.emit(event);
+        }
+        let cache = self.env.cache;
+        for (item, maker, fate) in self.track.settle(cache) {
+            self.forget(&item, &maker);
+            match fate {
+                Fate::Made(outcome, how) => {
+                    let tried = self.env.take_in(&item.job, Made { outcome, how });
+                    (self.tell)(Heard::Done(item.job.id, tried));
+                }
+                Fate::Failed(error, stuck) => {
+                    if let Some(id) = stuck {
+                        self.end(&item.shape.executor, &[id]);
+                    }
+                    (self.tell)(Heard::Done(item.job.id, Err(error)));
+                }
+                Fate::Again(why) if maker.part <= item.shape.requeue() => {
+                    self.log(&item.node, Level::Info, format!("{why}: it goes on in another job"));
+                    self.queue.push(Queued { item, part: maker.part + 1, at: Instant::now(), refused: 0 });
+                }
+                Fate::Again(why) => {
+                    let error = anyhow!("{why}").context(format!(
+                        "it was submitted {} times, which is enough (`requeue` in the settings)",
+                        maker.part
+                    ));
+                    (self.tell)(Heard::Done(item.job.id, Err(error)));
+                }
+            }
+        }
+        self.track.take_over().iter().for_each(|batch| self.jobs.remove(batch));
+    }
+
+    fn forget(&self, item: &Item, maker: &Maker) {
+        self.jobs.forget(&item.job.work.run_parts().key(), maker);
+    }
+
+    fn end(&mut self, executor: &str, ids: &[String]) {
+        let Some(scheduler) = self.scheduler(executor) else { return };
+        let ids: Vec<&str> = ids.iter().map(String::as_str).collect();
+        if let Err(error) = scheduler.cancel(&ids) {
+            let text = format!("cannot cancel {} of {}: {error:#}", ids.join(", "), scheduler.name());
+            self.log("", Level::Warning, text);
+        }
+        self.schedulers.insert(executor.to_owned(), scheduler);
+    }
+
+    /// The run was interrupted: the jobs go on, until somebody says otherwise.
+    fn leave(&mut self) {
+        self.left = true;
+        let mut jobs = Vec::new();
+        let all = self.track.take_all();
+        for (executor, ids, _) in &all {
+            jobs.extend(ids.iter().map(|id| (executor.clone(), id.clone())));
+        }
+        (self.tell)(Heard::Left(jobs));
+        let submitted = all.into_iter().flat_map(|(.., items)| items).map(|(item, _)| item);
+        let queued = std::mem::take(&mut self.queue).into_iter().map(|queued| queued.item);
+        for item in submitted.chain(queued) {
+            (self.tell)(Heard::Done(item.job.id, Err(Cancelled.into())));
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! Slurm, by what its commands print: `sbatch --parsable`, `squeue`, and `sacct` for what `squeue` has forgotten.
+//!
+//! Fields are asked for by name and parted by `|` (squeue(1), `--format`; sacct(1), `--parsable2`), so that the text is
+//! the same in all versions since 20.11. Accounting may be absent, the controller may be away for minutes: then nothing
+//! is known, which is not the same as that a job is gone.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    process::{Command, Output},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Result, anyhow, bail};
+use flow_core::Cancel;
+
+use super::{
+    ask::{ask, complaint},
+    scheduler::{Batch, End, Refused, Scheduler, Seen},
+    settings::ExecutorFile,
+    shape::Shape,
+};
+
+/// The scheduler is asked no more often than this, if nobody says: a site's controller serves everyone.
+const POLL: Duration = Duration::from_secs(10);
+/// `MaxArraySize`, where it cannot be asked for: Slurm's own default.
+const ARRAY: usize = 1001;
+/// More is nobody's idea of a job array, and a spec of that size is read by each of its jobs.
+const MOST: usize = 10_000;
+
+/// What `sbatch` says when it is the moment that is wrong, and not the job.
+const LATER: [&str; 10] = [
+    "Unable to contact slurm controller",
+    "Socket timed out",
+    "temporarily unable to accept job",
+    "Connection refused",
+    "Connection timed out",
+    "Zero Bytes were transmitted",
+    "Job violates accounting/QOS policy (job submit limit",
+    "MaxSubmitJob",
+    "Resource temporarily unavailable",
+    "did not answer within",
+];
+
+/// Reasons to wait that no time mends (`job_reason_string` of Slurm), with what they mean.
+const NEVER: [(&str, &str); 12] = [
+    ("PartitionNodeLimit", "it asks for more machines, or more of one, than the partition has"),
+    ("PartitionTimeLimit", "its time limit is above the partition's"),
+    ("BadConstraints", "nothing in the partition is as it asks"),
+    ("InvalidAccount", "the account is not known, or not allowed"),
+    ("InvalidQOS", "the QOS is not known, or not allowed"),
+    ("AccountNotAllowed", "the partition does not take this account"),
+    ("QOSNotAllowed", "the partition does not take this QOS"),
+    ("QOSJobLimit", "the QOS does not allow it"),
+    ("DependencyNeverSatisfied", "what it depends on failed"),
+    ("AssociationTimeLimit", "its time limit is above the account's"),
+    ("QOSTimeLimit", "its time limit is above the QOS's"),
+    ("JobHeldAdmin", "an administrator holds it"),
+];
+
+/// Slurm's commands.
+pub struct Slurm {
+    poll: Duration,
+    most: OnceLock<usize>,
+    /// The last answer of `squeue` lacked jobs: accounting may know them.
+    forgotten: AtomicBool,
+    stop: Cancel,
+}
+
+impl Slurm {
+    /// As the settings have it.
+    pub fn new(options: &ExecutorFile, stop: Cancel) -> Self {
+        let poll = options.poll.unwrap_or(POLL);
+        Self { poll, most: OnceLock::new(), forgotten: AtomicBool::new(false), stop }
+    }
+
+    fn ask(&self, program: &str, words: &[&str]) -> Result<Output> {
+        ask(Command::new(program).args(words), Some(&self.stop))
+    }
+
+    fn squeue(&self, ids: &[&str]) -> Result<HashMap<String, Seen>> {
+        let masters: BTreeSet<&str> = ids.iter().map(|id| master(id)).collect();
+        let list = masters.into_iter().collect::<Vec<_>>().join(",");
+        let output = self.ask("squeue", &["-h", "-r", "-t", "all", "-o", "%i|%T|%r|%N", "-j", &list])?;
+        if !output.status.success() {
+            let said = complaint(&output);
+            // All that was asked for is older than what it remembers. That is an answer.
+            if said.contains("Invalid job id") {
+                return Ok(HashMap::new());
+            }
+            bail!("squeue: {said}");
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(queued).collect())
+    }
+
+    fn sacct(&self, ids: &[&str]) -> Result<HashMap<String, Seen>> {
+        let masters: BTreeSet<&str> = ids.iter().map(|id| master(id)).collect();
+        let list = masters.into_iter().collect::<Vec<_>>().join(",");
+        let fields = "--format=JobID,State,ExitCode,NodeList";
+        let output = self.ask("sacct", &["-n", "-P", "-X", "--array", fields, "-j", &list])?;
+        if !output.status.success() {
+            bail!("sacct: {}", complaint(&output));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(accounted).collect())
+    }
+}
+
+/// `17` of `17_3`.
+fn master(id: &str) -> &str {
+    id.split_once('_').map_or(id, |(master, _)| master)
+}
+
+/// A line of `squeue`.
+fn queued(line: &str) -> Option<(String, Seen)> {
+    let mut fields = line.splitn(4, '|');
+    let (id, state, reason, nodes) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+    Some((id.trim().to_owned(), seen(state.trim(), reason.trim(), nodes.trim())))
+}
+
+/// A line of `sacct`.
+fn accounted(line: &str) -> Option<(String, Seen)> {
+    let mut fields = line.splitn(4, '|');
+    let (id, state, code, nodes) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+    // `CANCELLED by 1000`
+    let state = state.split_whitespace().next()?;
+    Some((id.to_owned(), seen(state, &format!("exit code {code}"), nodes)))
+}
+
+/// What a state means (squeue(1), "JOB STATE CODES").
+fn seen(state: &str, reason: &str, nodes: &str) -> Seen {
+    match state {
+        "PENDING" | "REQUEUED" | "REQUEUE_HOLD" | "REQUEUE_FED" | "SPECIAL_EXIT" | "RESV_DEL_HOLD" => {
+            match NEVER.iter().find(|(name, _)| reason.contains(name)) {
+                Some((name, meaning)) => Seen::Stuck(format!("{name}: {meaning}")),
+                None => Seen::Pending(reason.to_owned()),
+            }
+        }
+        "RUNNING" | "CONFIGURING" | "COMPLETING" | "SUSPENDED" | "STOPPED" | "SIGNALING" | "STAGE_OUT" | "RESIZING" => {
+            Seen::Running(nodes.to_owned())
+        }
+        "TIMEOUT" | "DEADLINE" => Seen::Ended(End::Limit),
+        "NODE_FAIL" | "BOOT_FAIL" | "LAUNCH_FAILED" | "RECONFIG_FAIL" => {
+            Seen::Ended(End::Lost(format!("its machine failed ({state}{})", on(nodes))))
+        }
+        "PREEMPTED" | "REVOKED" => Seen::Ended(End::Lost(format!("it had to make room ({state})"))),
+        "OUT_OF_MEMORY" => Seen::Ended(End::Memory),
+        "CANCELLED" => Seen::Ended(End::Cancelled),
+        "COMPLETED" | "FAILED" => Seen::Ended(End::Itself(format!("{state}, {reason}{}", on(nodes)))),
+        // What a later Slurm says and this does not know: not for us to say that it failed.
+        _ => Seen::Pending(format!("{state} {reason}")),
+    }
+}
+
+fn on(nodes: &str) -> String {
+    if nodes.is_empty() || nodes == "(null)" { String::new() } else { format!(" on {nodes}") }
+}
+
+/// The options of `sbatch` for a batch.
+fn options(batch: &Batch<'_>) -> Vec<String> {
+    let Shape { stage, nodes, cpus, gpus, memory, time, options, .. } = batch.shape;
+    let mut words = vec![
+        "--parsable".to_owned(),
+        format!("--job-name={stage}@{}", batch.id),
+        format!("--chdir={}", batch.project.display()),
+        format!("--output={}/%a.log", batch.dir.display()),
+        format!("--array=0-{}", batch.tasks - 1),
+        format!("--nodes={nodes}"),
+        "--ntasks-per-node=1".to_owned(),
+        format!("--cpus-per-task={cpus}"),
+        // A machine that fails is no reason to fail: the same job begins again, and goes on from what it left.
+        "--requeue".to_owned(),
+        "--open-mode=append".to_owned(),
+        format!("--signal=B:USR1@{}", batch.shape.margin().as_secs().max(1)),
+    ];
+    if *gpus > 0 {
+        words.push(format!("--gres=gpu:{gpus}"));
+    }
+    if *memory > 0 {
+        words.push(format!("--mem={}M", memory.div_ceil(1 << 20)));
+    }
+    if let Some(time) = time {
+        // Slurm rounds up to minutes.
+        words.push(format!("--time={}:{:02}", time.as_secs() / 60, time.as_secs() % 60));
+    }
+    for (name, value) in [("partition", &options.partition), ("account", &options.account), ("qos", &options.qos)] {
+        words.extend(value.iter().map(|value| format!("--{name}={value}")));
+    }
+    words.extend(options.args.iter().flatten().cloned());
+    words.push(batch.dir.join(super::spec::SCRIPT).display().to_string());
+    words
+}
+
+/// The ids of the tasks of an array.
+fn ids(master: &str, tasks: usize) -> Vec<String> {
+    (0..tasks).map(|task| format!("{master}_{task}")).collect()
+}
+
+impl Scheduler for Slurm {
+    fn name(&self) -> &'static str {
+        "Slurm"
+    }
+
+    fn poll(&self) -> Duration {
+        self.poll
+    }
+
+    fn most_tasks(&self) -> usize {
+        *self.most.get_or_init(|| {
+            let config = self.ask("scontrol", &["show", "config"]).ok();
+            let text = config.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+            let line = text.lines().find_map(|line| line.trim().strip_prefix("MaxArraySize")?.split_once('='));
+            line.and_then(|(_, size)| size.trim().parse().ok()).unwrap_or(ARRAY).clamp(1, MOST)
+        })
+    }
+
+    fn submit(&self, batch: &Batch<'_>) -> Result<Vec<String>, Refused> {
+        let output = ask(Command::new("sbatch").args(options(batch)), Some(&self.stop)).map_err(Refused::Later)?;
+        let said = complaint(&output);
+        if !output.status.success() {
+            let error = anyhow!("sbatch: {said}");
+            let later = LATER.iter().any(|words| said.contains(words));
+            return Err(if later { Refused::Later(error) } else { Refused::Never(error) });
+        }
+        // `17` or `17;cluster`
+        let text = String::from_utf8_lossy(&output.stdout);
+        let id = text.lines().last().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+        if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(Refused::Later(anyhow!("sbatch did not say a job's id but: {said}")));
+        }
+        Ok(ids(id, batch.tasks))
+    }
+
+    fn find(&self, batch: &str, tasks: usize) -> Result<Option<Vec<String>>> {
+        let output = self.ask("squeue", &["-h", "-t", "all", "-o", "%F|%j"])?;
+        if !output.status.success() {
+            bail!("squeue: {}", complaint(&output));
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        let ours = |line: &&str| line.split_once('|').is_some_and(|(_, name)| name.ends_with(&format!("@{batch}")));
+        let found = text.lines().find(ours).and_then(|line| line.split_once('|'));
+        Ok(found.map(|(master, _)| ids(master, tasks)))
+    }
+
+    fn look(&self, wanted: &[&str]) -> Result<HashMap<String, Seen>> {
+        // One question a look: what `squeue` has forgotten is asked of the accounting the next time.
+        let by_accounting = self.forgotten.swap(false, Ordering::Relaxed);
+        let answer = match by_accounting {
+            true => self.sacct(wanted).or_else(|_| self.squeue(wanted)),
+            false => self.squeue(wanted).or_else(|error| self.sacct(wanted).map_err(|_| error)),
+        }?;
+        if !by_accounting && wanted.iter().any(|id| !answer.contains_key(*id)) {
+            self.forgotten.store(true, Ordering::Relaxed);
+        }
+        Ok(answer)
+    }
+
+    fn cancel(&self, ids: &[&str]) -> Result<()> {
+        // The shell of a job is flow: it is told first, and has the site's `KillWait` to end.
+        for ids in ids.chunks(500) {
+            let output = ask(Command::new("scancel").arg("--full").args(ids), None)?;
+            if !output.status.success() && !complaint(&output).contains("Invalid job id") {
+                bail!("scancel: {}", complaint(&output));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_known_is_not_failed() {
+        assert_eq!(queued("17_3|RUNNING|None|n[1-2]"), Some(("17_3".into(), Seen::Running("n[1-2]".into()))));
+        assert_eq!(queued("17_4|PENDING|Priority|"), Some(("17_4".into(), Seen::Pending("Priority".into()))));
+        assert!(matches!(queued("17_5|PENDING|PartitionNodeLimit|"), Some((_, Seen::Stuck(_)))));
+        assert!(matches!(queued("17_5|DREAMING|None|n1"), Some((_, Seen::Pending(_)))));
+        assert_eq!(queued("slurm_load_jobs error"), None);
+        assert_eq!(accounted("17_3|CANCELLED by 1000|0:15|n1"), Some(("17_3".into(), Seen::Ended(End::Cancelled))));
+        assert_eq!(accounted("17_0|TIMEOUT|0:0|n1"), Some(("17_0".into(), Seen::Ended(End::Limit))));
+        assert!(matches!(accounted("17_0|NODE_FAIL|1:0|n1"), Some((_, Seen::Ended(End::Lost(_))))));
+    }
+}

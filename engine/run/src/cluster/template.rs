@@ -1,0 +1,266 @@
+//! [`Template`]: a scheduler of a site's own, by command lines and regular expressions in its settings. A job a task.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs,
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use flow_core::Diagnostic;
+use regex::Regex;
+
+use super::{
+    ask::{ask, complaint},
+    scheduler::{Batch, End, Refused, Scheduler, Seen},
+    settings::ExecutorFile,
+    shape::Shape,
+    spec,
+};
+
+const POLL: Duration = Duration::from_secs(10);
+/// Each task is a call of the submitting command.
+const MOST: usize = 200;
+
+/// A scheduler that is spoken to as its site says.
+#[derive(Clone, Debug)]
+pub struct Template {
+    name: String,
+    submit: String,
+    id: Regex,
+    header: Vec<String>,
+    status: String,
+    line: Regex,
+    states: BTreeMap<String, String>,
+    cancel: String,
+    poll: Duration,
+}
+
+/// The templates that flow brings along, as tables of settings.
+pub fn preset(name: &str) -> Option<&'static str> {
+    match name {
+        "age" => Some(include_str!("age.toml")),
+        "pbs" => Some(include_str!("pbs.toml")),
+        _ => None,
+    }
+}
+
+impl Template {
+    /// As a table of the settings describes it.
+    ///
+    /// # Errors
+    /// The table says too little, or a template does not exist.
+    pub fn new(name: &str, table: &ExecutorFile) -> Result<Self, Diagnostic> {
+        let mut whole = match table.preset.as_deref().map(preset) {
+            Some(Some(text)) => toml::from_str(text).expect("a shipped template is whole: a test reads each"),
+            Some(None) => return Err(Diagnostic::new(format!("executor `{name}` is of a template that is not there"))),
+            None => ExecutorFile::default(),
+        };
+        whole.lay_over(table.clone());
+        let lacks = |field: &str| {
+            let error = Diagnostic::new(format!("`[executors.{name}]` does not say `{field}`"));
+            error.hint("`preset = \"age\"` or `\"pbs\"` says all of it; or submit, id, status, line, states, cancel")
+        };
+        let regex = |field: &str, text: Option<String>| {
+            let text = text.ok_or_else(|| lacks(field))?;
+            Regex::new(&text).map_err(|error| Diagnostic::new(format!("`{field}` of executor `{name}`: {error}")))
+        };
+        let template = Self {
+            name: name.to_owned(),
+            submit: whole.submit.ok_or_else(|| lacks("submit"))?,
+            id: regex("id", whole.id)?,
+            header: whole.header.unwrap_or_default(),
+            status: whole.status.ok_or_else(|| lacks("status"))?,
+            line: regex("line", whole.line)?,
+            states: whole.states.ok_or_else(|| lacks("states"))?,
+            cancel: whole.cancel.ok_or_else(|| lacks("cancel"))?,
+            poll: whole.poll.unwrap_or(POLL),
+        };
+        let groups: Vec<_> = template.line.capture_names().flatten().collect();
+        if !(groups.contains(&"id") && groups.contains(&"state")) {
+            let error = Diagnostic::new(format!("`line` of executor `{name}` has no groups named `id` and `state`"));
+            return Err(error.hint(r"such as '^(?P<id>\d+)\s+\S+\s+(?P<state>\w+)'"));
+        }
+        if template.id.captures_len() < 2 {
+            return Err(Diagnostic::new(format!("`id` of executor `{name}` has no group: which part is the id?")));
+        }
+        Ok(template)
+    }
+
+    /// The program that submits.
+    pub fn program(&self) -> &str {
+        self.submit.split_whitespace().next().unwrap_or_default()
+    }
+
+    fn shell(&self, text: &str) -> Result<String> {
+        let output = ask(Command::new("sh").args(["-c", text]), None)?;
+        if !output.status.success() {
+            bail!("`{text}`: {}", complaint(&output));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn seen(&self, word: &str) -> Seen {
+        let end = || Seen::Ended(End::Itself(word.to_owned()));
+        match self.states.get(word).map(String::as_str) {
+            Some("running") => Seen::Running(String::new()),
+            Some("done") => end(),
+            Some("failed") => Seen::Stuck(format!("its state is {word}")),
+            Some("lost") => Seen::Ended(End::Lost(format!("its state is {word}"))),
+            _ => Seen::Pending(word.to_owned()),
+        }
+    }
+}
+
+/// Fills `{name}`s in; nothing if one of them has no value. A part in brackets, `[:ngpus={gpus}]`, is left out then, and
+/// the rest stays.
+fn fill(text: &str, value: &dyn Fn(&str) -> Option<String>) -> Option<String> {
+    let (mut filled, mut rest) = (String::new(), text);
+    while let Some(at) = rest.find(['{', '[']) {
+        filled += &rest[..at];
+        let (is_part, inside) = (rest.as_bytes()[at] == b'[', &rest[at + 1..]);
+        let end = inside.find(if is_part { ']' } else { '}' });
+        rest = match end.map(|end| (&inside[..end], &inside[end + 1..])) {
+            Some((part, behind)) if is_part && part.contains('{') => {
+                filled += &fill(part, value).unwrap_or_default();
+                behind
+            }
+            Some((name, behind)) if !is_part && is_name(name) => {
+                filled += &value(name)?;
+                behind
+            }
+            _ => {
+                filled += &rest[at..=at];
+                inside
+            }
+        };
+    }
+    Some(filled + rest)
+}
+
+fn is_name(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+}
+
+/// What a placeholder stands for.
+fn value(batch: &Batch<'_>, task: usize, name: &str) -> Option<String> {
+    let Shape { stage, nodes, cpus, gpus, memory, time, options, .. } = batch.shape;
+    let time = |part: fn(u64) -> String| time.map(|time| part(time.as_secs()));
+    match name {
+        "script" => Some(quoted(&script(batch, task))),
+        "log" => Some(batch.dir.join(format!("{task}.log")).display().to_string()),
+        "name" => Some(format!("{stage}-{task}")),
+        "project" => Some(batch.project.display().to_string()),
+        "nodes" => Some(nodes.to_string()),
+        "cpus" => Some(cpus.to_string()),
+        "gpus" => (*gpus > 0).then(|| gpus.to_string()),
+        "memory_mib" => (*memory > 0).then(|| memory.div_ceil(1 << 20).to_string()),
+        "memory_gib" => (*memory > 0).then(|| memory.div_ceil(1 << 30).to_string()),
+        "time" => time(|s| format!("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60)),
+        "seconds" => time(|s| s.to_string()),
+        "partition" => options.partition.clone(),
+        "account" => options.account.clone(),
+        "qos" => options.qos.clone(),
+        "args" => Some(options.args.iter().flatten().map(|arg| quoted(arg)).collect::<Vec<_>>().join(" ")),
+        _ => None,
+    }
+}
+
+/// A word as a shell reads it.
+fn quoted(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+fn script(batch: &Batch<'_>, task: usize) -> String {
+    batch.dir.join(format!("{task}.sh")).display().to_string()
+}
+
+impl Scheduler for Template {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn poll(&self) -> Duration {
+        self.poll
+    }
+
+    fn most_tasks(&self) -> usize {
+        MOST
+    }
+
+    fn submit(&self, batch: &Batch<'_>) -> Result<Vec<String>, Refused> {
+        let common = fs::read_to_string(batch.dir.join(spec::SCRIPT)).context("cannot read the job's script");
+        let common = common.map_err(Refused::Never)?;
+        let (shell, body) = common.split_once('\n').unwrap_or(("#!/bin/sh", &common));
+        let mut ids: Vec<String> = Vec::with_capacity(batch.tasks);
+        for task in 0..batch.tasks {
+            let value = |name: &str| value(batch, task, name);
+            let header: String =
+                self.header.iter().filter_map(|line| fill(line, &value)).map(|line| line + "\n").collect();
+            let text = format!("{shell}\n{header}FLOW_TASK={task}\n{body}");
+            let submitted =
+                fs::write(script(batch, task), text).context("cannot write a job's script").and_then(|()| {
+                    let command = fill(&self.submit, &value).ok_or_else(|| {
+                        anyhow!("`{}` has a placeholder without a value: say it in the settings", self.submit)
+                    })?;
+                    let said = self.shell(&command)?;
+                    let id = self.id.captures(&said).and_then(|found| found.get(1));
+                    let id = id.ok_or_else(|| anyhow!("`{command}` printed no id of a job: {}", said.trim()))?;
+                    Ok(id.as_str().to_owned())
+                });
+            match submitted {
+                Ok(id) => ids.push(id),
+                Err(error) => {
+                    // All or nothing: what was submitted of it would run beside the next try.
+                    self.cancel(&ids.iter().map(String::as_str).collect::<Vec<_>>()).ok();
+                    return Err(Refused::Never(error));
+                }
+            }
+        }
+        Ok(ids)
+    }
+
+    fn find(&self, _: &str, _: usize) -> Result<Option<Vec<String>>> {
+        // Names are cut by such schedulers; a job that was forgotten finds its work done, or does it.
+        Ok(None)
+    }
+
+    fn look(&self, _: &[&str]) -> Result<HashMap<String, Seen>> {
+        let said = self.shell(&self.status)?;
+        let found = said.lines().filter_map(|line| self.line.captures(line));
+        Ok(found.map(|found| (found["id"].to_owned(), self.seen(&found["state"]))).collect())
+    }
+
+    fn cancel(&self, ids: &[&str]) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let ids = ids.join(" ");
+        let command = fill(&self.cancel, &|name| (name == "ids").then(|| ids.clone()));
+        self.shell(&command.context("`cancel` has a placeholder that is not `{ids}`")?).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_with_a_placeholder_without_a_value_is_left_out() {
+        let value = |name: &str| (name == "time").then(|| "1:00:00".to_owned());
+        assert_eq!(fill("#$ -l h_rt={time}", &value).as_deref(), Some("#$ -l h_rt=1:00:00"));
+        assert_eq!(fill("#$ -l gpu={gpus}", &value), None);
+        assert_eq!(fill("select=1[:ngpus={gpus}][:t={time}] [x]", &value).as_deref(), Some("select=1:t=1:00:00 [x]"));
+        assert_eq!(fill("awk '{print $1}' {time}", &value).as_deref(), Some("awk '{print $1}' 1:00:00"));
+    }
+
+    #[test]
+    fn shipped_templates_are_whole() {
+        for name in ["age", "pbs"] {
+            let table = ExecutorFile { preset: Some(name.into()), ..ExecutorFile::default() };
+            Template::new(name, &table).unwrap();
+        }
+        assert!(Template::new("own", &ExecutorFile::default()).is_err());
+    }
+}
