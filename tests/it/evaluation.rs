@@ -1,10 +1,17 @@
 //! Evaluation by tasks: what is wrong with their files is said, and the numbers are those of lm-evaluation-harness.
 
-use std::{fs, path::Path};
+use std::{
+    fs,
+    path::Path,
+    sync::{Arc, Mutex},
+};
 
 use serde_json::Value as Json;
 
-use crate::support::{Sandbox, copy};
+use crate::{
+    servers::{answering, asked, plain},
+    support::{Sandbox, copy},
+};
 
 const PIPELINE: &str = "tests/golden/lm_eval/pipeline.toml";
 
@@ -36,9 +43,9 @@ fn what_is_wrong_with_a_task_is_said_where_it_stands() {
     assert!(stderr.contains("mc.toml:6:12") && stderr.contains("has no `f1`"), "{stderr}");
     let stderr = said(
         "mc.toml",
-        &format!("{head}data = \"https://x.org/d.jsonl\"\ntext = \"q\"\nchoices = \"c\"\ntarget = \"t\"\n"),
+        &format!("{head}data = \"ftp://x.org/d.jsonl\"\ntext = \"q\"\nchoices = \"c\"\ntarget = \"t\"\n"),
     );
-    assert!(stderr.contains("mc.toml:3:8") && stderr.contains("make a `fetch` stage of it"), "{stderr}");
+    assert!(stderr.contains("mc.toml:3:8") && stderr.contains("not a kind of URL that can be fetched"), "{stderr}");
     let stderr =
         said("mc.toml", &format!("{head}data = \"no.jsonl\"\ntext = \"q\"\nchoices = \"c\"\ntarget = \"t\"\n"));
     assert!(stderr.contains("mc.toml:3:8") && stderr.contains("neither a stage nor a file"), "{stderr}");
@@ -47,6 +54,62 @@ fn what_is_wrong_with_a_task_is_said_where_it_stands() {
         &format!("{head}data = \"mc.jsonl\"\ntext = \"quest\"\nchoices = [\"a\"]\ntarget = \"label\"\n"),
     );
     assert!(stderr.contains("there is no column `quest`: the columns are a, b, c, label, q"), "{stderr}");
+}
+
+/// A URL in a task's file is a stage of its own, which tasks share: planned, pinned, kept, and taken by `eval`.
+#[test]
+fn documents_behind_urls_are_fetched() {
+    let asked_for = Arc::new(Mutex::new(Vec::new()));
+    let heads = Arc::clone(&asked_for);
+    let port = answering(move |head| {
+        let name = asked(head).1.to_owned();
+        let body = if name == "shots.jsonl" { "{\"q\":\"1\",\"a\":0}\n" } else { "{\"q\":\"2\",\"a\":1}\n" };
+        heads.lock().unwrap().push(name);
+        plain("200 OK", "", body.as_bytes())
+    });
+    let sandbox = Sandbox::new();
+    let task = |name: &str| {
+        let text = format!(
+            "task = \"{name}\"\nkind = \"multiple-choice\"\ndata = \"http://127.0.0.1:{port}/own.jsonl\"\n\
+             text = \"q\"\nchoices = [\"no\", \"yes\"]\ntarget = \"a\"\n\
+             [fewshot]\ncount = 1\ndata = \"http://127.0.0.1:{port}/shots.jsonl\"\n"
+        );
+        sandbox.write(&format!("tasks/{name}.toml"), &text);
+    };
+    task("one.a");
+    task("two");
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/ja_wiki_mini");
+    let place = |name: &str| example.join(name).display().to_string();
+    sandbox.pipeline(&format!(
+        "[stage.fetch-one-a]\nkind = \"command\"\nrun = \"true\"\n\
+         [stage.model]\nkind = \"init-model\"\nconfig = \"{}\"\ntokenizer = \"{}\"\n\
+         [stage.eval]\nkind = \"eval\"\nmodel = \"model\"\ntasks = [\"tasks/one.a.toml\", \"tasks/two.toml\"]\n",
+        place("config.json"),
+        place("tokenizer")
+    ));
+    let graph = sandbox.ok(&["graph", "p.toml"]);
+    // Its name is another's: it gets the next.
+    assert!(graph.contains("<- model, fetch-one-a-2, fetch-one-a-fewshot"), "{graph}");
+    let off = sandbox.ok(&["plan", "p.toml", "--set", "stage.eval.when=false"]);
+    assert_eq!(off.matches("\noff ").count(), 3, "what it alone takes is off with it: {off}");
+    sandbox.ok(&["lock", "p.toml"]);
+    let sorted = || {
+        let mut all = asked_for.lock().unwrap().clone();
+        all.sort();
+        all
+    };
+    assert_eq!(sorted(), ["own.jsonl", "shots.jsonl"], "once each");
+    let pins = sandbox.read("flow.lock");
+    assert!(pins.contains("/own.jsonl\"]") && pins.contains("/shots.jsonl\"]"), "{pins}");
+    if std::env::var_os("FLOW_TORCH").is_none() {
+        return;
+    }
+    let events = sandbox.json(&[]);
+    assert_eq!((events.how()["fetch-one-a-2"], events.how()["eval"]), ("cached", "ran"));
+    assert_eq!(sorted().len(), 2);
+    let sample = Path::new(sandbox.ok(&["path", "p.toml", "eval"]).trim()).join("samples/two.model.jsonl");
+    let sample: Json = serde_json::from_slice(&fs::read(sample).unwrap()).unwrap();
+    assert_eq!((sample["prompt"].as_str(), sample["target"].as_u64()), (Some("1 no\n\n2"), Some(1)));
 }
 
 /// Needs `flow-torch`: run where FLOW_TORCH names it.

@@ -14,9 +14,7 @@ use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value as Json;
 
-use crate::{
-    Diagnostic, Event, Level, Network, Pin, Pinned, Ref, Remarks, Sink, Tree, Unit, Value, read::read, schema_of,
-};
+use crate::{Diagnostic, Event, Implied, Level, Network, Pin, Pinned, Ref, Remarks, Sink, Tree, Unit, Value};
 
 /// A stage kind: the struct *is* its parameters.
 ///
@@ -68,6 +66,11 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + fmt::Debug + Send +
     /// The directories of the result that another stage may take apart from the rest, as `NAME:PART`.
     fn parts(&self) -> &[String] {
         &[]
+    }
+
+    /// The stages that its [ports](Self::ports) refer to and that no file has.
+    fn implied(&self) -> Vec<Implied> {
+        Vec::new()
     }
 
     /// What this node takes from outside that has no digest until it was seen once: pinned in `flow.lock`.
@@ -384,6 +387,8 @@ impl Ctx<'_> {
 pub trait DynStage: fmt::Debug + Send + Sync {
     /// [`Stage::ports`]
     fn ports(&self) -> Vec<Port>;
+    /// [`Stage::implied`]
+    fn implied(&self) -> Vec<Implied>;
     /// [`Stage::outs`]
     fn outs(&self) -> &[String];
     /// [`Stage::parts`]
@@ -407,6 +412,9 @@ impl<S: Stage> DynStage for S {
     fn ports(&self) -> Vec<Port> {
         Stage::ports(self)
     }
+    fn implied(&self) -> Vec<Implied> {
+        Stage::implied(self)
+    }
     fn outs(&self) -> &[String] {
         Stage::outs(self)
     }
@@ -427,75 +435,5 @@ impl<S: Stage> DynStage for S {
     }
     fn params(&self) -> Json {
         serde_json::to_value(self).expect("a stage's parameters have string keys and finite numbers")
-    }
-}
-
-/// What a stage kind made of a stage's table.
-#[derive(Debug, Default)]
-pub struct Parsed {
-    /// The nodes that it stands for. If not [`Parsed::sound`], some of what they hold is made up.
-    pub nodes: Vec<Arc<dyn DynStage>>,
-    /// All that is wrong with it.
-    pub errors: Vec<Diagnostic>,
-    /// Whether the nodes are what the user wrote.
-    pub sound: bool,
-}
-
-/// A line of the registry.
-#[derive(Clone, Copy)]
-pub struct Kind {
-    /// [`Stage::KIND`]
-    pub name: &'static str,
-    /// [`Stage::VERSION`]
-    pub version: u32,
-    /// [`Stage::ABOUT`]
-    pub about: &'static str,
-    /// [`Stage::RESUMABLE`]
-    pub resumable: bool,
-    /// [`Stage::LOCAL`]
-    pub local: bool,
-    /// Reads a stage's table (without the keys that every stage has) and the files that it names, and expands it.
-    pub parse: fn(&Value, &dyn Files) -> Parsed,
-    /// The JSON Schema of that table.
-    pub schema: fn() -> Json,
-}
-
-impl Kind {
-    /// The line of a stage kind.
-    #[must_use]
-    pub const fn of<S: Stage>() -> Self {
-        Self {
-            name: S::KIND,
-            version: S::VERSION,
-            about: S::ABOUT,
-            resumable: S::RESUMABLE,
-            local: S::LOCAL,
-            parse: |value, files| {
-                let mut read = read::<S>(value);
-                let Some(mut stage) = read.value.take() else {
-                    return Parsed { errors: read.errors, ..Parsed::default() };
-                };
-                let sound = read.errors.is_empty() && read.made_up.is_empty();
-                let mut errors = Vec::new();
-                stage.look(files, &mut errors);
-                let nodes = stage.expand(&mut errors);
-                // What is wrong with what was made up is not the user's.
-                errors.retain(|error| {
-                    let key = error.field.as_deref().and_then(|field| field.split('.').next());
-                    key.is_none_or(|key| !read.made_up.iter().any(|made_up| made_up == key))
-                });
-                let sound = sound && errors.is_empty();
-                read.errors.extend(errors);
-                let nodes = nodes.into_iter().map(|stage| Arc::new(stage) as Arc<dyn DynStage>).collect();
-                Parsed { nodes, errors: read.errors, sound }
-            },
-            schema: schema_of::<S>,
-        }
-    }
-}
-
-impl fmt::Debug for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.name, self.version)
     }
 }

@@ -31,11 +31,17 @@ pub fn expand(
     for &stage in order {
         expander.stage(stage);
     }
-    let Expander { mut nodes, ranges, off, mut off_some, .. } = expander;
+    let Expander { mut nodes, ranges, mut off, mut off_some, .. } = expander;
     for id in 0..nodes.len() {
         for at in 0..nodes[id].dependencies.len() {
             let from = nodes[id].dependencies[at];
             nodes[from].dependents.push(id);
+        }
+    }
+    // Who implied it is off, too.
+    for (stage, _) in drafts.iter().enumerate().filter(|(_, draft)| draft.implied) {
+        if nodes[ranges[stage].clone()].iter().all(|node| node.dependents.is_empty()) {
+            off[stage].get_or_insert_with(|| "nothing that is on takes it".to_owned());
         }
     }
     let stages = drafts

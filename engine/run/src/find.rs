@@ -144,6 +144,8 @@ pub(crate) fn normal(path: &str) -> String {
 pub struct Finder<'a> {
     pub by_name: &'a HashMap<String, StageId>,
     pub names: &'a [String],
+    /// What means a stage that stands in no file.
+    pub implied: &'a HashMap<String, StageId>,
     pub places: &'a Places,
     pub ground: &'a Ground<'a>,
 }
@@ -157,6 +159,9 @@ impl Finder<'_> {
         suggest: bool,
         errors: &mut Vec<Diagnostic>,
     ) -> Vec<Target> {
+        if let Some(&stage) = self.implied.get(text) {
+            return vec![Target::Stage(stage)];
+        }
         let texts = match expand_braces(text) {
             Ok(texts) => texts,
             Err(message) => {

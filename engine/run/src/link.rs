@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use flow_core::{Check, Ctx, Diagnostic, DynStage, Files, Kind, Parsed, Pin, Port, Span, Value, did_you_mean};
+use flow_core::{Check, Ctx, Diagnostic, DynStage, Files, Implied, Kind, Parsed, Pin, Port, Span, Value, did_you_mean};
 use rayon::prelude::*;
 
 use crate::{
@@ -15,7 +15,7 @@ use crate::{
     expand::expand,
     find::{Finder, Target, at_home, collect_places, goes_back},
     graph::{Graph, StageId, Variant},
-    load::StageTable,
+    load::{self, StageTable},
     looks, matrix,
     order::{Edges, order},
     syntax,
@@ -36,6 +36,8 @@ pub struct Draft {
     pub actions: Vec<Action>,
     /// By variant.
     pub needs: Vec<Vec<Target>>,
+    /// It stands in no file: others imply it.
+    pub implied: bool,
 }
 
 /// One of the nodes that [`flow_core::Stage::expand`] made, before its inputs make several of it.
@@ -95,8 +97,8 @@ impl Files for Ground<'_> {
 /// Makes the graph of the stages of a file.
 pub fn link(stages: Vec<StageTable>, kinds: &'static [Kind], ground: &Ground<'_>) -> Linked {
     let mut errors = Vec::new();
-    let names: Vec<String> = stages.iter().map(|stage| stage.name.clone()).collect();
-    let by_name: HashMap<String, StageId> = names.iter().enumerate().map(|(i, name)| (name.clone(), i)).collect();
+    let mut names: Vec<String> = stages.iter().map(|stage| stage.name.clone()).collect();
+    let mut by_name: HashMap<String, StageId> = names.iter().enumerate().map(|(i, name)| (name.clone(), i)).collect();
     let read = |stage| {
         let mut wrong = Vec::new();
         (read_stage(stage, kinds, ground, &mut wrong), wrong)
@@ -107,9 +109,14 @@ pub fn link(stages: Vec<StageTable>, kinds: &'static [Kind], ground: &Ground<'_>
         drafts.push(draft);
         errors.extend(wrong);
     }
+    let (also, implied) = implied(&drafts, &mut by_name);
+    for stage in also {
+        names.push(stage.name.clone());
+        drafts.push(Draft { implied: true, ..read_stage(stage, kinds, ground, &mut errors) });
+    }
     let places = collect_places(&drafts, ground, &mut errors);
 
-    let finder = Finder { by_name: &by_name, names: &names, places: &places, ground };
+    let finder = Finder { by_name: &by_name, names: &names, implied: &implied, places: &places, ground };
     let mut edges = Edges::new();
     let find = |(nth, drafts): (usize, &mut [Draft])| {
         looks::collect(|| {
@@ -142,6 +149,24 @@ pub fn link(stages: Vec<StageTable>, kinds: &'static [Kind], ground: &Ground<'_>
     let order = order(&names, &mut edges, &mut errors, &mut sound);
     let graph = expand(drafts, &order, by_name, &sound, &mut errors);
     Linked { graph, errors, sound }
+}
+
+/// The stages that others imply, each once, and what references say that mean them.
+fn implied(drafts: &[Draft], by_name: &mut HashMap<String, StageId>) -> (Vec<StageTable>, HashMap<String, StageId>) {
+    let (mut stages, mut implied) = (Vec::new(), HashMap::new());
+    for one in drafts.iter().flat_map(|draft| &draft.actions).flat_map(|action| action.stage.implied()) {
+        if implied.contains_key(one.reference.text()) {
+            continue;
+        }
+        let with = |nth: usize| if nth == 1 { one.name.clone() } else { format!("{}-{nth}", one.name) };
+        let name = (1..).map(with).find(|name| !by_name.contains_key(name)).expect("there is always one more number");
+        let id = drafts.len() + stages.len();
+        by_name.insert(name.clone(), id);
+        implied.insert(one.reference.text().to_owned(), id);
+        let variants = vec![load::Variant { label: String::new(), value: one.table }];
+        stages.push(StageTable { name, span: one.reference.span().cloned(), variants });
+    }
+    (stages, implied)
 }
 
 /// Finds what a stage refers to. `suggest`: whether to look for what was meant, after so many errors. Tells what is wrong,
@@ -241,7 +266,7 @@ pub(crate) fn place(mut error: Diagnostic, value: &Value, span: Option<&Span>) -
 fn read_stage(stage: StageTable, kinds: &'static [Kind], ground: &Ground<'_>, errors: &mut Vec<Diagnostic>) -> Draft {
     let StageTable { name, span, variants } = stage;
     let (all, actions, needs) = (Vec::with_capacity(variants.len()), Vec::with_capacity(1), Vec::new());
-    let mut draft = Draft { name, span, kind: &NO_KIND, variants: all, actions, needs };
+    let mut draft = Draft { name, span, kind: &NO_KIND, variants: all, actions, needs, implied: false };
     let mut said = Vec::new();
     for (nth, variant) in variants.into_iter().enumerate() {
         let mut wrong = Vec::new();
@@ -325,6 +350,9 @@ struct Unread;
 
 impl DynStage for Unread {
     fn ports(&self) -> Vec<Port> {
+        Vec::new()
+    }
+    fn implied(&self) -> Vec<Implied> {
         Vec::new()
     }
     fn outs(&self) -> &[String] {

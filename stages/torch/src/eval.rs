@@ -56,21 +56,29 @@ pub fn eval(job: &EvalJob, me: &Rank, ranks: &mut Option<Ranks>) -> Result<Ended
         let Some(answered) = pooled(&pool, &opened, job, &mut |more| {
             let now = done + more as u64;
             if std::mem::replace(&mut said, now) != now {
-                voice.progress(now, Some(total), Unit::Items);
+                voice.progress(now, Some(total), Unit::Tokens);
             }
             Ok(!ranks.anyone_asked_to_stop()?)
         })?
         else {
             return Ok(Ended::Interrupted);
         };
-        done += pool.len() as u64;
+        done += pool.iter().map(work).sum::<usize>() as u64;
         if let Some(answers) = &mut answers {
             answered.iter().try_for_each(|answer| answers.write(answer))?;
         }
     }
-    voice.progress(total, Some(total), Unit::Items);
+    voice.progress(total, Some(total), Unit::Tokens);
     answers.map_or(Ok(()), Answers::publish)?;
     Ok(Ended::Done)
+}
+
+/// The tokens of a request, with those that may be made: long ones take longer.
+fn work(request: &EvalRequest) -> usize {
+    match request {
+        EvalRequest::Score(score) => score.tokens.len(),
+        EvalRequest::Generate(generate) => generate.tokens.len() + generate.max_new_tokens,
+    }
 }
 
 fn check(request: &EvalRequest, job: &EvalJob) -> Result<()> {
@@ -115,7 +123,7 @@ fn pooled(
     prompts.sort_by_key(|(_, prompt)| Reverse(prompt.tokens.len()));
     let mut generator = Generator::new(opened, &job.model, job.batch_size);
     let mut made: Vec<Vec<u32>> = vec![Vec::new(); pool.len()];
-    let mut done = requests.len();
+    let mut done: usize = requests.iter().map(|request| request.tokens.len()).sum();
     for (at, request) in prompts {
         generator.ask(at, request.clone())?;
     }
@@ -125,9 +133,13 @@ fn pooled(
         }
         generator.step(&mut |at, told| {
             match told {
-                Told::Token(token) => made[at].push(token),
-                Told::Ended(ended) => {
+                Told::Token(token) => {
+                    made[at].push(token);
                     done += 1;
+                }
+                Told::Ended(ended) => {
+                    // Its prompt, and what was not to be made of it after all.
+                    done += work(&pool[at]) - made[at].len();
                     answers[at] =
                         Some(EvalAnswer::Generate(Generated { tokens: std::mem::take(&mut made[at]), ended }));
                 }
@@ -138,16 +150,18 @@ fn pooled(
     Ok(answers.into_iter().collect())
 }
 
-/// How many lines there are, and whether one of them asks for a generation.
+/// How many tokens all lines have, and whether one of them asks for a generation.
 fn look_at(path: &Path) -> Result<(u64, bool)> {
     let lines = BufReader::new(File::open(path).with_context(|| format!("cannot open {}", path.display()))?).lines();
-    let (mut count, mut generates) = (0, false);
+    let (mut total, mut generates) = (0, false);
     for line in lines {
         let line = line.with_context(|| format!("cannot read {}", path.display()))?;
-        generates = generates || matches!(serde_json::from_str(&line), Ok(EvalRequest::Generate(_)));
-        count += 1;
+        // What is wrong with a line is said when its turn comes.
+        let Ok(request) = serde_json::from_str(&line) else { continue };
+        generates = generates || matches!(request, EvalRequest::Generate(_));
+        total += work(&request) as u64;
     }
-    Ok((count, generates))
+    Ok((total, generates))
 }
 
 /// The file of answers: there whole, or not at all.

@@ -20,8 +20,8 @@ pub struct Scorer<'a> {
 type Row<'a> = Vec<(usize, &'a Score)>;
 
 impl Scorer<'_> {
-    /// The answers, in the order of the requests. `go_on` says before every forward pass whether it is to be done; none if
-    /// not.
+    /// The answers, in the order of the requests. `go_on` hears before every forward pass of how many tokens all is known, and
+    /// says whether it is to be done; none if not.
     pub fn score(
         &self,
         requests: &[&Score],
@@ -42,7 +42,7 @@ impl Scorer<'_> {
                 return Ok(None);
             }
             self.batch(rows, &mut answers)?;
-            done += rows.iter().map(Vec::len).sum::<usize>();
+            done += rows.iter().flatten().map(|(_, request)| request.tokens.len()).sum::<usize>();
         }
         Ok(Some(answers))
     }

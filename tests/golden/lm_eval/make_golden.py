@@ -3,6 +3,7 @@
     python make_golden.py MODEL_DIR
 
 MODEL_DIR is the result of the stage `model` of pipeline.toml (`flow run pipeline.toml model; flow path pipeline.toml model`).
+Beside it shipped.json, with lm-eval's own task files over the documents of the tasks that come with flow.
 Needs lm_eval 0.4.13, torch 2.11.0 and transformers 4.57.6. Each task file of flow becomes a task of lm-eval's, field by field.
 """
 
@@ -11,10 +12,13 @@ import sys
 import tomllib
 from pathlib import Path
 
+import lm_eval.tasks
 import torch
 from lm_eval import evaluator
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks._yaml_loader import load_yaml
+from lm_eval.tasks.squadv2.task import SQuAD2
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 # What it looks up about the machine takes longer than all else.
@@ -103,29 +107,64 @@ def config_of(task):
     return config
 
 
-golden = {}
-for path in tomllib.loads((here / "pipeline.toml").read_text())["stage"]["eval"]["tasks"]:
-    task = tomllib.loads((here / path).read_text())
+def result_of(task, has_texts=False):
+    """What is asked in a task of lm-eval's, what is answered, and what comes of it."""
     asked.clear(), answered.clear()
     lm = Asked(pretrained=model, tokenizer=tokenizer, batch_size=1, logits_cache=False, device="cpu")
     out = evaluator.simple_evaluate(
-        lm, tasks=[ConfigurableTask(config=config_of(task))], log_samples=True, bootstrap_iters=100_000, fewshot_random_seed=1234
+        lm, tasks=[task], log_samples=True, bootstrap_iters=100_000, fewshot_random_seed=1234
     )
+    name = task.config.task
     numbers = {}
-    for name, value in out["results"][task["task"]].items():
-        metric, _, filtered = name.partition(",")
+    for metric, value in out["results"][name].items():
+        metric, _, filtered = metric.partition(",")
         if filtered and isinstance(value, (int, float)):
             numbers[metric] = value
-    samples = sorted(out["samples"][task["task"]], key=lambda sample: sample["doc_id"])
-    golden[task["task"]] = {
+    samples = sorted(out["samples"][name], key=lambda sample: sample["doc_id"])
+    return {
         "requests": list(asked),
         "answers": list(answered),
         "numbers": numbers,
-        "texts": [sample["filtered_resps"][0] for sample in samples] if task["kind"] == "generate" else [],
+        "texts": [sample["filtered_resps"][0] for sample in samples] if has_texts else [],
     }
-with open(here / "golden.json", "w") as file:
-    tasks = []
-    for name, of in golden.items():
-        lines = [f' "{key}": {json.dumps(value, ensure_ascii=False, separators=(",", ":"))}' for key, value in of.items()]
-        tasks.append(f'"{name}": {{\n' + ",\n".join(lines) + "}")
-    file.write("{\n" + ",\n".join(tasks) + "}\n")
+
+
+def write(golden, name):
+    with open(here / name, "w") as file:
+        tasks = []
+        for task, of in golden.items():
+            lines = [f' "{key}": {json.dumps(value, ensure_ascii=False, separators=(",", ":"))}' for key, value in of.items()]
+            tasks.append(f'"{task}": {{\n' + ",\n".join(lines) + "}")
+        file.write("{\n" + ",\n".join(tasks) + "}\n")
+
+
+golden = {}
+for path in tomllib.loads((here / "pipeline.toml").read_text())["stage"]["eval"]["tasks"]:
+    task = tomllib.loads((here / path).read_text())
+    golden[task["task"]] = result_of(ConfigurableTask(config=config_of(task)), task["kind"] == "generate")
+write(golden, "golden.json")
+
+# The tasks that come with flow: lm-eval's own files, with its own functions, over the documents of flow's.
+SHIPPED = {
+    "boolq": "super_glue/boolq/default.yaml",
+    "hellaswag": "hellaswag/hellaswag.yaml",
+    "lambada": "lambada/lambada_openai.yaml",
+    "piqa": "piqa/piqa.yaml",
+    "race": "race/race.yaml",
+    "winogrande": "winogrande/default.yaml",
+}
+theirs = Path(lm_eval.tasks.__file__).parent
+shipped = {}
+for name, path in SHIPPED.items():
+    config = load_yaml(theirs / path)
+    for key in ["dataset_name", "training_split", "validation_split", "test_split", "tag"]:
+        config.pop(key, None)
+    data = {"test": str(here / "../../../examples/eval/tasks" / f"{name}.jsonl")}
+    config |= {"task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": data}, "test_split": "test"}
+    shipped[name] = result_of(ConfigurableTask(config=config))
+# `squadv2` is a class that fetches its data: its prompts alone.
+lines = (here / "../../../examples/eval/tasks/squad.jsonl").read_text().splitlines()
+prompts = [SQuAD2.doc_to_text(None, json.loads(line)) for line in lines]
+requests = [{"generate": {"tokens": tokenizer(prompt)["input_ids"][-256:]}} for prompt in prompts]
+shipped["squad"] = {"requests": requests, "answers": [], "numbers": {}, "texts": []}
+write(shipped, "shipped.json")

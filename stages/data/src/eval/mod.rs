@@ -11,6 +11,7 @@ mod fewshot;
 #[cfg(test)]
 mod golden;
 mod judge;
+mod literal;
 mod metric;
 mod prepare;
 mod prompt;
@@ -34,12 +35,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use flow_core::{Check, Ctx, Diagnostic, Digest, Event, Files, Input, Level, Port, Ref, Stage};
+use flow_core::{Check, Ctx, Diagnostic, Digest, Event, Files, Implied, Input, Level, Port, Ref, Stage, Unit};
 use flow_plan::{Device, EvalJob, Job, ModelConfig, Precision};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    fetch::Fetch,
     models,
     worker::{self, About, Launch, worker},
 };
@@ -51,7 +53,7 @@ use prepare::{Asked, Ready, Requests, prepare};
 use results::{FORMAT, MetricResult, ModelName, Results, TaskResults};
 use source::Source;
 use task::{Kind, Task};
-use tasks::{Found, From, TaskRef, joined};
+use tasks::{Found, From, TaskRef, is_url, joined};
 
 /// A worker that evaluates keeps nothing: it is given no time when the run is interrupted.
 const GRACE: Duration = Duration::from_secs(2);
@@ -114,7 +116,7 @@ const LONGEST_BY_DEFAULT: usize = 2048;
 
 impl Stage for Eval {
     const KIND: &'static str = "eval";
-    const VERSION: u32 = 3;
+    const VERSION: u32 = 4;
     const ABOUT: &'static str = "Measures what a model makes of tasks: perplexity, choices, written answers";
 
     fn look(&mut self, files: &dyn Files, errors: &mut Vec<Diagnostic>) {
@@ -162,6 +164,22 @@ impl Stage for Eval {
             }
         }
         ports
+    }
+
+    fn implied(&self) -> Vec<Implied> {
+        // A task's name may have dots, a stage's not.
+        let named = |of: &str| format!("fetch-{}", of.replace('.', "-"));
+        let mut all = Vec::new();
+        for port in self.ports() {
+            let name = match port.name.split_once('.') {
+                Some(("data", task)) => named(task),
+                Some(("fewshot", task)) => named(task) + "-fewshot",
+                _ => continue,
+            };
+            let urls = port.refs.iter().filter(|reference| is_url(reference.text()));
+            all.extend(urls.map(|url| Fetch::implied(name.clone(), url)));
+        }
+        all
     }
 
     fn check(&self, check: &mut Check<'_>) {
@@ -274,9 +292,11 @@ impl Eval {
         mut requests: Vec<Requests>,
         program: &Path,
     ) -> Result<Vec<Answered>> {
-        let mut done = 0;
+        let counts: Vec<u64> = ready.iter().map(|ready| ready.source.count(ctx, ready.limit)).collect::<Result<_>>()?;
+        let (mut done, total) = (0, counts.iter().sum());
         for ready in ready {
-            done += prepare(ctx, ready, &items(ctx, ready.task), &mut requests, done)?;
+            let step = |count| progress(ctx, done + count, total, Unit::Documents, "writes prompts");
+            done += prepare(ctx, ready, &items(ctx, ready.task), &mut requests, &step)?;
         }
         let mut answered = Vec::new();
         for ((port, model), requests) in models.iter().zip(requests) {
@@ -296,8 +316,14 @@ impl Eval {
                 threads: ctx.threads,
                 tensor: self.tensor,
             });
+            // Where two models are asked, it is said which one.
+            let asks = format!("asks {}", model.name);
+            let named = |event: Event| match event {
+                Event::Progress { done, total: Some(total), unit, .. } => progress(ctx, done, total, unit, &asks),
+                other => ctx.sink.emit(other),
+            };
             Launch { program, job: &job, world_size: self.tensor, threads: ctx.threads, grace: GRACE }
-                .run(ctx)
+                .run(&Ctx { sink: &named, ..*ctx })
                 .with_context(|| format!("evaluation of {}", model.name))?;
             answered.push(Answered { encoder, asked, answers });
         }
@@ -374,6 +400,12 @@ impl Eval {
         digests.extend(of(&format!("fewshot.{}", found.task.task)));
         joined(&digests)
     }
+}
+
+/// Says how far something is, and what that is.
+fn progress(ctx: &Ctx<'_>, done: u64, total: u64, unit: Unit, what: &str) {
+    let note = Some(what.to_owned());
+    ctx.sink.emit(Event::Progress { node: ctx.node.to_owned(), done, total: Some(total), unit, note });
 }
 
 /// Where what is kept of a task's documents lies.

@@ -8,8 +8,8 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use flow_core::{Ctx, Unit};
-use flow_plan::EvalRequest;
+use flow_core::Ctx;
+use flow_plan::{EvalRequest, Generate};
 use rayon::prelude::*;
 
 use super::{
@@ -104,12 +104,26 @@ impl Requests {
     }
 }
 
-/// Writes what each model is asked about the documents of a task, and into `items` what is kept of these. `done`: documents
-/// of other tasks. How many there are.
+/// Each document is drawn for with a seed of its own.
+fn seeded(mut request: EvalRequest, document: u64) -> EvalRequest {
+    if let EvalRequest::Generate(Generate { sampling: Some(sampling), .. }) = &mut request {
+        sampling.seed = sampling.seed.wrapping_add(document);
+    }
+    request
+}
+
+/// Writes what each model is asked about the documents of a task, and into `items` what is kept of these. `step` is told how
+/// many are done each time. How many there are.
 ///
 /// # Errors
 /// A document is none, or has not what the task wants: the first of all is said, with its file and line.
-pub fn prepare(ctx: &Ctx<'_>, ready: &Ready<'_>, items: &Path, models: &mut [Requests], done: u64) -> Result<u64> {
+pub fn prepare(
+    ctx: &Ctx<'_>,
+    ready: &Ready<'_>,
+    items: &Path,
+    models: &mut [Requests],
+    step: &dyn Fn(u64),
+) -> Result<u64> {
     let task = ready.task;
     let templates = task.check(&mut Vec::new());
     let pool = if task.fewshot.count > 0 { ready.fewshot.lines(ctx)? } else { Vec::new() };
@@ -136,7 +150,7 @@ pub fn prepare(ctx: &Ctx<'_>, ready: &Ready<'_>, items: &Path, models: &mut [Req
                 let (item, asks) = task.ask(&templates, document, shots).with_context(|| place(i))?;
                 let encode = |encoder: &&Encoder| -> Result<Vec<EvalRequest>> {
                     let all: Vec<_> = asks.iter().map(|ask| encoder.requests(ask, task)).collect::<Result<_>>()?;
-                    Ok(all.into_iter().flatten().collect())
+                    Ok(all.into_iter().flatten().map(|request| seeded(request, count + i as u64)).collect())
                 };
                 Ok((item, encoders.iter().map(encode).collect::<Result<_>>().with_context(|| place(i))?))
             };
@@ -151,7 +165,7 @@ pub fn prepare(ctx: &Ctx<'_>, ready: &Ready<'_>, items: &Path, models: &mut [Req
             }
         }
         count += lines.len() as u64;
-        ctx.progress(done + count, None, Unit::Documents);
+        step(count);
         Ok(())
     })?;
     ensure!(count > 0, "task `{}`: there is not one document", task.task);

@@ -218,6 +218,23 @@ mod tests {
         assert_eq!(item.prompt, "It is y .\n\nIt is y");
     }
 
+    /// The columns of SuperGLUE, of Google's own files, and of an export that has numbers as texts.
+    #[test]
+    fn boolq_takes_what_is_right_from_either_column() {
+        let task = super::super::shipped::shipped("boolq").unwrap().task();
+        let templates = task.check(&mut Vec::new());
+        for (column, right) in
+            [("\"label\": 0", 0), ("\"label\": \"1\"", 1), ("\"answer\": true", 1), ("\"answer\": false", 0)]
+        {
+            let line = format!("{{\"passage\": \"p\", \"question\": \"q\", {column}}}");
+            let (item, _) = task.ask(&templates, &Document::of_line(line.as_bytes()).unwrap(), &[]).unwrap();
+            assert!(matches!(item.gold, Gold::Choice { right: found, .. } if found == right), "{column}");
+        }
+        let neither = Document::of_line(b"{\"passage\": \"p\", \"question\": \"q\"}").unwrap();
+        let error = format!("{:#}", task.ask(&templates, &neither, &[]).unwrap_err());
+        assert!(error.contains("the columns are passage, question"), "{error}");
+    }
+
     #[test]
     fn several_answers_are_right_and_the_first_is_shown() {
         let task =

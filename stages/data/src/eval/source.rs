@@ -80,6 +80,19 @@ impl Source {
         }
     }
 
+    /// How many of the first `limit` documents there are.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn count(&self, ctx: &Ctx<'_>, limit: Option<u64>) -> Result<u64> {
+        let mut count = 0;
+        self.lots(ctx, limit, |lot| {
+            count += lot.lines.len() as u64;
+            Ok(())
+        })?;
+        Ok(count)
+    }
+
     /// Every line.
     ///
     /// # Errors

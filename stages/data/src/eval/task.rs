@@ -18,7 +18,7 @@ pub struct Task {
     pub version: u32,
     /// What is asked of a model.
     pub kind: Kind,
-    /// Documents, JSON lines: a path relative to this file.
+    /// Documents, JSON lines: a path relative to this file, or a URL, which is taken as `fetch` takes it.
     #[serde(default)]
     pub data: Option<String>,
     /// Stands before every prompt. A template.
@@ -118,7 +118,7 @@ pub enum Choices {
 pub struct Fewshot {
     /// How many.
     pub count: usize,
-    /// Where they are from: a path relative to this file; the task's own documents if left out.
+    /// Where they are from: a path relative to this file, or a URL; the task's own documents if left out.
     pub data: Option<String>,
     /// Stands behind each.
     pub delimiter: String,
@@ -164,7 +164,7 @@ pub struct Sampling {
     /// What was written already is made less likely by it.
     #[serde(default)]
     pub repetition_penalty: Option<f64>,
-    /// Of the draws.
+    /// Of the draws about the first document; each other one has the next.
     #[serde(default)]
     pub seed: Option<u64>,
 }

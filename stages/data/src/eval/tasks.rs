@@ -80,32 +80,32 @@ impl TaskRef {
         let task = read.value.filter(|_| sound)?;
         let mut wrong = Vec::new();
         task.check(&mut wrong);
-        let data = task.data.as_deref().and_then(|path| self.beside(path, "data", value, &mut wrong));
-        let fewshot =
-            task.fewshot.data.as_deref().and_then(|path| self.beside(path, "fewshot.data", value, &mut wrong));
+        let data = task.data.as_deref().map(|path| self.beside(path, "data", value));
+        let fewshot = task.fewshot.data.as_deref().map(|path| self.beside(path, "fewshot.data", value));
         let is_sound = wrong.is_empty();
         errors.extend(wrong.into_iter().map(|error| placed(error, value)));
         is_sound.then_some(Found { task, from: From::File { data, fewshot } })
     }
 
-    /// A path that stands in the file, as one in the project's folder.
-    fn beside(&self, path: &str, field: &str, value: &Value, errors: &mut Vec<Diagnostic>) -> Option<Ref> {
-        if path.contains("://") {
-            let error = Diagnostic::new(format!("`{path}` is a URL, and a task names a path")).field(field);
-            let hint = "make a `fetch` stage of it, and give it to the task where the stage names it: data = { TASK = \"STAGE\" }";
-            errors.push(error.hint(hint));
-            return None;
+    /// A path that stands in the file, as one in the project's folder; or a URL.
+    fn beside(&self, path: &str, field: &str, value: &Value) -> Ref {
+        let span: Option<Span> = value.nearest(field).span.clone();
+        if is_url(path) {
+            return Ref::at(path, span);
         }
         let folder = Path::new(self.reference.text()).parent().unwrap_or(Path::new(""));
-        let path = folder.join(path).to_string_lossy().into_owned();
-        let span: Option<Span> = value.nearest(field).span.clone();
-        Some(Ref::at(path, span))
+        Ref::at(folder.join(path).to_string_lossy(), span)
     }
 
     /// Its name: of its results, and of the ports of its data.
     pub fn name(&self) -> &str {
         self.found.as_ref().map_or(self.reference.text(), |found| &found.task.task)
     }
+}
+
+/// Whether it is taken by a stage of its own.
+pub fn is_url(path: &str) -> bool {
+    path.contains("://")
 }
 
 /// Gives an error the place of the field that it names, in the task's file.

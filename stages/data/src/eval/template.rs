@@ -13,6 +13,8 @@ use minijinja_contrib::pycompat::unknown_method_callback;
 use regex::Regex;
 use serde_json::{Map, Value as Json};
 
+use super::literal::literal;
+
 /// A document: an object of a JSON line.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Document(pub Map<String, Json>);
@@ -51,6 +53,7 @@ impl Templates {
         env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         env.set_unknown_method_callback(unknown_method_callback);
         env.add_filter("regex_replace", regex_replace);
+        env.add_filter("literal", literal);
         Self { env, sources: BTreeMap::new() }
     }
 

@@ -32,7 +32,7 @@ fn asked(stand: &Stand, eval: &Eval) -> Result<(Vec<Json>, Vec<Asked>)> {
         let (_, (_, found)) = eval.found().next().unwrap();
         let mut models = vec![Requests::create(ctx.scratch.join("r.jsonl"), eval.encoder(&ctx.input("model")[0])?)?];
         let ready = eval.ready(ctx, found)?;
-        prepare(ctx, &ready, &items(ctx, ready.task), &mut models, 0)?;
+        prepare(ctx, &ready, &items(ctx, ready.task), &mut models, &|_| {})?;
         let (path, _, mut asked) = models.remove(0).finish()?;
         let text = fs::read_to_string(path)?;
         Ok((text.lines().map(|line| serde_json::from_str(line).unwrap()).collect(), asked.remove(0)))

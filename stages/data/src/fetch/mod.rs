@@ -9,7 +9,7 @@ mod source;
 use std::collections::HashMap;
 
 use anyhow::{Result, bail, ensure};
-use flow_core::{Check, Ctx, Diagnostic, Pin, Port, Ref, Refs, Stage, expand_braces};
+use flow_core::{Check, Ctx, Diagnostic, Implied, Pin, Port, Ref, Refs, Stage, Table, Value, ValueKind, expand_braces};
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize, Serializer};
@@ -156,6 +156,16 @@ impl Stage for Fetch {
 }
 
 impl Fetch {
+    /// The stage that fetches what another one names by its URL.
+    pub fn implied(name: String, url: &Ref) -> Implied {
+        let value = |kind| Value { kind, span: url.span().cloned() };
+        let text = |text: &str| value(ValueKind::String(text.to_owned()));
+        let urls = value(ValueKind::Array(vec![text(url.text())]));
+        let entries = [("kind", text(Self::KIND)), ("urls", urls)];
+        let entries = entries.map(|(key, value)| (key.to_owned(), url.span().cloned(), value)).into();
+        Implied { reference: url.clone(), name, table: value(ValueKind::Table(Table { entries })) }
+    }
+
     /// One for each of the URLs, after brace expansion.
     fn nodes(&self, errors: &mut Vec<Diagnostic>) -> Vec<Self> {
         let mut nodes = Vec::new();

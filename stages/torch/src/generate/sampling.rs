@@ -1,7 +1,9 @@
 //! Which token comes next: the likeliest, or one that is drawn.
 //!
-//! The penalty and the limits are transformers', in its order. What is drawn hangs on the seed and on how many tokens the
-//! row has made, and on nothing else in the batch.
+//! The penalty and the limits are transformers', in its order. What is drawn hangs on the seed, on how many tokens the row has
+//! made, and on nothing else in the batch: to each token that is in comes a noise of its own (Gumbel's: the largest sum is
+//! each token as often as it is probable). Logits that another batch or other ranks round otherwise draw another token
+//! only where two sums are as near as that.
 
 use anyhow::{Result, ensure};
 use flow_plan::Sampling;
@@ -23,13 +25,13 @@ impl Wants<'_> {
         self.sampling.filter(|sampling| sampling.temperature > 0.0)
     }
 
-    /// A number from 0 up to 1.
-    fn chance(&self, seed: u64) -> f64 {
+    /// What the noise of this draw is made of.
+    fn key(&self, seed: u64) -> i64 {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&seed.to_le_bytes());
         hasher.update(&(self.made.len() as u64).to_le_bytes());
         let [a, b, c, d, e, f, g, h, ..] = *hasher.finalize().as_bytes();
-        (u64::from_le_bytes([a, b, c, d, e, f, g, h]) >> 11) as f64 / (1_u64 << 53) as f64
+        i64::from_le_bytes([a, b, c, d, e, f, g, h])
     }
 }
 
@@ -51,16 +53,29 @@ pub fn choose(logits_bv: &Tensor, rows: &[Wants<'_>]) -> Result<Vec<u32>> {
         let device = logits_bv.device();
         let places = Tensor::from_slice(&drawn.iter().map(|(row, ..)| *row).collect::<Vec<_>>()).to_device(device);
         let samplings: Vec<&Sampling> = drawn.iter().map(|(.., sampling)| *sampling).collect();
-        let (probabilities_mv, ids_mv) = limited(&logits_bv.index_select(0, &places), &samplings);
-        let chances: Vec<f64> = drawn.iter().map(|(_, wants, sampling)| wants.chance(sampling.seed)).collect();
-        let sums_mv = probabilities_mv.cumsum(-1, Kind::Double);
-        let last = sums_mv.size()[1] - 1;
-        let wanted_m1 = Tensor::from_slice(&chances).to_device(device).unsqueeze(-1) * sums_mv.narrow(1, last, 1);
-        let below_m1 = sums_mv.le_tensor(&wanted_m1).sum_dim_intlist([-1i64].as_slice(), true, Kind::Int64);
-        let found = Vec::<i64>::try_from(ids_mv.gather(1, &below_m1.clamp_max(last), false).squeeze_dim(-1))?;
+        let (logits_mk, ids_mk) = limited(&logits_bv.index_select(0, &places), &samplings);
+        let keys: Vec<i64> = drawn.iter().map(|(_, wants, sampling)| wants.key(sampling.seed)).collect();
+        let keys_m1 = Tensor::from_slice(&keys).to_device(device).unsqueeze(-1);
+        let best_m1 = (logits_mk.to_kind(Kind::Double) + gumbel(&keys_m1, &ids_mk)).argmax(-1, true);
+        let found = Vec::<i64>::try_from(ids_mk.gather(1, &best_m1, false).squeeze_dim(-1))?;
         drawn.iter().zip(found).for_each(|((row, ..), id)| ids[*row as usize] = id);
     }
     Ok(ids.into_iter().map(|id| id as u32).collect())
+}
+
+/// A number for each token of each row, from Gumbel's distribution: the same for the same key and token, wherever it is
+/// computed.
+fn gumbel(keys_m1: &Tensor, ids_mk: &Tensor) -> Tensor {
+    // splitmix64, whose counter is the token: integers wrap.
+    let shifted = |x: &Tensor, by: i64| x.bitwise_right_shift_tensor_scalar(by).bitwise_and((1_i64 << (64 - by)) - 1);
+    let mut bits = keys_m1 + (ids_mk + 1) * 0x9e37_79b9_7f4a_7c15_u64.cast_signed();
+    for (by, times) in [(30, 0xbf58_476d_1ce4_e5b9_u64), (27, 0x94d0_49bb_1331_11eb)] {
+        bits = bits.bitwise_xor_tensor(&shifted(&bits, by)) * times.cast_signed();
+    }
+    let bits = shifted(&bits.bitwise_xor_tensor(&shifted(&bits, 31)), 12);
+    // Above 0 and below 1: 52 bits and a half.
+    let chance = (bits.to_kind(Kind::Double) + 0.5) / (1_u64 << 52) as f64;
+    -(-chance.log()).log()
 }
 
 /// Makes what was there already less likely.
@@ -76,7 +91,8 @@ fn penalize(logits_v: &Tensor, wants: &Wants<'_>) {
     let _ = logits_v.shallow_clone().index_copy_(0, &seen, &after);
 }
 
-/// Probabilities after temperature, `top_k` and `top_p`, and the ids that have them: rising, 0 for those that are out.
+/// Logits after temperature, `top_k` and `top_p`, and the ids that have them, of as many as are in in some row: minus infinity
+/// for those that are out.
 fn limited(logits_mv: &Tensor, samplings: &[&Sampling]) -> (Tensor, Tensor) {
     let (m, v) = (samplings.len() as i64, logits_mv.size()[1]);
     let device = logits_mv.device();
@@ -84,8 +100,11 @@ fn limited(logits_mv: &Tensor, samplings: &[&Sampling]) -> (Tensor, Tensor) {
         let values: Vec<f64> = samplings.iter().map(|sampling| of(sampling)).collect();
         Tensor::from_slice(&values).to_device(device).view([m, 1])
     };
-    let temperature_m1 = column(&|sampling| sampling.temperature).to_kind(Kind::Float);
-    let (sorted_mv, ids_mv) = (logits_mv / temperature_m1).sort_stable(true, -1, false);
+    let logits_mv = logits_mv / column(&|sampling| sampling.temperature).to_kind(Kind::Float);
+    if samplings.iter().all(|sampling| sampling.top_k == 0 && sampling.top_p >= 1.0) {
+        return (logits_mv, Tensor::arange(v, (Kind::Int64, device)).expand([m, v], false));
+    }
+    let (sorted_mv, ids_mv) = logits_mv.sort_stable(true, -1, false);
     // The least likely that is still in; equals of it are in too.
     let k_m1 = column(&|sampling| if sampling.top_k == 0 { v as f64 } else { sampling.top_k.min(v as usize) as f64 });
     let least_m1 = sorted_mv.gather(1, &(-(k_m1 - v as f64)).to_kind(Kind::Int64), false);
@@ -96,7 +115,9 @@ fn limited(logits_mv: &Tensor, samplings: &[&Sampling]) -> (Tensor, Tensor) {
     let beyond_mv = tail_mv.le_tensor(&rest_m1).logical_and(&column(&|sampling| sampling.top_p).lt(1.0));
     // The likeliest is always in.
     let _ = beyond_mv.narrow(1, v - 1, 1).fill_(0);
-    (sorted_mv.masked_fill(&beyond_mv, out).softmax(-1, Kind::Float), ids_mv)
+    let sorted_mv = sorted_mv.masked_fill(&beyond_mv, out);
+    let k = sorted_mv.gt(out).sum_dim_intlist([-1i64].as_slice(), false, Kind::Int64).max().int64_value(&[]);
+    (sorted_mv.narrow(1, v - k, k), ids_mv.narrow(1, v - k, k))
 }
 
 #[cfg(test)]
@@ -127,10 +148,13 @@ mod tests {
             for (row, (prompt, sampling)) in prompts.iter().zip(&samplings).enumerate() {
                 penalize(&logits.get(row as i64), &Wants { sampling: Some(sampling), prompt, made: &[] });
             }
-            let (probabilities, ids) = limited(&logits, &samplings.iter().collect::<Vec<_>>());
+            let (limited, ids) = limited(&logits, &samplings.iter().collect::<Vec<_>>());
+            let probabilities = limited.softmax(-1, Kind::Float);
             for (row, case) in cases.iter().enumerate() {
                 let ids = Vec::<i64>::try_from(ids.get(row as i64)).unwrap();
                 let ours = Vec::<f64>::try_from(probabilities.get(row as i64).to_kind(Kind::Double)).unwrap();
+                let known = case["probabilities"].as_object().unwrap();
+                assert_eq!(ours.iter().filter(|ours| **ours > 0.0).count(), known.len(), "of {}", case["sampling"]);
                 for (id, ours) in ids.into_iter().zip(ours) {
                     let theirs = case["probabilities"][id.to_string()].as_f64();
                     assert_eq!(ours > 0.0, theirs.is_some(), "{} of {}", id, case["sampling"]);
@@ -164,6 +188,28 @@ mod tests {
             .map(|wants| choose(&logits.narrow(0, 0, 1), &[wants]).unwrap()[0])
             .collect();
         assert!(later.iter().any(|id| *id != later[0]), "every token is drawn anew");
+        // Half a float's precision makes no other text of it: where two tokens are as near is not seen in so many.
+        let rounded = &logits * (1.0 + 1e-7);
+        assert_eq!(choose(&rounded, &rows).unwrap(), all);
+    }
+
+    /// The noise is the same on every device, so that its bits are written down: of Python's integers and `math.log`.
+    #[test]
+    fn noise_is_of_the_key_and_the_token_alone() {
+        let keys = Tensor::from_slice(&[0_i64, -7]).unsqueeze(-1);
+        let ids = Tensor::from_slice(&[0_i64, 5, 151_935, 0, 5, 151_935]).view([2, 3]);
+        let noise = Vec::<f64>::try_from(gumbel(&keys, &ids).view([-1])).unwrap();
+        let expected = [
+            2.0868436769674386,
+            -0.11046690067357538,
+            3.830487841807854,
+            0.14854839262418246,
+            1.5449284189736132,
+            2.9695986730835893,
+        ];
+        for (ours, expected) in noise.into_iter().zip(expected) {
+            assert!((ours - expected).abs() < 1e-12, "{ours} {expected}");
+        }
     }
 
     #[test]
