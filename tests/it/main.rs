@@ -26,6 +26,7 @@ mod report;
 mod schema;
 mod screen;
 mod servers;
+mod slurm;
 mod support;
 mod team;
 mod temp;

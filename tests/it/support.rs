@@ -119,8 +119,7 @@ impl Sandbox {
 
     /// Starts `flow` and leaves it running.
     pub fn start(&self, args: &[&str]) -> Running {
-        let child = self.flow(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        Running(Some(child))
+        Running::of(&mut self.flow(args))
     }
 }
 
@@ -144,6 +143,11 @@ impl std::fmt::Display for Output {
 pub struct Running(Option<Child>);
 
 impl Running {
+    /// Starts a command and leaves it running.
+    pub fn of(command: &mut Command) -> Self {
+        Self(Some(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()))
+    }
+
     pub fn id(&self) -> u32 {
         self.0.as_ref().unwrap().id()
     }

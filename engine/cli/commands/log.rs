@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use flow_core::{Diagnostic, Event, How, Record, did_you_mean};
-use flow_engine::{History, RunInfo};
+use flow_engine::{ClusterJob, History, RunInfo, Told, jobs};
 
 use super::{Done, open_here, show::find, status::natural};
 use crate::{args, failure::Failure, out, ui::format::fit};
@@ -21,7 +21,7 @@ const LOOK_BACK: usize = 20;
 
 /// Prints the log of a stage.
 pub fn log(args: &args::Log) -> Done {
-    let (_, cache) = open_here()?;
+    let (settings, cache) = open_here()?;
     let history = History::open(&cache);
     let runs: Box<dyn Iterator<Item = RunInfo>> = match &args.run {
         Some(id) => Box::new(std::iter::once(find(&history, id)?)),
@@ -47,6 +47,13 @@ pub fn log(args: &args::Log) -> Done {
     let goes_on = |run: &&RunInfo| run.alive && !is_over(run, &args.stage).unwrap_or(true);
     let living: Vec<&RunInfo> = runs.iter().filter(goes_on).collect();
     let chosen = living.iter().find(|run| with_log(run)).or_else(|| living.iter().find(|run| run.has(&args.stage)));
+    if chosen.is_none()
+        && let Some(job) = jobs(&cache, &settings.executors, true).into_iter().find(|job| makes(job, &args.stage))
+    {
+        return Ok(follow_job(&job, &args.stage, &|| {
+            jobs(&cache, &settings.executors, true).iter().any(|other| other.id == job.id && makes(other, &args.stage))
+        })?);
+    }
     match chosen.copied().or_else(|| runs.iter().find(|run| with_log(run))) {
         Some(run) => Ok(follow(&history, &run.id, &args.stage)?),
         None => without_log(&runs, &args.stage),
@@ -148,6 +155,36 @@ fn follow(history: &History, run: &str, stage: &str) -> Result<()> {
             return Ok(());
         }
         sleep(Duration::from_millis(200));
+    }
+}
+
+/// Whether a job makes a node, or one of a stage.
+fn makes(job: &ClusterJob, stage: &str) -> bool {
+    job.nodes.iter().any(|node| is_of(node, stage))
+}
+
+fn is_of(node: &str, stage: &str) -> bool {
+    node.strip_prefix(stage).is_some_and(|rest| rest.is_empty() || rest.starts_with('['))
+}
+
+/// Prints what a job in a cluster says of a stage whose run is gone, until it is done with it.
+fn follow_job(job: &ClusterJob, stage: &str, lives: &dyn Fn() -> bool) -> Result<()> {
+    let mut told = Told::of(job);
+    loop {
+        // Whether it is over must be known before its last lines are read.
+        let over = !lives();
+        for event in told.read() {
+            if let Event::Log { node, text, .. } = event
+                && is_of(&node, stage)
+            {
+                out::line(text)?;
+            }
+        }
+        if over {
+            return Ok(());
+        }
+        // Its scheduler is asked each time.
+        sleep(Duration::from_secs(10));
     }
 }
 

@@ -4,8 +4,9 @@
 use std::{collections::BTreeMap, path::Path};
 
 use anyhow::Result;
+use flow_cache::Cache;
 use flow_core::{Diagnostic, Event, How, did_you_mean};
-use flow_engine::{History, RunInfo, SETTINGS_FILE, project_dir};
+use flow_engine::{ClusterJob, Executors, History, RunInfo, SETTINGS_FILE, jobs, project_dir};
 use serde_json::json;
 
 use super::{
@@ -25,10 +26,13 @@ use crate::{
 
 /// Shows the last run.
 pub fn status(args: &args::Status) -> Done {
+    let (settings, cache) = match &args.file {
+        Some(file) => open(&project_dir(file))?,
+        None => open_here()?,
+    };
     let run = match &args.file {
         Some(file) => {
             let dir = project_dir(file);
-            let (_, cache) = open(&dir)?;
             let absolute = file.file_name().map_or_else(|| dir.clone(), |name| dir.join(name));
             History::open(&cache).last(&absolute)?.ok_or_else(|| {
                 if !file.exists() {
@@ -38,16 +42,14 @@ pub fn status(args: &args::Status) -> Done {
                 Failure::absent(Diagnostic::new(format!("`{}` has not run yet", file.display())).hint(hint))
             })?
         }
-        None => {
-            let (_, cache) = open_here()?;
-            History::open(&cache).find("last").map_err(unknown)?
-        }
+        None => History::open(&cache).find("last").map_err(unknown)?,
     };
     if args.json {
         return Ok(out::write(&json(&run, &|_| true)?)?);
     }
     let (table, to_go) = table(&run)?;
     out::write(&table)?;
+    tell_jobs(&cache, &settings.executors, &run);
     let head = &run.head;
     let counted = tally(&[(head.ran, "ran"), (head.skipped, "skipped"), (head.failed, "failed")]);
     let counted = if head.finished.is_some() { format!(": {counted}") } else { String::new() };
@@ -61,6 +63,20 @@ pub fn status(args: &args::Status) -> Done {
         if to_go.is_empty() { "" } else { " · " }
     );
     Ok(())
+}
+
+/// Jobs in a cluster that make nodes of a run, whoever submitted them.
+fn tell_jobs(cache: &Cache, executors: &Executors, run: &RunInfo) {
+    for job in jobs(cache, executors, true).iter().filter(|job| job.pipeline == run.head.file) {
+        let (ClusterJob { executor, id, user, nodes, submitted, .. }, state) = (job, job.state.as_deref());
+        let nodes = match nodes.as_slice() {
+            [node] => node.clone(),
+            [first, .., last] => format!("{first} to {last}"),
+            [] => continue,
+        };
+        let state = state.unwrap_or("is not known to be over");
+        eprintln!("job {id} of {executor} {state}: {nodes} · submitted {} by {user}", clock(*submitted));
+    }
 }
 
 /// There is no such pipeline, and it never ran.

@@ -39,6 +39,8 @@ pub struct Env<'a> {
     pub network: &'a Network,
     /// The directories whose files the run's record names already.
     pub listed: Mutex<HashSet<Digest>>,
+    /// The files that the pipeline was read from, if anything runs elsewhere.
+    pub sources: BTreeMap<PathBuf, String>,
     /// What programs call the GPUs of this machine.
     pub gpus: Vec<String>,
     /// They are this process's alone: somebody who gives them out has seen to that.

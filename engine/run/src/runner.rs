@@ -33,7 +33,7 @@ use temp::Temps;
 use waits::Waits;
 
 use crate::{
-    cluster::{Cluster, executor},
+    cluster::{Cluster, executor, sources},
     decide::{Decider, Decision, Work},
     exec::{Env, Made, Tried},
     graph::NodeId,
@@ -92,7 +92,13 @@ pub fn run(
     let name = |gpu: u32| settings.gpu_names.get(gpu as usize).cloned().unwrap_or_else(|| gpu.to_string());
     let gpus = (0..settings.gpus).map(name).collect();
     let (network, listed) = (&settings.network, Mutex::default());
+    let goes_out = |id: &NodeId| selection.wanted[*id] && executor(project.graph(), settings, *id).is_some();
+    let sources = match (0..selection.wanted.len()).any(|id| goes_out(&id)) {
+        true => sources(project).map_err(RunError::Cache)?,
+        false => BTreeMap::new(),
+    };
     let env = Env {
+        sources,
         project,
         cache,
         sink: &recorder,

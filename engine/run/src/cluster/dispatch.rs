@@ -346,7 +346,8 @@ impl Dispatch<'_, '_> {
 
     fn write(&self, id: &str, shape: &Shape, tasks: &[Vec<&Queued>]) -> Result<PathBuf> {
         let run = self.env.record.map(crate::record::Recorder::id).unwrap_or_default();
-        let mut spec = Spec::new(self.env.project, self.env.cache, run, &shape.executor, now())?;
+        let sources = self.env.sources.clone();
+        let mut spec = Spec::new(self.env.project, self.env.cache, sources, run, &shape.executor, now());
         (spec.limit, spec.margin) = (shape.time, shape.margin());
         let task = |queued: &&Queued| {
             let Item { job, node, .. } = &*queued.item;

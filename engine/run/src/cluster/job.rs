@@ -1,6 +1,7 @@
 //! The other side: what runs in a job, on a machine of the cluster.
 
 use std::{
+    collections::BTreeMap,
     path::Path,
     sync::{
         Mutex, PoisonError,
@@ -216,6 +217,7 @@ impl Worker {
             pushes: None,
             network: &self.settings.network,
             listed: Mutex::default(),
+            sources: BTreeMap::new(),
             allocated: true,
             gpus,
         };

@@ -31,6 +31,7 @@ pub(crate) use dispatch::{Cluster, Heard, Item};
 pub(crate) use scheduler::scheduler;
 pub(crate) use settings::{LOCAL, SLURM, check};
 pub(crate) use shape::Shape;
+pub(crate) use spec::sources;
 
 use crate::{
     graph::{Graph, NodeId},

@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeSet, HashMap},
     process::{Command, Output},
     sync::{
-        OnceLock,
+        Mutex, OnceLock, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -46,8 +46,7 @@ const LATER: [&str; 10] = [
 ];
 
 /// Reasons to wait that no time mends (`job_reason_string` of Slurm), with what they mean.
-const NEVER: [(&str, &str); 12] = [
-    ("PartitionNodeLimit", "it asks for more machines, or more of one, than the partition has"),
+const NEVER: [(&str, &str); 11] = [
     ("PartitionTimeLimit", "its time limit is above the partition's"),
     ("BadConstraints", "nothing in the partition is as it asks"),
     ("InvalidAccount", "the account is not known, or not allowed"),
@@ -61,12 +60,17 @@ const NEVER: [(&str, &str); 12] = [
     ("JobHeldAdmin", "an administrator holds it"),
 ];
 
+/// Reasons that are for ever if the partition is too small, and until its machines are back if not.
+const TOO_FEW: [&str; 2] = ["PartitionNodeLimit", "PartitionConfig"];
+
 /// Slurm's commands.
 pub struct Slurm {
     poll: Duration,
     most: OnceLock<usize>,
     /// The last answer of `squeue` lacked jobs: accounting may know them.
     forgotten: AtomicBool,
+    /// By job that waits for one of [`TOO_FEW`]: whether that is for ever.
+    judged: Mutex<HashMap<String, Option<String>>>,
     stop: Cancel,
 }
 
@@ -74,7 +78,7 @@ impl Slurm {
     /// As the settings have it.
     pub fn new(options: &ExecutorFile, stop: Cancel) -> Self {
         let poll = options.poll.unwrap_or(POLL);
-        Self { poll, most: OnceLock::new(), forgotten: AtomicBool::new(false), stop }
+        Self { poll, most: OnceLock::new(), forgotten: AtomicBool::new(false), judged: Mutex::default(), stop }
     }
 
     fn ask(&self, program: &str, words: &[&str]) -> Result<Output> {
@@ -94,6 +98,46 @@ impl Slurm {
             bail!("squeue: {said}");
         }
         Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(queued).collect())
+    }
+
+    /// Why a job that waits for machines will never have them; nothing if it may.
+    fn too_large(&self, id: &str) -> Option<String> {
+        let field = |text: &str, name: &str| -> Option<String> {
+            let words = text.split_whitespace();
+            words
+                .filter_map(|word| word.split_once('='))
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| value.to_owned())
+        };
+        let show = |what: &str, name: &str| -> Option<String> {
+            let output = self.ask("scontrol", &["-o", "show", what, name]).ok().filter(|it| it.status.success())?;
+            Some(String::from_utf8_lossy(&output.stdout).into_owned())
+        };
+        let job = show("job", id)?;
+        // `5` or `5-5`
+        let wanted: u64 = field(&job, "NumNodes")?.split('-').next()?.parse().ok()?;
+        let name = field(&job, "Partition")?;
+        let partition = show("partition", &name)?;
+        let has =
+            ["TotalNodes", "MaxNodes"].into_iter().filter_map(|limit| field(&partition, limit)?.parse().ok()).min();
+        let has: u64 = has?;
+        (wanted > has).then(|| format!("it asks for {wanted} machines, and partition {name} gives a job at most {has}"))
+    }
+
+    /// What waits for machines, and whether they can come.
+    fn judge(&self, answer: &mut HashMap<String, Seen>) {
+        let mut judged = self.judged.lock().unwrap_or_else(PoisonError::into_inner);
+        for (id, seen) in answer {
+            let Seen::Pending(reason) = seen else { continue };
+            if !TOO_FEW.iter().any(|few| reason.contains(few)) {
+                continue;
+            }
+            // Tasks of an array ask for the same.
+            let verdict = judged.entry(master(id).to_owned()).or_insert_with(|| self.too_large(id));
+            if let Some(why) = verdict {
+                *seen = Seen::Stuck(why.clone());
+            }
+        }
     }
 
     fn sacct(&self, ids: &[&str]) -> Result<HashMap<String, Seen>> {
@@ -247,13 +291,14 @@ impl Scheduler for Slurm {
     fn look(&self, wanted: &[&str]) -> Result<HashMap<String, Seen>> {
         // One question a look: what `squeue` has forgotten is asked of the accounting the next time.
         let by_accounting = self.forgotten.swap(false, Ordering::Relaxed);
-        let answer = match by_accounting {
+        let mut answer = match by_accounting {
             true => self.sacct(wanted).or_else(|_| self.squeue(wanted)),
             false => self.squeue(wanted).or_else(|error| self.sacct(wanted).map_err(|_| error)),
         }?;
         if !by_accounting && wanted.iter().any(|id| !answer.contains_key(*id)) {
             self.forgotten.store(true, Ordering::Relaxed);
         }
+        self.judge(&mut answer);
         Ok(answer)
     }
 
@@ -277,7 +322,7 @@ mod tests {
     fn what_is_not_known_is_not_failed() {
         assert_eq!(queued("17_3|RUNNING|None|n[1-2]"), Some(("17_3".into(), Seen::Running("n[1-2]".into()))));
         assert_eq!(queued("17_4|PENDING|Priority|"), Some(("17_4".into(), Seen::Pending("Priority".into()))));
-        assert!(matches!(queued("17_5|PENDING|PartitionNodeLimit|"), Some((_, Seen::Stuck(_)))));
+        assert!(matches!(queued("17_5|PENDING|InvalidAccount|"), Some((_, Seen::Stuck(_)))));
         assert!(matches!(queued("17_5|DREAMING|None|n1"), Some((_, Seen::Pending(_)))));
         assert_eq!(queued("slurm_load_jobs error"), None);
         assert_eq!(accounted("17_3|CANCELLED by 1000|0:15|n1"), Some(("17_3".into(), Seen::Ended(End::Cancelled))));

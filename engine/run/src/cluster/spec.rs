@@ -223,24 +223,16 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<T> {
 }
 
 impl Spec {
-    /// Of tasks of a project.
-    ///
-    /// # Errors
-    /// A file that the pipeline was read from is another one by now.
-    pub fn new(project: &Project, cache: &Cache, run: String, executor: &str, time: f64) -> Result<Self> {
-        let mut sources = BTreeMap::new();
-        for look in project.looks() {
-            let Look::Read(path, digest) = look else { continue };
-            let path = std::path::absolute(path)?;
-            let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-            ensure!(
-                Digest::of(text.as_bytes()) == *digest,
-                "{} changed since this run began: run again, and what is new counts",
-                path.display()
-            );
-            sources.insert(path, text);
-        }
-        Ok(Self {
+    /// Of tasks of a project, which was read from these `sources`.
+    pub fn new(
+        project: &Project,
+        cache: &Cache,
+        sources: BTreeMap<PathBuf, String>,
+        run: String,
+        executor: &str,
+        time: f64,
+    ) -> Self {
+        Self {
             format: FORMAT,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             executor: executor.to_owned(),
@@ -255,8 +247,24 @@ impl Spec {
             limit: None,
             margin: Duration::ZERO,
             tasks: Vec::new(),
-        })
+        }
     }
+}
+
+/// The files that a project was read from, as they were: jobs begin when they may have been edited.
+///
+/// # Errors
+/// One of them was edited already, since it was read.
+pub fn sources(project: &Project) -> Result<BTreeMap<PathBuf, String>> {
+    let mut sources = BTreeMap::new();
+    for look in project.looks() {
+        let Look::Read(path, digest) = look else { continue };
+        let path = std::path::absolute(path)?;
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        ensure!(Digest::of(text.as_bytes()) == *digest, "{} changed while the run began: run again", path.display());
+        sources.insert(path, text);
+    }
+    Ok(sources)
 }
 
 /// Who runs this.

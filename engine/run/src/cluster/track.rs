@@ -163,6 +163,7 @@ impl Track {
                     (task.absent, task.ended, task.adopted) = (0, None, false);
                     if task.seen.as_ref() != Some(&seen) {
                         if let Seen::Pending(reason) = &seen
+                            && reason != "None"
                             && task.nodes.len() == 1
                             && self.own.len() < FILES
                         {
@@ -195,18 +196,9 @@ impl Track {
 
     /// What jobs said since the last time; of many jobs it is some after the other.
     pub fn read(&mut self) -> Vec<(Arc<Item>, Event)> {
-        let from = self.at.take();
-        let order: Vec<(String, usize)> = match &from {
-            Some(from) => self
-                .tasks
-                .range(from.clone()..)
-                .chain(self.tasks.range(..from.clone()))
-                .map(|it| it.0)
-                .cloned()
-                .take(FILES + 1)
-                .collect(),
-            None => self.tasks.keys().take(FILES + 1).cloned().collect(),
-        };
+        let from = self.at.take().unwrap_or_default();
+        let (behind, before) = (self.tasks.range(from.clone()..), self.tasks.range(..from));
+        let order: Vec<(String, usize)> = behind.chain(before).map(|(key, _)| key).take(FILES + 1).cloned().collect();
         self.at = order.get(FILES).cloned();
         let mut events = Vec::new();
         for key in order.into_iter().take(FILES) {

@@ -66,10 +66,10 @@ fn a_hit_opens_the_next_and_a_failure_blocks_the_rest() {
 #[test]
 fn a_big_node_is_not_starved_and_others_use_what_it_does_not_need() {
     let mut shape = Shape::new(vec![vec![]; 5]);
-    shape.requests[0] = Request { cpus: 1, gpus: 1, memory: 0 };
-    shape.requests[1] = Request { cpus: 1, gpus: 2, memory: 0 };
-    shape.requests[2] = Request { cpus: 1, gpus: 1, memory: 0 };
-    shape.requests[4] = Request { cpus: 4, gpus: 0, memory: 0 };
+    shape.requests[0] = Request { cpus: 1, gpus: 1, memory: 0, elsewhere: false };
+    shape.requests[1] = Request { cpus: 1, gpus: 2, memory: 0, elsewhere: false };
+    shape.requests[2] = Request { cpus: 1, gpus: 1, memory: 0, elsewhere: false };
+    shape.requests[4] = Request { cpus: 4, gpus: 0, memory: 0, elsewhere: false };
     let mut sched = shape.sched(&[true; 5], POOLS);
     open_all(&mut sched);
     assert_eq!(sched.start(), Some(0));
@@ -111,7 +111,7 @@ fn random_graphs_run_in_order_within_the_pools_and_to_the_end() {
         let mut shape = Shape::new(dependencies);
         for request in &mut shape.requests {
             let (cpus, gpus, memory) = (1 + random.below(4) as u32, random.below(3) as u32, random.below(101));
-            *request = Request { cpus, gpus, memory };
+            *request = Request { cpus, gpus, memory, elsewhere: false };
         }
         let mut sched = shape.sched(&vec![true; count], POOLS);
         let mut running: Vec<usize> = Vec::new();
@@ -290,5 +290,35 @@ fn what_runs_on_what_was_made_again_and_failed_is_blocked_when_it_ends() {
     assert_eq!(sched.take_blocked(), [(3, 1), (4, 1)]);
     sched.finished(2);
     assert_eq!(sched.take_blocked(), [(2, 1), (6, 1)]);
+    assert!(sched.is_over());
+}
+
+#[test]
+fn what_runs_elsewhere_takes_nothing_of_the_pools() {
+    let mut shape = Shape::new(vec![Vec::new(); 40]);
+    for request in &mut shape.requests[4..] {
+        *request = Request { cpus: 1000, gpus: 1000, memory: 1 << 60, elsewhere: true };
+    }
+    let mut sched = shape.sched(&[true; 40], POOLS);
+    while let Some(id) = sched.next_open() {
+        sched.must_run(id);
+    }
+    let running: Vec<usize> = std::iter::from_fn(|| sched.start()).collect();
+    assert_eq!(running.iter().filter(|id| **id >= 4).count(), 36, "{running:?}");
+    let here: Vec<usize> = running.iter().copied().filter(|id| *id < 4).collect();
+    assert!(!here.is_empty());
+    // Elsewhere it ends, and gives nothing back; put in its places it takes a job as others do.
+    sched.rest(4);
+    sched.lighten(4);
+    sched.wake(4);
+    let full = sched.start();
+    assert_eq!(full.is_some(), here.len() < POOLS.jobs as usize, "{here:?}");
+    for id in running.into_iter().filter(|id| *id != 4).chain(full) {
+        sched.finished(id);
+    }
+    if full.is_none() {
+        assert_eq!(sched.start(), Some(4));
+        sched.finished(4);
+    }
     assert!(sched.is_over());
 }

@@ -281,6 +281,8 @@ impl Lab {
             memory: 1 << 30,
             wait: None,
             network: flow_core::Network::default(),
+            executor: "local".into(),
+            executors: flow_engine::Executors::new(),
             sources: Vec::new(),
         }
     }
