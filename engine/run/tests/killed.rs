@@ -33,6 +33,8 @@ fn child() {
         wait: None,
         sources: Vec::new(),
         network: flow_core::Network::default(),
+        executor: "local".into(),
+        executors: flow_engine::Executors::new(),
     };
     flow_engine::run(&project, &cache, &settings, &RunOptions::default(), &|_| {}, &Cancel::default()).unwrap();
 }
