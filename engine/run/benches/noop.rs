@@ -64,6 +64,8 @@ fn once(dir: &Path) {
         wait: None,
         memory: u64::MAX,
         network: flow_core::Network::default(),
+        executor: "local".into(),
+        executors: flow_engine::Executors::new(),
         sources: Vec::new(),
     };
     let summary = flow_engine::run(&project, &cache, &settings, &RunOptions::default(), &|_| {}, &Cancel::default())
