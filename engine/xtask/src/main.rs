@@ -62,6 +62,14 @@ fn target() -> PathBuf {
 fn cargo(libtorch: &Path) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root()).env("LIBTORCH", libtorch);
+    // What cargo told this program of its own package is no word to who starts from here: build scripts look at it, and
+    // would be made again each time it comes or goes.
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("CARGO_PKG_") || text.starts_with("CARGO_MANIFEST_") || text == "CARGO_CRATE_NAME" {
+            command.env_remove(name);
+        }
+    }
     command
 }
 
