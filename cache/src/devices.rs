@@ -1,6 +1,6 @@
 //! [`Devices`]: what of a machine only one stage may use at a time, among all flows on this cache.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use anyhow::Result;
 
@@ -10,7 +10,7 @@ use crate::{
     lock::{KeyLock, host},
 };
 
-/// GPUs of this machine, held while it lives.
+/// GPUs of this machine, or whole machines, held while it lives.
 #[derive(Debug, Default)]
 pub struct Devices {
     names: Vec<String>,
@@ -24,7 +24,7 @@ impl Devices {
         Self { names, _locks: Vec::new() }
     }
 
-    /// What programs call them.
+    /// What programs call the GPUs.
     #[must_use]
     pub fn names(&self) -> &[String] {
         &self.names
@@ -43,17 +43,38 @@ impl Cache {
             if taken.names.len() == wanted {
                 break;
             }
-            let word = |text: &str| text.replace(|c: char| !c.is_ascii_alphanumeric() && c != '-', "_");
-            let path = self.root().join("locks").join(format!("gpu.{}.{}", word(host()), word(name)));
-            let lock = KeyLock::try_take_with(&Arc::clone(&self.0.spares), &path);
-            if let Some(lock) = lock.explain(self.root(), || format!("lock {}", path.display()))? {
-                lock.sign();
+            if let Some(lock) = self.take_device(&format!("gpu.{}.{}", word(host()), word(name)))? {
                 taken.names.push(name.clone());
                 taken._locks.push(lock);
             }
         }
         Ok((taken.names.len() == wanted).then_some(taken))
     }
+
+    /// Takes the machines of these names, all of them or nothing.
+    ///
+    /// # Errors
+    /// The cache cannot be written.
+    pub fn take_hosts(&self, names: &[String]) -> Result<Option<Devices>> {
+        let mut taken = Devices::default();
+        for name in BTreeSet::from_iter(names) {
+            let Some(lock) = self.take_device(&format!("host.{}", word(name)))? else { return Ok(None) };
+            taken._locks.push(lock);
+        }
+        Ok(Some(taken))
+    }
+
+    fn take_device(&self, name: &str) -> Result<Option<KeyLock>> {
+        let path = self.root().join("locks").join(name);
+        let lock = KeyLock::try_take_with(&Arc::clone(&self.0.spares), &path);
+        let lock = lock.explain(self.root(), || format!("lock {}", path.display()))?;
+        lock.iter().for_each(KeyLock::sign);
+        Ok(lock)
+    }
+}
+
+fn word(text: &str) -> String {
+    text.replace(|c: char| !c.is_ascii_alphanumeric() && c != '-', "_")
 }
 
 #[cfg(test)]
@@ -73,5 +94,10 @@ mod tests {
         assert!(one.take_gpus(&names, 1).unwrap().is_none());
         drop(first);
         assert_eq!(one.take_gpus(&names, 1).unwrap().unwrap().names(), ["0"]);
+        let hosts = ["a", "b", "a"].map(str::to_owned);
+        let both = one.take_hosts(&hosts).unwrap().unwrap();
+        assert!(other.take_hosts(&hosts[1..2]).unwrap().is_none());
+        drop(both);
+        assert!(other.take_hosts(&hosts[..1]).unwrap().is_some());
     }
 }

@@ -30,6 +30,8 @@ pub struct Kind {
     pub resumable: bool,
     /// [`Stage::LOCAL`]
     pub local: bool,
+    /// [`Stage::MANY_NODES`]
+    pub many_nodes: bool,
     /// Reads a stage's table (without the keys that every stage has) and the files that it names, and expands it.
     pub parse: fn(&Value, &dyn Files) -> Parsed,
     /// The JSON Schema of that table.
@@ -46,6 +48,7 @@ impl Kind {
             about: S::ABOUT,
             resumable: S::RESUMABLE,
             local: S::LOCAL,
+            many_nodes: S::MANY_NODES,
             parse: |value, files| {
                 let mut read = read::<S>(value);
                 let Some(mut stage) = read.value.take() else {

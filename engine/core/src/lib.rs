@@ -4,6 +4,7 @@
 //! No async, no I/O policy, no knowledge of any particular stage kind may enter here.
 
 mod braces;
+mod cancel;
 mod civil;
 mod diag;
 mod digest;
@@ -23,6 +24,7 @@ mod tree;
 mod value;
 
 pub use braces::expand_braces;
+pub use cancel::{Cancel, Cancelled};
 pub use civil::Civil;
 pub use diag::{Diagnostic, Source, Span, did_you_mean};
 pub use digest::Digest;
@@ -36,7 +38,7 @@ pub use read::{Read, from_value, read};
 pub use refs::{Ref, Refs};
 pub use schema::schema_of;
 pub use secret::{holds_secret, is_secret_name, masked_json};
-pub use stage::{Cancel, Cancelled, Check, Ctx, DynStage, Facts, Files, Input, Known, Mode, Port, Stage};
+pub use stage::{Check, Ctx, DynStage, Facts, Files, Input, Known, Mode, Port, Stage};
 pub use tree::{Entry, Tree, is_safe_name};
 pub use value::{Table, Value, ValueKind};
 

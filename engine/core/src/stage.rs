@@ -4,17 +4,16 @@ use std::{
     collections::BTreeMap,
     fmt,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use schemars::JsonSchema;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value as Json;
 
-use crate::{Diagnostic, Event, Implied, Level, Network, Pin, Pinned, Ref, Remarks, Sink, Tree, Unit, Value};
+use crate::{
+    Cancel, Cancelled, Diagnostic, Event, Implied, Level, Network, Pin, Pinned, Ref, Remarks, Sink, Tree, Unit, Value,
+};
 
 /// A stage kind: the struct *is* its parameters.
 ///
@@ -33,6 +32,8 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + fmt::Debug + Send +
     /// It runs where flow runs unless its stage names an `executor`, whatever the settings say of others: machines of a
     /// cluster mostly see no network.
     const LOCAL: bool = false;
+    /// It makes use of several nodes if it is given them ([`Ctx::nodes`]); others are refused more than one.
+    const MANY_NODES: bool = false;
 
     /// Reads the small files that say what it takes, before it is asked for its [ports](Self::ports). What is wrong with
     /// them goes to `errors`.
@@ -199,6 +200,12 @@ pub struct Check<'a> {
     pub inputs: &'a BTreeMap<String, Vec<Known>>,
     /// What the stage says of its result.
     pub facts: Facts,
+    /// How many machines it will have ([`Ctx::nodes`]).
+    pub nodes: usize,
+    /// How many GPUs of each; 0 if it asks for none.
+    pub gpus: usize,
+    /// [`Ctx::hosts`]
+    pub hosts: &'a [String],
     /// A run begins when nothing is wrong, and this node may run in it: what a plan only warns of is an error then.
     /// Who waits for something looks whether the run was interrupted.
     pub about_to_run: Option<&'a Cancel>,
@@ -265,35 +272,6 @@ impl Input {
     }
 }
 
-/// Set when the run is interrupted.
-#[derive(Clone, Debug, Default)]
-pub struct Cancel(Arc<AtomicBool>);
-
-impl Cancel {
-    /// Asks everyone who looks to stop.
-    pub fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether to stop.
-    #[must_use]
-    pub fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// The error of a stage that stopped because it was asked to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cancelled;
-
-impl fmt::Display for Cancelled {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("interrupted")
-    }
-}
-
-impl std::error::Error for Cancelled {}
-
 /// What a stage sees while it runs.
 pub struct Ctx<'a> {
     /// The node's name: `tokens[2]`.
@@ -312,6 +290,12 @@ pub struct Ctx<'a> {
     /// What the URL gave earlier, if the run is to look whether it still does and the result of then is there: a stage
     /// that finds nothing changed may end with [`Unchanged`].
     pub before: Option<&'a Pinned>,
+    /// How many machines are this node's; `threads` and `gpus` are of each. Above 1 for who can use them alone
+    /// ([`Stage::MANY_NODES`]).
+    pub nodes: usize,
+    /// Which machines, if the user names them: the first one's processes meet the others'. None: this one, or those that a
+    /// scheduler gave.
+    pub hosts: &'a [String],
     /// How many threads the stage may keep busy.
     pub threads: usize,
     /// The GPUs that are this node's alone, as `CUDA_VISIBLE_DEVICES` names them. None if it asked for none: then what

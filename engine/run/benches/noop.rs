@@ -60,6 +60,7 @@ fn once(dir: &Path) {
         jobs: 2,
         cpus: 2,
         gpus: 0,
+        nodes: 1,
         gpu_names: Vec::new(),
         wait: None,
         memory: u64::MAX,

@@ -146,26 +146,39 @@ struct Linked {
 }
 
 /// What a node takes of the machine while it runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Resources {
-    /// Cores. Unset: counts as one, and the node may use those that are idle. 0: it waits for no core.
+    /// Cores, of each machine. Unset: counts as one, and the node may use those that are idle. 0: it waits for no core.
     #[serde(default)]
     pub cpus: Option<u32>,
-    /// GPUs.
+    /// GPUs, of each machine.
     #[serde(default)]
     pub gpus: u32,
-    /// Bytes of memory.
+    /// Bytes of memory, of each machine.
     #[serde(default, deserialize_with = "bytes")]
     #[schemars(schema_with = "amount")]
     pub memory: u64,
-    /// Machines, of each of which it takes the rest: of a cluster.
-    #[serde(default)]
+    /// Machines, for a kind that can use several: those that a scheduler gave, or `hosts`.
+    #[serde(default, deserialize_with = "one_or_more")]
+    #[schemars(range(min = 1))]
     pub nodes: Option<u32>,
     /// The time limit of its job, where it runs as one. What is stopped by it goes on in another job, if its kind can.
     #[serde(default, deserialize_with = "duration")]
     #[schemars(schema_with = "amount")]
     pub time: Option<Duration>,
+    /// Machines by the names under which `ssh` knows them, the first one's processes meet the others'. All see the cache and
+    /// `flow-torch` under the same paths. What is taken of them is not counted, but one stage at a time has a machine.
+    #[serde(default)]
+    pub hosts: Vec<String>,
+}
+
+impl Resources {
+    /// How many machines it takes.
+    #[must_use]
+    pub fn machines(&self) -> usize {
+        if self.hosts.is_empty() { self.nodes.unwrap_or(1) as usize } else { self.hosts.len() }
+    }
 }
 
 /// A stage's table, taken apart.
@@ -357,6 +370,21 @@ pub(crate) fn bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D
     deserializer.deserialize_any(Quantity { expecting, parse: bytes_of })
 }
 
+fn one_or_more<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    struct Count;
+    impl Visitor<'_> for Count {
+        type Value = u32;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a number, at least 1")
+        }
+        fn visit_i64<E: de::Error>(self, number: i64) -> Result<u32, E> {
+            let count = u32::try_from(number).ok().filter(|count| *count > 0);
+            count.ok_or_else(|| E::invalid_value(de::Unexpected::Signed(number), &self))
+        }
+    }
+    deserializer.deserialize_any(Count).map(Some)
+}
+
 /// `true`, `false`, or a text that [`when::holds`] or not.
 fn truth<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
     struct Truth;
@@ -399,6 +427,10 @@ mod tests {
         assert_eq!((common.retries, common.timeout), (2, Some(Duration::from_secs(5400))));
         assert!(!common.cache && !common.when);
         assert_eq!(common.resources, Resources { cpus: Some(4), gpus: 1, memory: 3 << 29, ..Resources::default() });
+        let machines = |text: &str| super::tests::parts(text).unwrap().common.resources.machines();
+        assert_eq!(machines("kind = 'k'\nresources = { cpus = 1 }"), 1);
+        assert_eq!(machines("kind = 'k'\nresources = { nodes = 3 }"), 3);
+        assert_eq!(machines("kind = 'k'\nresources = { hosts = ['a', 'b'] }"), 2);
         assert_eq!(common.needs[0].span().unwrap().line_column(), (6, 10));
         for (text, millis) in [("'0.1s'", 100), ("1.9", 1900), ("3", 3000), ("'250ms'", 250), ("'1.5 min'", 90_000)] {
             let common = super::tests::parts(&format!("kind = 'k'\ntimeout = {text}")).unwrap().common;
@@ -423,6 +455,7 @@ mod tests {
         }
         assert_eq!(place("kind = 'k'\nresources = { gpu = 1 }"), ("unknown key `gpu`".into(), (2, 15)));
         assert_eq!(place("kind = 'k'\nretries = -1").1, (2, 11));
+        assert_eq!(place("kind = 'k'\nresources = { nodes = 0 }").1, (2, 23));
         assert_eq!(place("kind = 'k'\nexport = { to = 'a', link = 'soft' }").1, (2, 29));
         assert_eq!(place("kind = 'k'\nexport = { into = 'a' }").0, "unknown key `into`");
         assert_eq!(place("kind = 1").1, (1, 8));

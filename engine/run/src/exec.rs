@@ -61,6 +61,10 @@ pub struct Job {
     pub threads: usize,
     /// How many GPUs are to be its own.
     pub gpus: usize,
+    /// How many machines it has.
+    pub nodes: usize,
+    /// Which, if the user names them.
+    pub hosts: Vec<String>,
     /// What it was refused with before.
     pub after: Option<Busy>,
     pub cancel: Cancel,
@@ -125,14 +129,9 @@ impl Env<'_> {
                 return Ok(Tried::Busy(Wait { reason, after: Some(busy) }));
             }
             Claim::Miss(slot) => {
-                let gpus = match self.allocated {
-                    true => Some(Devices::allocated(self.gpus.clone())),
-                    false => self.cache.take_gpus(&self.gpus, job.gpus)?,
-                };
-                let Some(gpus) = gpus else {
-                    let reason =
-                        format!("another flow uses the GPUs: {} of {} are to be free", job.gpus, self.gpus.len());
-                    return Ok(Tried::Busy(Wait { reason, after: job.after.clone() }));
+                let gpus = match self.take_devices(job)? {
+                    Ok(devices) => devices,
+                    Err(reason) => return Ok(Tried::Busy(Wait { reason, after: job.after.clone() })),
                 };
                 let aside = match self.make_way(job) {
                     Ok(Way::Held(place)) => {
@@ -186,6 +185,20 @@ impl Env<'_> {
         self.place(job.id, Made { outcome, how: made.how }, job.overwrite)
     }
 
+    /// Takes the machines that the job names, or GPUs of this one; or says who has them.
+    fn take_devices(&self, job: &Job) -> Result<Result<Devices, String>> {
+        if self.allocated {
+            return Ok(Ok(Devices::allocated(self.gpus.clone())));
+        }
+        if !job.hosts.is_empty() {
+            let taken = self.cache.take_hosts(&job.hosts)?;
+            return Ok(taken.ok_or_else(|| format!("another stage uses {}", job.hosts.join(", "))));
+        }
+        let taken = self.cache.take_gpus(&self.gpus, job.gpus)?;
+        Ok(taken
+            .ok_or_else(|| format!("another flow uses the GPUs: {} of {} are to be free", job.gpus, self.gpus.len())))
+    }
+
     /// Puts what a command takes in its place, and makes way for what it makes.
     fn make_way(&self, job: &Job) -> Result<Way<'_>> {
         for taken in &job.taken {
@@ -217,6 +230,8 @@ impl Env<'_> {
             pinned: job.work.pinned.as_ref(),
             before: job.work.before.as_ref().map(|before| &before.0),
             remarks,
+            nodes: job.nodes,
+            hosts: &job.hosts,
             threads: job.threads,
             gpus,
             network: self.network,

@@ -340,6 +340,7 @@ static NO_KIND: Kind = Kind {
     about: "",
     resumable: false,
     local: true,
+    many_nodes: true,
     parse: |_, _| Parsed::default(),
     schema: || serde_json::Value::Bool(true),
 };

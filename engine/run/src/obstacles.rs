@@ -222,13 +222,12 @@ pub(crate) fn lacking(graph: &Graph, settings: &Settings, nodes: impl Iterator<I
         if stage.off.is_some() || asked.replace((node.stage, node.variant)) == Some((node.stage, node.variant)) {
             continue;
         }
-        if let Some(error) = no_executor(graph, settings, id) {
-            errors.push(error);
-        }
-        if cluster::executor(graph, settings, id).is_some() {
+        errors.extend(no_executor(graph, settings, id));
+        errors.extend(nodes_lacking(graph, id, settings));
+        let wants = &graph.common(id).resources;
+        if cluster::executor(graph, settings, id).is_some() || !wants.hosts.is_empty() {
             continue;
         }
-        let wants = graph.common(id).resources;
         let mut lacks = |field: &str, what: &str, wanted: u64, there_is: u64, variables: &str| {
             if wanted > there_is {
                 let message = format!("stage `{}` takes {wanted} {what}, and there are {there_is}", stage.name);
@@ -276,6 +275,36 @@ fn on_path(program: &str) -> bool {
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|dir| is_program(&dir.join(program)))
+}
+
+/// What is wrong with the number of machines that a node takes.
+fn nodes_lacking(graph: &Graph, id: NodeId, settings: &Settings) -> Option<Diagnostic> {
+    let (stage, wants) = (graph.stage_of(id), &graph.common(id).resources);
+    let (name, kind) = (&stage.name, stage.kind);
+    let by_name = !wants.hosts.is_empty();
+    let nodes = wants.nodes.unwrap_or(1);
+    let executor = cluster::executor(graph, settings, id);
+    let field = if by_name { "hosts" } else { "nodes" };
+    let error = if (wants.machines() > 1 || by_name) && !kind.many_nodes {
+        Diagnostic::new(format!("stage `{name}` is a `{}`, which runs on one machine", kind.name))
+            .hint(format!("remove `{field}` from its `resources`"))
+    } else if by_name && nodes > 1 && nodes as usize != wants.hosts.len() {
+        Diagnostic::new(format!("stage `{name}` takes {nodes} nodes and names {} hosts", wants.hosts.len()))
+            .hint("leave `nodes` out: `hosts` says how many there are")
+    } else if by_name && let Some(name) = executor {
+        Diagnostic::new(format!("stage `{}` names hosts, and runs with executor `{name}`", stage.name))
+            .hint("the executor chooses machines: nodes = N; or executor = \"local\"")
+    } else if executor.is_none() && nodes > settings.nodes {
+        let there_is = match settings.nodes {
+            1 => "flow has one machine".to_owned(),
+            has => format!("flow has {has}"),
+        };
+        Diagnostic::new(format!("stage `{name}` takes {nodes} nodes, and {there_is}"))
+            .hint("executor = \"slurm\"; or name them: resources = { hosts = [\"a\", \"b\"] }")
+    } else {
+        return None;
+    };
+    Some(error.at(place(graph, id, &format!("resources.{field}"))))
 }
 
 /// The places of so many nodes are looked at by one thread.

@@ -271,9 +271,13 @@ impl Project {
         let known = |source: &Source| self.known(source, done);
         let inputs: BTreeMap<String, Vec<Known>> =
             node.inputs.iter().map(|port| (port.name.clone(), port.sources.iter().map(known).collect())).collect();
+        let resources = &self.graph.common(id).resources;
         let mut check = Check {
             project: &self.dir,
             inputs: &inputs,
+            nodes: resources.machines(),
+            gpus: resources.gpus as usize,
+            hosts: &resources.hosts,
             facts: Facts::new(),
             files: Vec::new(),
             about_to_run: about_to_run.filter(|_| wanted),

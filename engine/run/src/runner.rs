@@ -118,7 +118,11 @@ pub fn run(
         memory: settings.memory,
     };
     let request = |id: NodeId| {
-        let resources = project.graph().common(id).resources;
+        let resources = &project.graph().common(id).resources;
+        if !resources.hosts.is_empty() {
+            // None of it is this machine's.
+            return Request { cpus: 0, gpus: 0, memory: 0, elsewhere: false };
+        }
         Request {
             cpus: resources.cpus.unwrap_or(1),
             gpus: resources.gpus,

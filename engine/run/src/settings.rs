@@ -35,6 +35,8 @@ pub struct Settings {
     pub gpu_names: Vec<String>,
     /// Bytes of memory to use.
     pub memory: u64,
+    /// Machines to use: those of the allocation of Slurm's that flow runs in, else this one.
+    pub nodes: u32,
     /// How long to wait for another flow that makes the same result or outs, or uses the GPUs; nothing: as long as it lives.
     pub wait: Option<Duration>,
     /// The team's cache.
@@ -140,6 +142,7 @@ impl Settings {
                     gpus: visible.as_ref().map_or(gpus, |names| gpus.min(names.len() as u32)),
                     gpu_names: visible.unwrap_or_default(),
                     memory: merged.memory.unwrap_or_else(machine_memory),
+                    nodes: env("SLURM_JOB_NUM_NODES").and_then(|nodes| nodes.parse().ok()).unwrap_or(1).max(1),
                     wait: merged.wait,
                     remote,
                     trust,

@@ -119,6 +119,27 @@ fn what_the_machine_does_not_have_is_said_before_anything_runs() {
 }
 
 #[test]
+fn several_machines_are_for_who_has_them_and_can_use_them() {
+    let said = |resources: &str, kind: &str| {
+        let lab = Lab::new(&format!("[stage.a]\nkind='{kind}'\nresources={{ {resources} }}\n"));
+        match lab.try_run(&RunOptions::default()) {
+            Ok(_) => String::new(),
+            Err(RunError::Pipeline(errors)) => errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
+            Err(error) => panic!("{error:?}"),
+        }
+    };
+    let error = said("nodes = 2", "cat");
+    assert!(error.contains("stage `a` is a `cat`, which runs on one machine") && error.contains("3:"), "{error}");
+    assert!(said("hosts = ['h']", "cat").contains("remove `hosts`"));
+    let error = said("nodes = 2", "spread");
+    assert!(error.contains("takes 2 nodes, and flow has one machine") && error.contains("hosts = ["), "{error}");
+    let error = said("nodes = 3, hosts = ['h', 'i']", "spread");
+    assert!(error.contains("takes 3 nodes and names 2 hosts"), "{error}");
+    // What they have is not counted: this machine has no GPU.
+    assert_eq!(said("gpus = 8, cpus = 999, hosts = ['h', 'i']", "spread"), "");
+}
+
+#[test]
 fn a_failure_says_its_causes_and_log_and_blocks_what_needs_it() {
     let lab = Lab::new(
         "[stage.a]\nkind='cat'\nfail_while='bad'\n[stage.b]\nkind='cat'\ninput=['a']\n[stage.c]\nkind='cat'\ntext='c'\n\

@@ -28,6 +28,7 @@ fn child() {
         jobs: 2,
         cpus: 2,
         gpus: 0,
+        nodes: 1,
         gpu_names: Vec::new(),
         memory: 1 << 30,
         wait: None,

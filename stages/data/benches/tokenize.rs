@@ -135,6 +135,8 @@ fn stage(shard: &Path, tokenizer: &Path, threads: usize) {
         before: None,
         remarks: &std::sync::Mutex::default(),
         threads,
+        nodes: 1,
+        hosts: &[],
         gpus: &[],
         network: &flow_core::Network::default(),
         sink: &sink,

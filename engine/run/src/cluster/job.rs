@@ -233,6 +233,8 @@ impl Worker {
             taken: decider.taken(id)?,
             threads: task.threads,
             gpus: env.gpus.len(),
+            nodes: common.resources.machines(),
+            hosts: common.resources.hosts.clone(),
             after: None,
             cancel: cancel.clone(),
             overwrite: task.overwrite,

@@ -75,6 +75,8 @@ impl<'a> Runner<'a> {
             taken: Vec::new(),
             threads: resources.cpus.map_or(1, |cpus| cpus as usize).max(1),
             gpus: resources.gpus as usize,
+            nodes: resources.machines(),
+            hosts: Vec::new(),
             after: None,
             cancel,
             overwrite: self.selection.may_overwrite[id],
@@ -113,7 +115,8 @@ impl<'a> Runner<'a> {
         let graph = self.env.project.graph();
         let stage = graph.stage_of(id);
         let share = self.settings.cpus as usize / stage.nodes.len().clamp(1, self.settings.jobs);
-        let threads = graph.common(id).resources.cpus.map_or(share, |cpus| cpus as usize).max(1);
+        let resources = &graph.common(id).resources;
+        let threads = resources.cpus.map_or(share, |cpus| cpus as usize).max(1);
         Ok(Task::Execute(Box::new(Job {
             id,
             why: self.explainer.explain(self.node(id), &work),
@@ -122,7 +125,9 @@ impl<'a> Runner<'a> {
             leaves: self.decider.leaves(id),
             taken: self.decider.taken(id)?,
             threads,
-            gpus: graph.common(id).resources.gpus as usize,
+            gpus: resources.gpus as usize,
+            nodes: resources.machines(),
+            hosts: resources.hosts.clone(),
             after: self.waits.after(id),
             cancel,
             overwrite,

@@ -102,6 +102,22 @@ impl Cat {
     }
 }
 
+/// A [`Cat`] that can use several machines.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Spread(Cat);
+
+impl Stage for Spread {
+    const KIND: &'static str = "spread";
+    const VERSION: u32 = 1;
+    const ABOUT: &'static str = "all inputs, by several machines";
+    const MANY_NODES: bool = true;
+    fn run(&self, ctx: &Ctx<'_>) -> anyhow::Result<()> {
+        assert_eq!(ctx.nodes, ctx.hosts.len());
+        self.0.work(ctx)
+    }
+}
+
 impl Stage for Cat {
     const KIND: &'static str = "cat";
     const VERSION: u32 = 1;
@@ -216,8 +232,14 @@ impl Stage for Panics {
 }
 
 /// The registry.
-pub const KINDS: &[Kind] =
-    &[Kind::of::<Cat>(), Kind::of::<Map>(), Kind::of::<Get>(), Kind::of::<Steps>(), Kind::of::<Panics>()];
+pub const KINDS: &[Kind] = &[
+    Kind::of::<Cat>(),
+    Kind::of::<Spread>(),
+    Kind::of::<Map>(),
+    Kind::of::<Get>(),
+    Kind::of::<Steps>(),
+    Kind::of::<Panics>(),
+];
 
 /// A project and a cache in a temporary directory.
 pub struct Lab {
@@ -277,6 +299,7 @@ impl Lab {
             jobs: 4,
             cpus: 4,
             gpus: 0,
+            nodes: 1,
             gpu_names: Vec::new(),
             memory: 1 << 30,
             wait: None,

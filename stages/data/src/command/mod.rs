@@ -69,6 +69,8 @@ impl Stage for Command {
     const KIND: &'static str = "command";
     const VERSION: u32 = 1;
     const ABOUT: &'static str = "Runs a program: declared inputs in, declared outputs out";
+    /// It starts what it needs on the others by itself, with `srun`.
+    const MANY_NODES: bool = true;
 
     fn ports(&self) -> Vec<Port> {
         let mut ports: Vec<Port> =
@@ -100,6 +102,10 @@ impl Stage for Command {
             check.warnings.push(Diagnostic::new(text).field(format!("in.{name}")));
         }
         wrong.into_iter().for_each(|error| check.error("run", error));
+        if !check.hosts.is_empty() {
+            let error = Diagnostic::new("a command begins on this machine");
+            check.error("resources.hosts", error.hint("remove `hosts`, and let the command call `ssh` itself"));
+        }
         if let Some(each) = self.each.as_ref().filter(|each| !self.inputs.contains_key(*each)) {
             let error = Diagnostic::new(format!("there is no input `{each}`"));
             let near = flow_core::did_you_mean(each, self.inputs.keys().map(String::as_str));

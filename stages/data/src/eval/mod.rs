@@ -118,6 +118,7 @@ impl Stage for Eval {
     const KIND: &'static str = "eval";
     const VERSION: u32 = 4;
     const ABOUT: &'static str = "Measures what a model makes of tasks: perplexity, choices, written answers";
+    const MANY_NODES: bool = true;
 
     fn look(&mut self, files: &dyn Files, errors: &mut Vec<Diagnostic>) {
         let mut names: Vec<String> = Vec::new();
@@ -196,7 +197,11 @@ impl Stage for Eval {
         for (field, _) in zero.into_iter().filter(|(_, zero)| *zero) {
             check.error(field, Diagnostic::new(format!("`{field}` is 0")).hint("the smallest that works is 1"));
         }
-        let mut notes = Vec::new();
+        // One machine may have more GPUs than the model needs.
+        let whole = (self.tensor > 0 && check.nodes > 1).then(|| {
+            worker::mesh::check(check, "tensor", &[("tensor", self.tensor)], self.tensor, self.device != Device::Cpu)
+        });
+        let mut notes = Vec::from_iter(whole.flatten());
         for port in ["model", "compare"] {
             self.check_model(port, check, &mut notes);
         }

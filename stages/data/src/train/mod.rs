@@ -14,7 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use flow_core::{Check, Ctx, Diagnostic, Input, Known, Level, Port, Stage};
 use flow_formats::indexed::IndexedDataset;
-use flow_plan::{DataSource, Job, KnownData, ModelConfig, Splits, TrainJob, Training};
+use flow_plan::{DataSource, Device, Job, KnownData, ModelConfig, Splits, TrainJob, Training};
 
 use crate::{
     diagnostic,
@@ -35,6 +35,7 @@ impl Stage for Train {
     const VERSION: u32 = 3;
     const ABOUT: &'static str = "Trains a model on tokens, one process a rank";
     const RESUMABLE: bool = true;
+    const MANY_NODES: bool = true;
 
     fn ports(&self) -> Vec<Port> {
         let mut ports = vec![Port::one("model", &self.model)];
@@ -78,7 +79,9 @@ impl Stage for Train {
         };
         let errors = self.training.check(&known);
         if errors.is_empty() {
-            check.provide("plan_notes", self.training.plan_lines(model.as_ref()));
+            let mut lines = self.training.plan_lines(model.as_ref());
+            lines.extend(self.check_mesh(check));
+            check.provide("plan_notes", lines);
         }
         check.errors.extend(errors);
         let inputs = check.inputs;
@@ -126,6 +129,13 @@ impl Train {
         let mut training = self.training.clone();
         training.tensorboard = training.tensorboard.map(|dir| ctx.project.join(dir));
         training
+    }
+
+    fn check_mesh(&self, check: &mut Check<'_>) -> Option<String> {
+        let Training { parallel: mesh, device, .. } = &self.training;
+        let sizes =
+            [("tensor", mesh.tensor), ("pipeline", mesh.pipeline), ("context", mesh.context), ("data", mesh.data)];
+        worker::mesh::check(check, "parallel", &sizes, mesh.world_size(), *device != Device::Cpu)
     }
 
     fn check_sources(&self, check: &mut Check<'_>) {

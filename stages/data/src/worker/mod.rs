@@ -2,6 +2,7 @@
 //!
 //! Tensors never enter this program: a spoiled GPU or a crash in libtorch takes a worker, not `flow`.
 
+pub mod mesh;
 mod ranks;
 mod supervise;
 #[cfg(test)]

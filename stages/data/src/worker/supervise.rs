@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use flow_core::{Cancelled, Ctx, Event, Level};
 use flow_plan::Job;
 
@@ -47,6 +47,7 @@ impl Launch<'_> {
     /// A rank failed: the error says which, how, and its last lines. [`Cancelled`] when the run was interrupted.
     pub fn run(&self, ctx: &Ctx<'_>) -> Result<()> {
         ctx.go_on()?;
+        ensure!(ctx.nodes == 1, "{} machines, and ranks are started on this one alone", ctx.nodes);
         let job = ctx.scratch.join("job.json");
         fs::write(&job, serde_json::to_vec_pretty(self.job)?)
             .with_context(|| format!("cannot write {}", job.display()))?;

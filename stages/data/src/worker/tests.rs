@@ -75,6 +75,8 @@ fn run(node: &str, world_size: usize, cancel_on: Option<&str>) -> Run {
         before: None,
         remarks: &std::sync::Mutex::default(),
         threads: 2,
+        nodes: 1,
+        hosts: &[],
         gpus: &[],
         network: &flow_core::Network::default(),
         sink: &sink,
