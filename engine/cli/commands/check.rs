@@ -36,7 +36,7 @@ pub fn check(args: &args::Check) -> Done {
         settings.as_ref().map_or_else(|| Ok(Obstacles::default()), |found| meets(project, found, checked))
     };
     if let Some(project) = &project {
-        let (mut checked, errors) = project.look();
+        let (mut checked, errors) = project.look(settings.as_ref());
         said.errors.extend(errors);
         said.warnings.append(&mut checked.warnings);
         let met = met(project, &checked)?;

@@ -1,7 +1,7 @@
 //! `flow plan`
 
 use flow_core::{Diagnostic, Facts, Key};
-use flow_engine::{Checked, Graph, Need, Planned, Project, Verdict};
+use flow_engine::{Checked, Graph, Need, Planned, Project, Settings, Verdict};
 use serde::Serialize;
 
 use super::{
@@ -24,7 +24,7 @@ pub fn plan(args: &args::Plan) -> Done {
     let options = args.selection.options();
     let plan = flow_engine::plan(&project, &cache, &options)?;
     draw_warnings(&cache);
-    let (checked, errors) = check(&project, &plan.nodes);
+    let (checked, errors) = check(&project, &settings, &plan.nodes);
     let obstacles = flow_engine::obstacles(&project, &cache, &settings, &options, &plan, &checked)?;
     let errors = [errors, obstacles.errors].concat();
     if !errors.is_empty() {
@@ -77,9 +77,9 @@ pub fn plan(args: &args::Plan) -> Done {
 }
 
 /// What the stages say before a run, where something would run: as `flow run` asks them.
-fn check(project: &Project, nodes: &[Planned]) -> (Checked, Vec<Diagnostic>) {
+fn check(project: &Project, settings: &Settings, nodes: &[Planned]) -> (Checked, Vec<Diagnostic>) {
     let works = nodes.iter().any(|planned| matches!(planned.verdict, Verdict::Run { .. } | Verdict::After { .. }));
-    if works { project.look() } else { Default::default() }
+    if works { project.look(Some(settings)) } else { Default::default() }
 }
 
 /// The lines for people that a stage provides about its node, as the fact `plan_notes`: arithmetic, memory.

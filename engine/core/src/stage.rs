@@ -206,6 +206,8 @@ pub struct Check<'a> {
     pub gpus: usize,
     /// [`Ctx::hosts`]
     pub hosts: &'a [String],
+    /// It runs on another machine, of a cluster: what there is on this one says nothing.
+    pub elsewhere: bool,
     /// A run begins when nothing is wrong, and this node may run in it: what a plan only warns of is an error then.
     /// Who waits for something looks whether the run was interrupted.
     pub about_to_run: Option<&'a Cancel>,

@@ -33,7 +33,7 @@ pub fn check_profiles<E>(
                 continue;
             }
         };
-        let (mut checked, wrong) = project.look();
+        let (mut checked, wrong) = project.look(None);
         errors.add(wrong, &profile, said);
         warnings.add(std::mem::take(&mut checked.warnings), &profile, said);
         let met = obstacles(&project, &checked)?;

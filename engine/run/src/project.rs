@@ -10,11 +10,13 @@ use flow_core::{Cancel, Check, Diagnostic, Facts, Kind, Known};
 
 use crate::{
     clash::clashes,
+    cluster::executor,
     graph::{Graph, Source},
     link::{Ground, Linked, link, place, sort_and_dedup},
     load::{self, LoadOptions, StageTable},
     looks::{self, Look},
     matrix,
+    settings::Settings,
 };
 
 /// A pipeline with its graph. Nothing in it changes; a run, a plan, a question are asked of it.
@@ -43,6 +45,15 @@ pub struct Checked {
     pub files: Vec<Vec<String>>,
     /// By node: where its result lies now, if it does.
     paths: Vec<Option<PathBuf>>,
+}
+
+/// How stages are asked.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Asking<'a> {
+    /// Where they say which run elsewhere.
+    pub settings: Option<&'a Settings>,
+    /// Those that may complain run when none of them does.
+    pub about_to_run: Option<&'a Cancel>,
 }
 
 /// The project's folder: the one that the pipeline file lies in. Relative paths are relative to it.
@@ -123,7 +134,7 @@ impl Project {
         }
         // Sound stages say what cannot work with what is known of the others, so that all is said at once.
         let is_sound = |node: usize| sound[project.graph.nodes[node].stage];
-        errors.extend(project.ask(&is_sound, &is_sound, None).1);
+        errors.extend(project.ask(&is_sound, &is_sound, &Asking::default()).1);
         sort_and_dedup(&mut errors, pipeline);
         Err(errors)
     }
@@ -196,24 +207,19 @@ impl Project {
     /// # Errors
     /// All that cannot work, in the order of the file.
     pub fn check(&self) -> Result<Checked, Vec<Diagnostic>> {
-        let (checked, errors) = self.look();
+        let (checked, errors) = self.look(None);
         if errors.is_empty() { Ok(checked) } else { Err(errors) }
     }
 
-    /// As [`Project::check`], with what is known also where something cannot work.
+    /// As [`Project::check`], with what is known also where something cannot work. The settings say what runs elsewhere.
     #[must_use]
-    pub fn look(&self) -> (Checked, Vec<Diagnostic>) {
-        self.look_only(&|_| true, None)
+    pub fn look(&self, settings: Option<&Settings>) -> (Checked, Vec<Diagnostic>) {
+        self.look_only(&|_| true, &Asking { settings, about_to_run: None })
     }
 
-    /// As [`Project::look`], but only these nodes may complain; facts flow through all. `about_to_run`: and they run
-    /// when none does.
-    pub(crate) fn look_only(
-        &self,
-        wanted: &dyn Fn(usize) -> bool,
-        about_to_run: Option<&Cancel>,
-    ) -> (Checked, Vec<Diagnostic>) {
-        let (mut done, mut errors) = self.ask(&|_| true, wanted, about_to_run);
+    /// As [`Project::look`], but only these nodes may complain; facts flow through all.
+    pub(crate) fn look_only(&self, wanted: &dyn Fn(usize) -> bool, asking: &Asking<'_>) -> (Checked, Vec<Diagnostic>) {
+        let (mut done, mut errors) = self.ask(&|_| true, wanted, asking);
         sort_and_dedup(&mut errors, &self.file);
         done.warnings.extend_from_slice(&self.warnings);
         sort_and_dedup(&mut done.warnings, &self.file);
@@ -225,7 +231,7 @@ impl Project {
         &self,
         asked: &dyn Fn(usize) -> bool,
         wanted: &dyn Fn(usize) -> bool,
-        about_to_run: Option<&Cancel>,
+        asking: &Asking<'_>,
     ) -> (Checked, Vec<Diagnostic>) {
         let count = self.graph.nodes.len();
         let mut done = Checked {
@@ -242,7 +248,7 @@ impl Project {
             if stage.off.is_some() || !asked(id) {
                 continue;
             }
-            let wrong = self.ask_one(id, &mut done, wanted(id), about_to_run);
+            let wrong = self.ask_one(id, &mut done, wanted(id), asking);
             if stage.variants.len() > 1 {
                 of_matrix.extend(wrong.into_iter().map(|error| (node.stage, id, error)));
             } else {
@@ -260,18 +266,13 @@ impl Project {
     }
 
     /// Asks one node, with what is known of those before it. `wanted`: it may complain; what cannot work is returned.
-    pub(crate) fn ask_one(
-        &self,
-        id: usize,
-        done: &mut Checked,
-        wanted: bool,
-        about_to_run: Option<&Cancel>,
-    ) -> Vec<Diagnostic> {
+    pub(crate) fn ask_one(&self, id: usize, done: &mut Checked, wanted: bool, asking: &Asking<'_>) -> Vec<Diagnostic> {
         let (node, stage) = (&self.graph.nodes[id], self.graph.stage_of(id));
         let known = |source: &Source| self.known(source, done);
         let inputs: BTreeMap<String, Vec<Known>> =
             node.inputs.iter().map(|port| (port.name.clone(), port.sources.iter().map(known).collect())).collect();
         let resources = &self.graph.common(id).resources;
+        let elsewhere = asking.settings.is_some_and(|settings| executor(&self.graph, settings, id).is_some());
         let mut check = Check {
             project: &self.dir,
             inputs: &inputs,
@@ -280,7 +281,8 @@ impl Project {
             hosts: &resources.hosts,
             facts: Facts::new(),
             files: Vec::new(),
-            about_to_run: about_to_run.filter(|_| wanted),
+            elsewhere,
+            about_to_run: asking.about_to_run.filter(|_| wanted),
             result_path: None,
             errors: Vec::new(),
             warnings: Vec::new(),

@@ -171,6 +171,7 @@ fn check(
         nodes: 1,
         gpus: 0,
         hosts: &[],
+        elsewhere: false,
         about_to_run: None,
         result_path: None,
         errors: Vec::new(),

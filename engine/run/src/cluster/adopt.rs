@@ -6,7 +6,7 @@ use super::{
     dispatch::Item,
     scheduler::Scheduler,
     spec::{Jobs, Maker, Submitted},
-    stream::{Line, Tail, Word},
+    stream::{Ending, Line, Tail, Word},
 };
 
 /// A job that makes a node.
@@ -48,8 +48,11 @@ impl Others {
         let mut tail = Tail::new(jobs.batch(&maker.batch).join(format!("{}.jsonl", maker.task)));
         loop {
             let (lines, more) = tail.read();
-            let ended = |line: &Line| matches!(line, Line::Word(Word::Ended { node, .. }) if *node == item.node);
-            // It has done with the node, and there is no result.
+            // It has done with the node, and there is no result. One that was only told to stop may begin again.
+            let ended = |line: &Line| match line {
+                Line::Word(Word::Ended { node, end }) => *node == item.node && *end != Ending::Stopped,
+                _ => false,
+            };
             if lines.iter().any(ended) {
                 return None;
             }

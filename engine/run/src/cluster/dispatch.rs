@@ -187,7 +187,7 @@ impl Dispatch<'_, '_> {
     fn take(&mut self, order: Order) {
         match order {
             Order::Make(item) if self.left => (self.tell)(Heard::Done(item.job.id, Err(Cancelled.into()))),
-            Order::Make(item) => self.begin(Arc::new(*item)),
+            Order::Make(item) => self.begin(Arc::new(*item), 1),
             Order::Stop => {
                 for queued in std::mem::take(&mut self.queue) {
                     (self.tell)(Heard::Done(queued.item.job.id, Err(Cancelled.into())));
@@ -204,7 +204,7 @@ impl Dispatch<'_, '_> {
     }
 
     /// Takes up the job that makes a node already, or has one submitted.
-    fn begin(&mut self, item: Arc<Item>) {
+    fn begin(&mut self, item: Arc<Item>, part: u32) {
         if let Some(scheduler) = self.scheduler(&item.shape.executor) {
             let found = self.others.find(&item, &self.jobs, &*scheduler);
             let name = scheduler.name().to_owned();
@@ -214,7 +214,6 @@ impl Dispatch<'_, '_> {
                 return self.track.adopt(item, &self.jobs, found);
             }
         }
-        let part = 1;
         self.queue.push(Queued { item, part, at: Instant::now(), refused: 0 });
     }
 
@@ -420,7 +419,8 @@ impl Dispatch<'_, '_> {
                 }
                 Fate::Again(why) if maker.part <= item.shape.requeue() => {
                     self.log(&item.node, Level::Info, format!("{why}: it goes on in another job"));
-                    self.queue.push(Queued { item, part: maker.part + 1, at: Instant::now(), refused: 0 });
+                    // Another run that waited for the same one may have submitted that already.
+                    self.begin(item, maker.part + 1);
                 }
                 Fate::Again(why) => {
                     let error = anyhow!("{why}").context(format!(

@@ -7,6 +7,7 @@ use super::{Runner, Todo};
 use crate::{
     graph::NodeId,
     obstacles::{InTheWay, lacking},
+    project::Asking,
     sched::State,
     summary::RunError,
 };
@@ -18,7 +19,8 @@ impl Runner<'_> {
         let placed = |id: &NodeId| matches!(self.works.get(id), Some(Todo::Place(..)));
         let open = |id: NodeId| self.selection.may_run[id] && self.sched.state(id) != State::Done && !placed(&id);
         let runs = |id: NodeId| open(id) && !self.team.fetches(id);
-        let (mut checked, mut errors) = self.env.project.look_only(&runs, Some(self.cancel));
+        let asking = Asking { settings: Some(self.settings), about_to_run: Some(self.cancel) };
+        let (mut checked, mut errors) = self.env.project.look_only(&runs, &asking);
         let mut warnings = std::mem::take(&mut checked.warnings);
         let nodes = || (0..self.env.project.graph().nodes.len()).filter(|&id| open(id));
         errors.extend(lacking(self.env.project.graph(), self.settings, nodes().filter(|&id| runs(id))));
@@ -66,7 +68,8 @@ impl Runner<'_> {
     pub(super) fn ask_again(&mut self, id: NodeId) -> Result<()> {
         let mut errors = lacking(self.env.project.graph(), self.settings, std::iter::once(id));
         if self.asked.insert(id) {
-            errors.extend(self.env.project.ask_one(id, &mut self.known, true, Some(self.cancel)));
+            let asking = Asking { settings: Some(self.settings), about_to_run: Some(self.cancel) };
+            errors.extend(self.env.project.ask_one(id, &mut self.known, true, &asking));
             let warnings = std::mem::take(&mut self.known.warnings);
             warnings.iter().for_each(|warning| self.warn(warning.to_string()));
         }

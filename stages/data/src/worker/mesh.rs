@@ -50,6 +50,7 @@ mod tests {
             nodes,
             gpus,
             hosts: &[],
+            elsewhere: false,
             about_to_run: None,
             result_path: None,
             errors: Vec::new(),

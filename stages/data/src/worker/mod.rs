@@ -84,6 +84,9 @@ pub fn worker() -> Result<PathBuf> {
 /// Says before the run that the worker is missing, or no worker of this flow: an error when a run is about to begin,
 /// which must not find out after hours of other work; else a warning, because a plan can do without.
 pub fn check(check: &mut Check<'_>) {
+    if check.elsewhere {
+        return;
+    }
     /// Several stages ask about one program.
     static ASKED: Mutex<Option<(PathBuf, Option<Diagnostic>)>> = Mutex::new(None);
     let cancel = check.about_to_run;
