@@ -170,7 +170,7 @@ fn what_can_never_start_is_said_and_what_fails_says_why() {
     let cluster = Cluster::start(1);
     let sandbox = sandbox(
         "[stage.big]\nkind = \"command\"\nresources = { nodes = 3 }\nrun = \"echo > {out}/x\"\n\
-         [stage.nowhere]\nkind = \"command\"\nrun = \"echo > {out}/x\"\n\
+         [stage.nowhere]\nkind = \"command\"\nrun = \"echo 1 > {out}/x\"\n\
          [stage.wrong]\nkind = \"command\"\nrun = \"echo why >&2; exit 7\"\n\
          [stage.shot]\nkind = \"command\"\nrun = \"kill -9 $PPID; sleep 60\"\n",
         "[slurm.stage.nowhere]\npartition = \"nosuch\"\n",

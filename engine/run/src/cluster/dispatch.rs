@@ -373,10 +373,15 @@ impl Dispatch<'_, '_> {
             return self.log("", Level::Info, text);
         }
         for (at, queued) in nodes.iter().enumerate() {
-            let part = if queued.part > 1 { format!(", part {}", queued.part) } else { String::new() };
-            let text = format!("submitted to {} as job {}{part}", scheduler.name(), ids[at / shape.together()]);
-            self.log(&queued.item.node, Level::Info, text.clone());
-            self.say(&queued.item.node, text);
+            let (node, part) = (&queued.item.node, queued.part);
+            let text = format!("submitted to {} as job {}", scheduler.name(), ids[at / shape.together()]);
+            match part {
+                1 => self.say(node, text),
+                _ => {
+                    self.log(node, Level::Info, format!("{text}, part {part}"));
+                    self.say(node, format!("{text}, part {part}"));
+                }
+            }
         }
     }
 

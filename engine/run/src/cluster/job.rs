@@ -110,15 +110,20 @@ fn watch(spec: &Spec, stop: &Stop, writer: &Writer, now: &Mutex<Now>, began: Ins
     }
 }
 
+/// A scheduler that ends a job signals all of its processes: what a stage started may end of it before this one hears.
+const HEAR: Duration = Duration::from_millis(500);
+
 fn ending(made: Result<How>, stop: &Stop) -> Ending {
+    if made.is_err() {
+        let began = Instant::now();
+        while !(stop.asked.is_set() || stop.limit.is_set()) && began.elapsed() < HEAR {
+            thread::sleep(HEAR / 50);
+        }
+    }
     match made {
         Ok(how) => Ending::Made(how),
-        Err(error) if error.chain().any(<dyn std::error::Error>::is::<Cancelled>) && stop.asked.is_set() => {
-            Ending::Stopped
-        }
-        Err(error) if error.chain().any(<dyn std::error::Error>::is::<Cancelled>) && stop.limit.is_set() => {
-            Ending::Limit
-        }
+        Err(_) if stop.asked.is_set() => Ending::Stopped,
+        Err(_) if stop.limit.is_set() => Ending::Limit,
         Err(error) => failed(&error),
     }
 }
