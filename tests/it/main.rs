@@ -20,6 +20,7 @@ mod load;
 mod machine;
 mod main_job;
 mod minimal;
+mod nodes;
 mod outs;
 mod readme;
 mod report;

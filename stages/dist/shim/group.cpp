@@ -125,7 +125,7 @@ FLOW_EXPORT int flow_store_add(Store* store, const char* key, int64_t amount, in
   return guarded(error, [&] { *sum = store->store->add(key, amount); });
 }
 
-// `address`: of this host, to listen on; empty lets libtorch choose by the host's name. `interface` wins over it.
+// `address`: of this host, to listen on. `interface` wins over it.
 FLOW_EXPORT int flow_group_open(
     Store* store, const char* name, int rank, int size, int64_t timeout_ms, const char* address,
     const char* interface, Group** out, char** error) {
@@ -133,9 +133,7 @@ FLOW_EXPORT int flow_group_open(
     using Gloo = c10d::ProcessGroupGloo;
     auto options = Gloo::Options::create(std::chrono::milliseconds(timeout_ms));
     options->devices.push_back(
-        *interface != 0     ? Gloo::createDeviceForInterface(interface)
-            : *address != 0 ? Gloo::createDeviceForHostname(address)
-                            : Gloo::createDefaultDevice());
+        *interface != 0 ? Gloo::createDeviceForInterface(interface) : Gloo::createDeviceForHostname(address));
     auto prefixed = c10::make_intrusive<c10d::PrefixStore>(name, store->store);
     *out = new Group{c10::make_intrusive<Gloo>(prefixed, rank, size, options)};
   });

@@ -15,7 +15,8 @@ use tch::Tensor;
 use crate::{
     Nccl, Store,
     ffi::{self, CGroup, CPending, c_string, call},
-    store::{is_loopback, millis},
+    route,
+    store::millis,
 };
 
 /// How tensors of several ranks become one. The numbers are c10d's.
@@ -79,8 +80,7 @@ impl Group {
     }
 
     /// Meets the others under `name`, which is unique to this group among all that use the store. `host` is where the
-    /// store is: on this machine, the ranks talk over its loopback; else over the interface `GLOO_SOCKET_IFNAME`, or
-    /// what the host's name resolves to. With `size` 1 it is [`Group::solo`] and nobody is met.
+    /// store is: the ranks talk over the interface from which it is reached, or that of `GLOO_SOCKET_IFNAME`. With `size` 1 it is [`Group::solo`] and nobody is met.
     ///
     /// # Errors
     /// The others did not come in time, or cannot be connected to.
@@ -89,8 +89,9 @@ impl Group {
         if size == 1 {
             return Ok(Self { name: name.into(), ..Self::solo() });
         }
-        let address = c_string(if is_loopback(host) { "127.0.0.1" } else { "" })?;
-        let interface = c_string(&env::var("GLOO_SOCKET_IFNAME").unwrap_or_default())?;
+        let interface = env::var("GLOO_SOCKET_IFNAME").unwrap_or_default();
+        let address = if interface.is_empty() { route::to(host)?.to_string() } else { String::new() };
+        let (address, interface) = (c_string(&address)?, c_string(&interface)?);
         let c_name = c_string(name)?;
         let mut group = ptr::null_mut();
         call(|error| {

@@ -8,9 +8,10 @@ pub mod autograd;
 mod ffi;
 mod group;
 mod nccl;
+pub mod route;
 pub mod runtime;
 mod store;
 
 pub use group::{Group, Pending, Reduce};
 pub use nccl::Nccl;
-pub use store::Store;
+pub use store::{LISTENS, Store, listen};

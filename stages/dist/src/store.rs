@@ -3,7 +3,7 @@
 use std::{
     ffi::c_char,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener},
-    os::fd::IntoRawFd,
+    os::fd::{FromRawFd as _, IntoRawFd, RawFd},
     ptr::{self, NonNull},
     time::Duration,
 };
@@ -30,7 +30,7 @@ impl Store {
     /// The port is taken, or nobody serves there in time.
     pub fn open(host: &str, port: u16, serve: bool, world_size: usize, timeout: Duration) -> Result<Self> {
         let name = c_string(host)?;
-        let listener = serve.then(|| listen(host, port)).transpose()?;
+        let listener = serve.then(|| inherited().map_or_else(|| listen(host, port), Ok)).transpose()?;
         let mut store = ptr::null_mut();
         call(|error| {
             // SAFETY: all pointers are valid for the call.
@@ -121,8 +121,21 @@ impl Drop for Store {
     }
 }
 
+/// The variable that names the socket on which whoever started this process listens for it already: a port that is known
+/// before cannot be taken by another in between.
+pub const LISTENS: &str = "FLOW_STORE_FD";
+
+fn inherited() -> Option<TcpListener> {
+    let number: RawFd = std::env::var(LISTENS).ok()?.parse().ok()?;
+    // SAFETY: the variable is set together with a socket of that number, for this process alone, which has one store.
+    Some(unsafe { TcpListener::from_raw_fd(number) })
+}
+
 /// Listens on the port, at the loopback if that is where the store is looked for.
-fn listen(host: &str, port: u16) -> Result<TcpListener> {
+///
+/// # Errors
+/// The port is taken.
+pub fn listen(host: &str, port: u16) -> Result<TcpListener> {
     let everywhere = IpAddr::from(Ipv6Addr::UNSPECIFIED);
     let address = if is_loopback(host) { IpAddr::from(Ipv4Addr::LOCALHOST) } else { everywhere };
     TcpListener::bind((address, port))

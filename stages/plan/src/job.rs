@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{EvalJob, GenerateJob, Training};
+use crate::{Device, EvalJob, GenerateJob, Training};
 
 /// What a rank does. `flow-torch worker JOB.json`; events go to its standard output as JSON lines
 /// ([`flow_core::Event`]), everything for people to standard error.
@@ -18,6 +18,38 @@ pub enum Job {
     Eval(EvalJob),
     /// Goes on with prompts as they come.
     Generate(GenerateJob),
+}
+
+impl Job {
+    /// How many ranks it takes.
+    #[must_use]
+    pub fn world_size(&self) -> usize {
+        match self {
+            Self::Train(job) => job.training.parallel.world_size(),
+            Self::Eval(job) => job.tensor,
+            Self::Generate(job) => job.tensor,
+        }
+    }
+
+    /// Threads of one rank.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        match self {
+            Self::Train(job) => job.threads,
+            Self::Eval(job) => job.threads,
+            Self::Generate(job) => job.threads,
+        }
+    }
+
+    /// Where it computes.
+    #[must_use]
+    pub fn device(&self) -> Device {
+        match self {
+            Self::Train(job) => job.training.device,
+            Self::Eval(job) => job.device,
+            Self::Generate(job) => job.device,
+        }
+    }
 }
 
 /// Who a rank is, and how it finds the others. From the environment, under torchrun's names: RANK, WORLD_SIZE,

@@ -2,6 +2,7 @@
 //!
 //! Shared by the stage that starts the ranks (`flow-data`) and the ranks themselves (`flow-torch`).
 
+pub mod agent;
 mod batch;
 mod batches;
 mod dataset;

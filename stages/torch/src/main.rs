@@ -1,9 +1,10 @@
 //! `flow-torch`: one process a rank. Trains, evaluates and generates with libtorch; started by `flow`, by Slurm, or by hand.
 //!
 //! `flow-torch worker JOB.json` does a job ([`flow_plan::Job`]) as the rank that RANK, WORLD_SIZE, LOCAL_RANK,
-//! MASTER_ADDR and MASTER_PORT say. Standard output: events. Standard error: words, the reason of a failure last.
+//! MASTER_ADDR and MASTER_PORT say; with `--nnodes` it is the [`agent`] that starts those of one machine. Standard output: events. Standard error: words, the reason of a failure last.
 //! Exit: 0 done, 1 failed, 75 interrupted with a checkpoint to go on from.
 
+mod agent;
 mod ahead;
 mod batches;
 mod bench;
@@ -54,8 +55,13 @@ pub enum Ended {
     Interrupted,
 }
 
-const USAGE: &str =
-    "usage: flow-torch --about | worker JOB.json | logits MODEL_DIR IDS.json OUT.npy | bench [--layers N] [--seq S] …";
+const USAGE: &str = "\
+usage: flow-torch --about
+       flow-torch worker JOB.json                          one rank; RANK, WORLD_SIZE, … say which
+       flow-torch worker --rdzv HOST:PORT --nnodes N --node-rank K [--nproc-per-node G] JOB.json
+                                                           the ranks of one machine of N; HOST is the first of them
+       flow-torch logits MODEL_DIR IDS.json OUT.npy
+       flow-torch bench [--layers N] [--seq S] …";
 /// The version of what `flow` and this program say to each other.
 const PROTOCOL: u32 = 2;
 /// Exit code of an interrupted job (EX_TEMPFAIL).
@@ -66,6 +72,10 @@ fn main() {
     let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["--about"] => about().map(|()| Ended::Done),
         ["worker", job] => worker(Path::new(job)),
+        ["worker", ref flags @ .., job] => match agent::Agent::of(flags, Path::new(job)).and_then(agent::Agent::run) {
+            Ok(code) => leave_process(code),
+            Err(error) => Err(error),
+        },
         ["logits", model, ids, out] => {
             logits::logits(Path::new(model), Path::new(ids), Path::new(out)).map(|()| Ended::Done)
         }

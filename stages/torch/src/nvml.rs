@@ -34,6 +34,17 @@ impl Gpu {
         Some((busy, device.memory_info().ok()?.used as f64))
     }
 
+    /// The part of the machine's memory and cores that it is next to, where the machine has several.
+    pub fn numa_node(&self) -> Option<usize> {
+        let place = self.device().ok()?.pci_info().ok()?.bus_id.to_lowercase();
+        // The library writes domains with eight digits, the kernel with four.
+        let place = place
+            .split_once(':')
+            .map(|(domain, rest)| format!("{}:{rest}", &domain[domain.len().saturating_sub(4)..]))?;
+        let text = std::fs::read_to_string(format!("/sys/bus/pci/devices/{place}/numa_node")).ok()?;
+        text.trim().parse().ok()
+    }
+
     fn device(&self) -> Result<Device<'_>, NvmlError> {
         match &self.name {
             Name::Number(number) => self.nvml.device_by_index(*number),

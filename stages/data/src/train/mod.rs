@@ -8,7 +8,8 @@ mod wandb;
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -97,7 +98,7 @@ impl Stage for Train {
         let about = worker::about(&program)?;
         ctx.log(Level::Info, format!("{} {}, libtorch {}", program.display(), about.version, about.libtorch));
         let world_size = self.training.parallel.world_size();
-        let threads = (ctx.threads / world_size).max(1);
+        let threads = (ctx.threads / (world_size / ctx.nodes).max(1)).max(1);
         let model = ctx.one("model")?;
         let job = Job::Train(TrainJob {
             node: ctx.node.to_owned(),
@@ -113,11 +114,11 @@ impl Stage for Train {
         let launch = Launch { program: &program, job: &job, world_size, threads, grace: GRACE };
         let Some(wandb) = &self.training.wandb else {
             launch.run(ctx)?;
-            return whole(ctx.out);
+            return whole_soon(ctx);
         };
         let config = serde_json::to_value(&self.training)?;
         let run = wandb::Run::begin(wandb, &config, ctx).context("wandb")?;
-        let ended = launch.run(&Ctx { sink: &run, ..*ctx }).and_then(|()| whole(ctx.out));
+        let ended = launch.run(&Ctx { sink: &run, ..*ctx }).and_then(|()| whole_soon(ctx));
         run.end(ended.is_ok());
         ended
     }
@@ -250,6 +251,23 @@ fn prefixes(input: &Input) -> Result<Vec<PathBuf>> {
     }
     ensure!(!prefixes.is_empty(), "{} holds no .bin with its .idx", input.name);
     Ok(prefixes)
+}
+
+/// How long what another machine wrote may take to be seen: file systems of the network look at a directory again after a
+/// minute at the latest.
+const LAG: Duration = Duration::from_secs(75);
+
+/// [`whole`], as soon as it can be seen.
+fn whole_soon(ctx: &Ctx<'_>) -> Result<()> {
+    let elsewhere = ctx.nodes > 1 || !ctx.hosts.is_empty();
+    let until = Instant::now() + if elsewhere { LAG } else { Duration::ZERO };
+    loop {
+        match whole(ctx.out) {
+            Err(_) if Instant::now() < until => thread::sleep(Duration::from_millis(200)),
+            told => return told,
+        }
+        ctx.go_on()?;
+    }
 }
 
 /// Whether the workers left what they must.

@@ -2,8 +2,10 @@
 //!
 //! Tensors never enter this program: a spoiled GPU or a crash in libtorch takes a worker, not `flow`.
 
+mod agents;
 pub mod mesh;
 mod ranks;
+mod reach;
 mod supervise;
 #[cfg(test)]
 mod tests;

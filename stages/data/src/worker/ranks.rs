@@ -7,7 +7,10 @@ use std::{
     os::unix::process::CommandExt as _,
     path::Path,
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
-    sync::mpsc::{Receiver, SyncSender, sync_channel},
+    sync::{
+        Arc,
+        mpsc::{Receiver, sync_channel},
+    },
     thread,
 };
 
@@ -41,29 +44,50 @@ pub struct Line {
     pub text: String,
 }
 
-/// A process.
+/// What is known of a process.
+#[derive(Debug, Default)]
 pub struct Rank {
-    child: Child,
     /// How it ended.
     pub status: Option<ExitStatus>,
+    /// How many had ended before it.
+    pub place: usize,
     /// Its last log lines.
     pub last: VecDeque<String>,
     /// It was still running when all were asked to stop: how it ends then says nothing.
     pub stopped: bool,
+    /// What its machine is called, where there are several.
+    pub host: Option<Arc<str>>,
+    /// Nothing more is known of it: why.
+    pub lost: Option<String>,
 }
 
 impl Rank {
     /// Remembers a line of its log.
     pub fn remember(&mut self, line: &str) {
-        if self.last.len() == LAST_LINES {
-            self.last.pop_front();
-        }
-        self.last.push_back(line.to_owned());
+        remember(&mut self.last, line);
+    }
+
+    /// Whether nothing more comes of it.
+    pub fn is_over(&self) -> bool {
+        self.status.is_some() || self.lost.is_some()
+    }
+
+    /// Whether it ended well.
+    pub fn is_well(&self) -> bool {
+        self.status.is_some_and(|status| status.success())
     }
 }
 
+/// Adds a line to the last ones.
+pub fn remember(last: &mut VecDeque<String>, line: &str) {
+    if last.len() == LAST_LINES {
+        last.pop_front();
+    }
+    last.push_back(line.to_owned());
+}
+
 /// All processes of a job, and the file of a job that is nowhere else. None outlives this value.
-pub struct Ranks(pub Vec<Rank>, Option<NamedTempFile>);
+pub struct Ranks(pub Vec<Rank>, Vec<Child>, Option<NamedTempFile>);
 
 impl Ranks {
     /// Starts `world_size` processes `PROGRAM worker JOB`, which see the `gpus` of their node: LOCAL_RANK counts in them. Their lines come through the receiver, which ends when all
@@ -86,13 +110,13 @@ impl Ranks {
         let mut file = tempfile::Builder::new().prefix("flow-").suffix(".json").tempfile()?;
         serde_json::to_writer(&mut file, job)?;
         let (mut ranks, lines) = Self::spawn(program, file.path(), world_size, threads, None, true)?;
-        ranks.1 = Some(file);
+        ranks.2 = Some(file);
         Ok((ranks, lines))
     }
 
     /// The input of rank 0 of a conversation; the first time.
     pub fn stdin(&mut self) -> Option<ChildStdin> {
-        self.0.first_mut()?.child.stdin.take()
+        self.1.first_mut()?.stdin.take()
     }
 
     fn spawn(
@@ -106,7 +130,7 @@ impl Ranks {
         // Someone else may take the port in the moment before rank 0 listens; the ranks then say so and end.
         let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|l| l.local_addr()).context("no free port")?.port();
         let (sender, lines) = sync_channel(1024);
-        let mut ranks = Self(Vec::with_capacity(world_size), None);
+        let mut ranks = Self(Vec::with_capacity(world_size), Vec::with_capacity(world_size), None);
         for rank in 0..world_size {
             let mut command = Command::new(program);
             let stdin = if converses && rank == 0 { Stdio::piped() } else { Stdio::null() };
@@ -137,33 +161,28 @@ impl Ranks {
             command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
             // A group of its own: an interrupt from the terminal reaches us alone, and we tell the ranks.
             command.process_group(0);
-            let parent = std::process::id();
-            // SAFETY: between fork and exec this calls prctl, getppid and _exit alone, which are async-signal-safe.
-            unsafe {
-                command.pre_exec(move || {
-                    if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
-                        return Err(io::Error::last_os_error());
-                    }
-                    // The parent may have died before the line above.
-                    if libc::getppid().cast_unsigned() != parent {
-                        libc::_exit(1);
-                    }
-                    Ok(())
-                });
-            }
+            tie(&mut command, libc::SIGKILL);
             let mut child = command.spawn().with_context(|| format!("cannot start {}", program.display()))?;
             let pipes = (child.stdout.take(), child.stderr.take());
-            ranks.0.push(Rank { child, status: None, last: VecDeque::new(), stopped: false });
-            read_lines(rank, Stream::Stdout, pipes.0.context("its output is a pipe")?, sender.clone())?;
-            read_lines(rank, Stream::Stderr, pipes.1.context("its errors are a pipe")?, sender.clone())?;
+            ranks.0.push(Rank::default());
+            ranks.1.push(child);
+            let pass_on = |stream| {
+                let sender = sender.clone();
+                move |text| sender.send(Line { rank, stream, text }).is_ok()
+            };
+            read_lines(pipes.0.context("its output is a pipe")?, pass_on(Stream::Stdout))?;
+            read_lines(pipes.1.context("its errors are a pipe")?, pass_on(Stream::Stderr))?;
         }
         Ok((ranks, lines))
     }
 
     /// Looks who has ended.
     pub fn poll(&mut self) -> Result<()> {
-        for rank in self.0.iter_mut().filter(|rank| rank.status.is_none()) {
-            rank.status = rank.child.try_wait().context("cannot wait for a worker")?;
+        let mut place = self.0.iter().filter(|rank| rank.status.is_some()).count();
+        for (rank, child) in self.0.iter_mut().zip(&mut self.1).filter(|(rank, _)| rank.status.is_none()) {
+            rank.status = child.try_wait().context("cannot wait for a worker")?;
+            rank.place = place;
+            place += usize::from(rank.status.is_some());
         }
         Ok(())
     }
@@ -175,23 +194,23 @@ impl Ranks {
 
     /// Sends a signal to those that run, and to the processes that they started.
     pub fn signal(&mut self, signal: i32) {
-        for rank in self.0.iter_mut().filter(|rank| rank.status.is_none()) {
+        for (rank, child) in self.0.iter_mut().zip(&self.1).filter(|(rank, _)| rank.status.is_none()) {
             rank.stopped = true;
-            kill_group(&rank.child, signal);
+            kill_group(child, signal);
         }
     }
 
     /// Kills what the ranks started and left behind: it may hold the pipes open.
     pub fn kill_leftovers(&self) {
-        self.0.iter().for_each(|rank| kill_group(&rank.child, libc::SIGKILL));
+        self.1.iter().for_each(|child| kill_group(child, libc::SIGKILL));
     }
 }
 
 impl Drop for Ranks {
     fn drop(&mut self) {
         self.kill_leftovers();
-        for rank in self.0.iter_mut().filter(|rank| rank.status.is_none()) {
-            let _ = rank.child.wait();
+        for (_, child) in self.0.iter().zip(&mut self.1).filter(|(rank, _)| rank.status.is_none()) {
+            let _ = child.wait();
         }
     }
 }
@@ -202,18 +221,40 @@ pub fn kill_group(child: &Child, signal: i32) {
     unsafe { libc::kill(-child.id().cast_signed(), signal) };
 }
 
-fn read_lines(rank: usize, stream: Stream, pipe: impl Read + Send + 'static, sender: SyncSender<Line>) -> Result<()> {
+/// Lets the kernel send this signal to a process when the thread that starts it ends.
+pub fn tie(command: &mut Command, signal: i32) {
+    let parent = std::process::id();
+    // SAFETY: between fork and exec this calls prctl, getppid and _exit alone, which are async-signal-safe.
+    unsafe {
+        command.pre_exec(move || {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, signal) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // The parent may have died before the line above.
+            if libc::getppid().cast_unsigned() != parent {
+                libc::_exit(1);
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Gives every line of a pipe to `take`, until it wants no more.
+pub fn read_lines(
+    pipe: impl Read + Send + 'static,
+    mut take: impl FnMut(String) -> bool + Send + 'static,
+) -> Result<()> {
     let read = move || {
         let mut pipe = BufReader::new(pipe);
         let mut line = Vec::new();
         while let Ok(1..) = (&mut pipe).take(LONGEST_LINE).read_until(b'\n', &mut line) {
             let text = String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']).to_owned();
             line.clear();
-            if sender.send(Line { rank, stream, text }).is_err() {
+            if !take(text) {
                 break;
             }
         }
     };
-    thread::Builder::new().name(format!("rank {rank}")).spawn(read).context("cannot start a thread")?;
+    thread::Builder::new().name("lines".into()).spawn(read).context("cannot start a thread")?;
     Ok(())
 }

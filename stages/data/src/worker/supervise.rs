@@ -5,15 +5,18 @@ use std::{
     os::unix::process::ExitStatusExt as _,
     path::Path,
     process::ExitStatus,
-    sync::mpsc::RecvTimeoutError,
+    sync::mpsc::{Receiver, RecvTimeoutError},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow};
 use flow_core::{Cancelled, Ctx, Event, Level};
 use flow_plan::Job;
 
-use super::ranks::{Line, Rank, Ranks, Stream};
+use super::{
+    agents::Agents,
+    ranks::{Line, Rank, Ranks, Stream},
+};
 
 /// The exit status of a worker that was asked to stop and left what it needs to go on.
 const INTERRUPTED: i32 = 75;
@@ -47,54 +50,66 @@ impl Launch<'_> {
     /// A rank failed: the error says which, how, and its last lines. [`Cancelled`] when the run was interrupted.
     pub fn run(&self, ctx: &Ctx<'_>) -> Result<()> {
         ctx.go_on()?;
-        ensure!(ctx.nodes == 1, "{} machines, and ranks are started on this one alone", ctx.nodes);
         let job = ctx.scratch.join("job.json");
         fs::write(&job, serde_json::to_vec_pretty(self.job)?)
             .with_context(|| format!("cannot write {}", job.display()))?;
-        let (mut ranks, lines) =
+        if ctx.nodes > 1 || !ctx.hosts.is_empty() {
+            return self.watch(&mut Agents::start(self, &job, ctx)?, ctx);
+        }
+        let (ranks, lines) =
             Ranks::start(self.program, &job, self.world_size, self.threads, ctx.gpu_variable().as_ref())?;
+        self.watch(&mut Here { ranks, lines }, ctx)
+    }
+
+    fn watch(&self, crew: &mut dyn Crew, ctx: &Ctx<'_>) -> Result<()> {
         let mut failed: Option<Instant> = None;
         let mut kill_at: Option<Instant> = None;
         let mut interrupted = false;
-        while !ranks.ended() {
-            match lines.recv_timeout(POLL) {
-                Ok(line) => {
-                    self.take(line, &mut ranks.0, ctx);
+        while !crew.ranks().iter().all(Rank::is_over) {
+            match crew.hear(POLL) {
+                Ok(heard) => {
+                    self.take(heard, crew, ctx);
                     // What is there already, but not for ever: a rank that never stops talking must not keep us here.
-                    lines.try_iter().take(1000).for_each(|line| self.take(line, &mut ranks.0, ctx));
+                    for _ in 0..1000 {
+                        let Ok(heard) = crew.hear(Duration::ZERO) else { break };
+                        self.take(heard, crew, ctx);
+                    }
                 }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => std::thread::sleep(POLL),
             }
-            ranks.poll()?;
+            crew.poll()?;
             let now = Instant::now();
-            if failed.is_none() && ranks.0.iter().any(|rank| rank.status.is_some_and(|status| !status.success())) {
+            if failed.is_none() && crew.ranks().iter().any(|rank| rank.is_over() && !rank.is_well()) {
                 failed = Some(now);
             }
             if kill_at.is_none() && ctx.cancel.is_set() {
                 interrupted = true;
-                ranks.signal(libc::SIGTERM);
+                crew.signal(libc::SIGTERM);
                 kill_at = Some(now + self.grace);
             } else if kill_at.is_none() && failed.is_some_and(|at| now > at + SETTLE) {
-                ranks.signal(libc::SIGTERM);
+                crew.signal(libc::SIGTERM);
                 // Ranks that stop because someone outside asked them to are writing a checkpoint.
-                let asked = ranks.0.iter().any(|rank| code(rank) == Some(INTERRUPTED));
+                let asked = crew.ranks().iter().any(|rank| code(rank) == Some(INTERRUPTED));
                 kill_at = Some(now + if asked { self.grace } else { END });
             }
             if kill_at.is_some_and(|at| now > at) {
-                ranks.signal(libc::SIGKILL);
+                crew.signal(libc::SIGKILL);
             }
         }
-        ranks.kill_leftovers();
+        crew.kill_leftovers();
         // The pipes close now; the last lines are on their way.
-        while let Ok(line) = lines.recv_timeout(END) {
-            self.take(line, &mut ranks.0, ctx);
+        while let Ok(heard) = crew.hear(END) {
+            self.take(heard, crew, ctx);
         }
-        verdict(&ranks.0, interrupted)
+        verdict(crew.ranks(), interrupted)
     }
 
-    fn take(&self, line: Line, ranks: &mut [Rank], ctx: &Ctx<'_>) {
-        let Line { rank, stream, text } = line;
+    fn take(&self, heard: Heard, crew: &mut dyn Crew, ctx: &Ctx<'_>) {
+        let Line { rank, stream, text } = match heard {
+            Heard::Line(line) => line,
+            Heard::Machine(text) => return ctx.log(Level::Info, text),
+        };
         let event = (stream == Stream::Stdout).then(|| serde_json::from_str::<Event>(&text).ok()).flatten();
         let node = || ctx.node.to_owned();
         let (level, text) = match event {
@@ -114,14 +129,66 @@ impl Launch<'_> {
             Some(Event::Log { level, text, .. }) => (level, text),
             Some(_) | None => (Level::Output, text),
         };
-        ranks[rank].remember(&text);
-        ctx.log(level, if self.world_size == 1 { text } else { format!("[rank {rank}] {text}") });
+        let Some(of) = crew.ranks().get_mut(rank) else { return };
+        of.remember(&text);
+        let text = match &of.host {
+            Some(host) => format!("[rank {rank} on {host}] {text}"),
+            None if self.world_size == 1 => text,
+            None => format!("[rank {rank}] {text}"),
+        };
+        ctx.log(level, text);
+    }
+}
+
+/// The ranks of a job, wherever they run.
+pub trait Crew {
+    /// What is known of them.
+    fn ranks(&mut self) -> &mut [Rank];
+    /// What one of them says next, if it comes soon.
+    fn hear(&mut self, patience: Duration) -> Result<Heard, RecvTimeoutError>;
+    /// Looks who has ended.
+    fn poll(&mut self) -> Result<()>;
+    /// Sends a signal to those that run, and to the processes that they started.
+    fn signal(&mut self, signal: i32);
+    /// Kills what ranks that have ended left behind.
+    fn kill_leftovers(&mut self);
+}
+
+/// What is heard of a crew.
+pub enum Heard {
+    /// A line of a rank.
+    Line(Line),
+    /// Of what starts them on another machine.
+    Machine(String),
+}
+
+/// All on this machine.
+struct Here {
+    ranks: Ranks,
+    lines: Receiver<Line>,
+}
+
+impl Crew for Here {
+    fn ranks(&mut self) -> &mut [Rank] {
+        &mut self.ranks.0
+    }
+    fn hear(&mut self, patience: Duration) -> Result<Heard, RecvTimeoutError> {
+        self.lines.recv_timeout(patience).map(Heard::Line)
+    }
+    fn poll(&mut self) -> Result<()> {
+        self.ranks.poll()
+    }
+    fn signal(&mut self, signal: i32) {
+        self.ranks.signal(signal);
+    }
+    fn kill_leftovers(&mut self) {
+        self.ranks.kill_leftovers();
     }
 }
 
 /// How it went when all have ended: the error names the rank that is to blame, and its last lines.
 pub fn verdict(ranks: &[Rank], interrupted: bool) -> Result<()> {
-    let failed = || ranks.iter().enumerate().filter(|(_, rank)| !rank.status.is_some_and(|s| s.success()));
+    let failed = || ranks.iter().enumerate().filter(|(_, rank)| !rank.is_well());
     if failed().next().is_none() {
         return Ok(());
     }
@@ -130,12 +197,18 @@ pub fn verdict(ranks: &[Rank], interrupted: bool) -> Result<()> {
     }
     // The one to name: killed before one that exits because of it, and neither if we stopped it ourselves.
     let order = |rank: &Rank| {
-        (rank.stopped, rank.status.is_some_and(|s| s.signal().is_none()), code(rank) == Some(INTERRUPTED))
+        let ended_itself = rank.status.is_some_and(|status| status.signal().is_none());
+        (rank.stopped, ended_itself, code(rank) == Some(INTERRUPTED), rank.place)
     };
     let Some((number, rank)) = failed().min_by_key(|(_, rank)| order(rank)) else { return Ok(()) };
     let lines = rank.last.iter().map(|line| format!("\n  {line}")).collect::<String>();
     let lines = if lines.is_empty() { "it wrote nothing".to_owned() } else { format!("its last lines:{lines}") };
     let who = if ranks.len() == 1 { "the worker".to_owned() } else { format!("rank {number} of {}", ranks.len()) };
+    let who = rank.host.iter().fold(who, |who, host| format!("{who} on {host}"));
+    if let Some(lost) = &rank.lost {
+        let words = if rank.last.is_empty() { String::new() } else { format!("; rank {number}: {lines}") };
+        return Err(anyhow!("{lost}{words}"));
+    }
     Err(anyhow!(lines).context(format!("{who} {}", rank.status.map_or_else(String::new, ending))))
 }
 
@@ -144,7 +217,7 @@ fn code(rank: &Rank) -> Option<i32> {
 }
 
 /// How a process ended, in words.
-fn ending(status: ExitStatus) -> String {
+pub fn ending(status: ExitStatus) -> String {
     match (status.code(), status.signal()) {
         (Some(INTERRUPTED), _) => {
             "was asked to stop from outside and kept what it has: run again, and it goes on from there".into()

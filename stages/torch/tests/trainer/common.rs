@@ -138,8 +138,8 @@ impl Training {
         self.dir.path().join(name)
     }
 
-    /// Starts one process a rank.
-    pub fn start(&self) -> Vec<Child> {
+    /// Writes what the ranks are told; where to.
+    pub fn write_job(&self) -> PathBuf {
         for name in ["out", "scratch"] {
             fs::create_dir_all(self.path(name)).unwrap();
         }
@@ -152,6 +152,12 @@ impl Training {
         fs::write(self.path("job.json"), job.to_string()).unwrap();
         job["train"] = source("nothing_document");
         fs::write(self.path("misled.json"), job.to_string()).unwrap();
+        self.path("job.json")
+    }
+
+    /// Starts one process a rank.
+    pub fn start(&self) -> Vec<Child> {
+        self.write_job();
         let size = |axis: &str| self.numbers["parallel"][axis].as_u64().unwrap_or(1);
         let world = size("tensor") * size("data") * size("pipeline") * size("context");
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();

@@ -1,0 +1,201 @@
+//! Training on several machines: hosts by name over a real `sshd`, both of which are this machine.
+//!
+//! Needs `flow-torch` (FLOW_TORCH names it) and OpenSSH's server; left out, with a word, elsewhere.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::OnceLock,
+};
+
+use crate::support::{Events, Sandbox, copy, until};
+
+const SSHD: &str = "/usr/sbin/sshd";
+
+/// A server on the loopback with a key of its own, and a client's file that knows two names for it.
+struct Server {
+    sshd: Child,
+    config: PathBuf,
+}
+
+impl Server {
+    fn start(sandbox: &Sandbox) -> Self {
+        let dir = sandbox.outside("ssh");
+        fs::create_dir(&dir).unwrap();
+        let at = |name: &str| dir.join(name).display().to_string();
+        for key in ["host", "user"] {
+            let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", &at(key)]).status();
+            assert!(made.unwrap().success());
+        }
+        fs::copy(at("user.pub"), at("authorized")).unwrap();
+        // As root it wants this directory; the machine may not have started one yet.
+        let _ = fs::create_dir("/run/sshd");
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let server = format!(
+            "Port {port}\nListenAddress 127.0.0.1\nHostKey {}\nAuthorizedKeysFile {}\nPidFile none\nStrictModes no\n\
+             UsePAM no\nPasswordAuthentication no\nPermitRootLogin yes\nMaxStartups 100\n",
+            at("host"),
+            at("authorized")
+        );
+        fs::write(at("sshd_config"), server).unwrap();
+        let client = format!(
+            "Host alpha beta\n  HostName 127.0.0.1\n  Port {port}\n  IdentityFile {}\n  IdentitiesOnly yes\n  \
+             StrictHostKeyChecking no\n  UserKnownHostsFile /dev/null\n  LogLevel ERROR\n\
+             Host nowhere\n  HostName 127.0.0.1\n  Port 1\n",
+            at("user")
+        );
+        fs::write(at("config"), client).unwrap();
+        let mut sshd = Command::new(SSHD);
+        sshd.args(["-D", "-e", "-f", &at("sshd_config")]).stdin(Stdio::null()).stderr(Stdio::null());
+        let server = Self { sshd: sshd.spawn().unwrap(), config: dir.join("config") };
+        until("sshd listens", || std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+        server
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.sshd.kill();
+        let _ = self.sshd.wait();
+    }
+}
+
+fn is_possible() -> bool {
+    let has = std::env::var_os("FLOW_TORCH").is_some() && Path::new(SSHD).is_file();
+    if !has {
+        eprintln!("left out: FLOW_TORCH names no trainer, or there is no {SSHD}");
+    }
+    has
+}
+
+/// The training of the shipped pipeline, small.
+const TRAIN: &str = "run pipelines/ja_wiki.toml train --profile mini --json --set params.shards={0..1} \
+    --set stage.train.seq_length=64 --set stage.train.micro_batch_size=2 --set stage.train.global_batch_size=8 \
+    --set stage.train.max_steps=12 --set stage.train.sched.warmup_steps=2 --set stage.train.val_interval=4 \
+    --set stage.train.checkpoint.interval=3";
+
+fn project() -> Sandbox {
+    let sandbox = Sandbox::new();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for dir in ["pipelines", "examples"] {
+        copy(&root.join(dir), &sandbox.path(dir));
+    }
+    sandbox
+}
+
+/// `flow` with these hosts, reached by the server's client file.
+fn flow(sandbox: &Sandbox, server: &Server, hosts: &str) -> Command {
+    let mut command = sandbox.flow(&TRAIN.split_whitespace().collect::<Vec<_>>());
+    command.args(["--set", &format!("stage.train.resources={{hosts={hosts},cpus=1}}")]);
+    command.env("FLOW_SSH", format!("ssh -F {}", server.config.display())).env("FLOW_PEER_TIMEOUT", "5");
+    command
+}
+
+/// The digest of the training without hosts.
+fn expected() -> &'static str {
+    static DIGEST: OnceLock<String> = OnceLock::new();
+    DIGEST.get_or_init(|| {
+        let sandbox = project();
+        let mut command = sandbox.flow(&TRAIN.split_whitespace().collect::<Vec<_>>());
+        command.args(["--set", "stage.train.resources={cpus=2}"]);
+        let output = crate::support::Output::of(command.output().unwrap());
+        assert_eq!(output.code, Some(0), "{output}");
+        Events::of(&output.stdout).digests()["train"].to_owned()
+    })
+}
+
+/// Processes whose command line or environment has this text, which is in the paths of one sandbox alone.
+fn processes(text: &str) -> Vec<i32> {
+    let entries = fs::read_dir("/proc").unwrap().flatten();
+    let has = |pid: &i32| {
+        let lines = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&lines).replace('\0', " ");
+        line.contains("worker") && line.contains(text)
+    };
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(has).collect()
+}
+
+fn ranks(sandbox: &Sandbox) -> Vec<i32> {
+    let cache = sandbox.cache().display().to_string();
+    let variable = |pid: &i32| fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    let is_rank =
+        |pid: &i32| variable(pid).split(|byte| *byte == 0).any(|variable| variable.starts_with(b"LOCAL_RANK="));
+    processes(&cache).into_iter().filter(is_rank).collect()
+}
+
+fn has_checkpoint(sandbox: &Sandbox) -> bool {
+    let scratch = fs::read_dir(sandbox.cache().join("scratch")).into_iter().flatten().flatten();
+    scratch.filter(|entry| entry.path().join("job.json").is_file()).any(|entry| {
+        fs::read_dir(entry.path()).into_iter().flatten().flatten().any(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            name.starts_with("iter_") && !name.ends_with(".tmp")
+        })
+    })
+}
+
+#[test]
+fn hosts_are_reached_by_ssh_and_give_the_same_bytes() {
+    if !is_possible() {
+        return;
+    }
+    let sandbox = project();
+    let server = Server::start(&sandbox);
+    let output = crate::support::Output::of(flow(&sandbox, &server, "['alpha','beta']").output().unwrap());
+    assert_eq!(output.code, Some(0), "{output}");
+    assert_eq!(Events::of(&output.stdout).digests()["train"], expected());
+    assert!(output.stdout.contains("1 of 2 ranks, cores"), "{output}");
+    assert!(processes(&sandbox.cache().display().to_string()).is_empty(), "nothing is left");
+}
+
+#[test]
+fn whoever_dies_nothing_is_left_and_the_next_run_goes_on() {
+    if !is_possible() {
+        return;
+    }
+    let sandbox = project();
+    let server = Server::start(&sandbox);
+    let begin = || {
+        let child = flow(&sandbox, &server, "['alpha','beta']").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        until("a checkpoint is there", || has_checkpoint(&sandbox));
+        child.unwrap()
+    };
+    // flow itself: its agents see their input end.
+    let mut child = begin();
+    assert_eq!(ranks(&sandbox).len(), 2);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    until("all died with flow", || processes(&sandbox.cache().display().to_string()).is_empty());
+    // A rank: it is named, with its machine.
+    let child = begin();
+    until("the ranks are there", || ranks(&sandbox).len() == 2);
+    let victim = ranks(&sandbox).into_iter().max().unwrap();
+    let environment = fs::read(format!("/proc/{victim}/environ")).unwrap();
+    let rank = if environment.split(|byte| *byte == 0).any(|variable| variable == b"RANK=0") { 0 } else { 1 };
+    // SAFETY: plain system call on a process of this test's.
+    assert_eq!(unsafe { libc::kill(victim, libc::SIGKILL) }, 0);
+    let output = crate::support::Output::of(child.wait_with_output().unwrap());
+    assert_eq!(output.code, Some(1), "{output}");
+    let named = format!("rank {rank} of 2 on {} was killed by signal 9", ["alpha", "beta"][rank]);
+    assert!(output.stdout.contains(&named), "{named}\n{output}");
+    until("all ended with it", || processes(&sandbox.cache().display().to_string()).is_empty());
+    // And so it goes on, to the bytes of a run that nobody disturbed.
+    let output = crate::support::Output::of(flow(&sandbox, &server, "['beta','alpha']").output().unwrap());
+    assert_eq!(output.code, Some(0), "{output}");
+    let events = Events::of(&output.stdout);
+    assert_eq!((events.how()["train"], events.digests()["train"]), ("resumed", expected()));
+}
+
+#[test]
+fn a_host_that_is_not_there_is_named_and_the_others_end() {
+    if !is_possible() {
+        return;
+    }
+    let sandbox = project();
+    let server = Server::start(&sandbox);
+    let output = crate::support::Output::of(flow(&sandbox, &server, "['alpha','nowhere']").output().unwrap());
+    assert_eq!(output.code, Some(1), "{output}");
+    assert!(output.stdout.contains("no ranks began on nowhere: ssh failed with exit status 255"), "{output}");
+    assert!(output.stdout.contains("Connection refused"), "{output}");
+    assert!(processes(&sandbox.cache().display().to_string()).is_empty(), "nothing is left");
+}
