@@ -334,11 +334,13 @@ impl Gc<'_> {
     }
 
     fn rest(&mut self) -> Result<()> {
-        for path in list(&self.cache.root().join("quarantine"))? {
-            let (bytes, used) = usage(&path);
-            if let Some(why) = self.too_old(used) {
-                let gone = self.remove(item("quarantine", path, &why, bytes))?;
-                self.gone(gone);
+        for (place, kind) in [("quarantine", "quarantine"), ("scratch/images", "image")] {
+            for path in list(&self.cache.root().join(place))? {
+                let (bytes, used) = usage(&path);
+                if let Some(why) = self.too_old(used) {
+                    let gone = self.remove(item(kind, path, &why, bytes))?;
+                    self.gone(gone);
+                }
             }
         }
         for path in list(&self.cache.root().join("tmp"))? {

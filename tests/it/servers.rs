@@ -13,7 +13,7 @@ use std::{
 
 use crate::support::{Output, until};
 
-fn directory() -> PathBuf {
+pub fn directory() -> PathBuf {
     Path::new(env!("CARGO_BIN_EXE_flow")).ancestors().nth(2).unwrap().join("servers")
 }
 
@@ -85,7 +85,7 @@ pub struct Server {
 }
 
 impl Server {
-    fn start(program: &Path, args: &dyn Fn(u16) -> Vec<String>) -> Self {
+    pub fn start(program: &Path, args: &dyn Fn(u16) -> Vec<String>) -> Self {
         // Another may take the port before the server does; then it ends, and the next one is tried.
         for _ in 0..5 {
             let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();

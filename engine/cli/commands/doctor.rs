@@ -65,6 +65,7 @@ pub fn doctor() -> Done {
         }
     }
     report.say("trainer", trainer());
+    report.say("containers", Ok(containers()));
     for (name, value) in PROXIES.iter().filter_map(|name| proxy(name)) {
         report.say("proxy", Ok(format!("{name} = {}", without_password(&value))));
     }
@@ -92,8 +93,11 @@ fn tell_settings(settings: &Settings, report: &mut Report) {
             made.push((name.clone(), path.display().to_string()));
         }
     }
-    for name in ["cache_dir", "jobs", "cpus", "gpus", "memory", "wait", "connections"] {
-        let variable = format!("FLOW_{}", name.to_uppercase());
+    for name in ["cache_dir", "jobs", "cpus", "gpus", "memory", "wait", "connections", "container_engine"] {
+        let variable = match name {
+            "container_engine" => "FLOW_CONTAINER".to_owned(),
+            name => format!("FLOW_{}", name.to_uppercase()),
+        };
         if std::env::var_os(&variable).is_some() {
             made.retain(|(known, _)| known != name);
             made.push((name.to_owned(), variable));
@@ -159,6 +163,13 @@ fn trainer() -> Result<String> {
     let program = flow_data::worker()?;
     let about = flow_data::about(&program)?;
     Ok(format!("{} {}, libtorch {}, CUDA {}", program.display(), about.version, about.libtorch, about.cuda))
+}
+
+/// What runs containers. A machine that has nothing of the kind lacks nothing, until a stage names an image.
+fn containers() -> String {
+    let found = flow_data::container_engines();
+    let told: Vec<String> = found.iter().map(|(name, place)| format!("{name} ({})", place.display())).collect();
+    if told.is_empty() { "nothing runs them here".into() } else { told.join(", ") }
 }
 
 /// The variable in either spelling.

@@ -38,7 +38,7 @@ pub use read::{Read, from_value, read};
 pub use refs::{Ref, Refs};
 pub use schema::schema_of;
 pub use secret::{holds_secret, is_secret_name, masked_json};
-pub use stage::{Check, Ctx, DynStage, Facts, Files, Input, Known, Mode, Port, Stage};
+pub use stage::{Check, Ctx, DynStage, Facts, Files, Input, Known, Machine, Mode, Port, Stage};
 pub use tree::{Entry, Tree, is_safe_name};
 pub use value::{Table, Value, ValueKind};
 

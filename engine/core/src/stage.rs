@@ -85,6 +85,12 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + fmt::Debug + Send +
         let _ = check;
     }
 
+    /// What the machine that it runs on does not have of what it takes, besides cores, GPUs and memory.
+    fn lacks(&self, machine: &Machine<'_>) -> Option<Diagnostic> {
+        let _ = machine;
+        None
+    }
+
     /// What an interrupted run left in `scratch`, for people: `from its checkpoint of step 50`.
     fn left(&self, scratch: &Path) -> Option<String> {
         let _ = scratch;
@@ -189,6 +195,13 @@ pub struct Known {
     pub facts: Facts,
     /// Names of files that it has for sure; it may have others.
     pub files: Vec<String>,
+}
+
+/// What is known of a machine on which a stage is to run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Machine<'a> {
+    /// What runs containers, if the settings say so.
+    pub container_engine: Option<&'a str>,
 }
 
 /// What a stage sees when it is checked.
@@ -303,6 +316,8 @@ pub struct Ctx<'a> {
     /// The GPUs that are this node's alone, as `CUDA_VISIBLE_DEVICES` names them. None if it asked for none: then what
     /// flow was started with is all there is to say.
     pub gpus: &'a [String],
+    /// What runs containers, if the settings say so.
+    pub container_engine: Option<&'a str>,
     /// How files are taken from the network.
     pub network: &'a Network,
     /// Where events go.
@@ -383,6 +398,8 @@ pub trait DynStage: fmt::Debug + Send + Sync {
     fn pin(&self) -> Option<Pin>;
     /// [`Stage::check`]
     fn check(&self, check: &mut Check<'_>);
+    /// [`Stage::lacks`]
+    fn lacks(&self, machine: &Machine<'_>) -> Option<Diagnostic>;
     /// [`Stage::left`]
     fn left(&self, scratch: &Path) -> Option<String>;
     /// [`Stage::run`]
@@ -412,6 +429,9 @@ impl<S: Stage> DynStage for S {
     }
     fn check(&self, check: &mut Check<'_>) {
         Stage::check(self, check);
+    }
+    fn lacks(&self, machine: &Machine<'_>) -> Option<Diagnostic> {
+        Stage::lacks(self, machine)
     }
     fn left(&self, scratch: &Path) -> Option<String> {
         Stage::left(self, scratch)

@@ -65,6 +65,7 @@ fn once(dir: &Path) {
         wait: None,
         memory: u64::MAX,
         network: flow_core::Network::default(),
+        container_engine: None,
         executor: "local".into(),
         executors: flow_engine::Executors::new(),
         sources: Vec::new(),

@@ -37,6 +37,8 @@ pub struct Env<'a> {
     /// What of each node's result is given to the team, if anything is.
     pub pushes: Option<Vec<Push>>,
     pub network: &'a Network,
+    /// What runs containers, if the settings say so.
+    pub container_engine: Option<&'a str>,
     /// The directories whose files the run's record names already.
     pub listed: Mutex<HashSet<Digest>>,
     /// The files that the pipeline was read from, if anything runs elsewhere.
@@ -234,6 +236,7 @@ impl Env<'_> {
             hosts: &job.hosts,
             threads: job.threads,
             gpus,
+            container_engine: self.container_engine,
             network: self.network,
             sink: self.sink,
             cancel: &job.cancel,

@@ -27,6 +27,7 @@ mod heads;
 mod history;
 mod include;
 mod kept;
+mod lacks;
 mod ledger;
 mod link;
 mod load;

@@ -7,7 +7,9 @@ use std::{
     sync::Arc,
 };
 
-use flow_core::{Check, Ctx, Diagnostic, DynStage, Files, Implied, Kind, Parsed, Pin, Port, Span, Value, did_you_mean};
+use flow_core::{
+    Check, Ctx, Diagnostic, DynStage, Files, Implied, Kind, Machine, Parsed, Pin, Port, Span, Value, did_you_mean,
+};
 use rayon::prelude::*;
 
 use crate::{
@@ -352,6 +354,9 @@ struct Unread;
 impl DynStage for Unread {
     fn ports(&self) -> Vec<Port> {
         Vec::new()
+    }
+    fn lacks(&self, _: &Machine<'_>) -> Option<Diagnostic> {
+        None
     }
     fn implied(&self) -> Vec<Implied> {
         Vec::new()

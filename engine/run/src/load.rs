@@ -128,8 +128,18 @@ pub fn load(file: &Path, options: &LoadOptions) -> Result<Merged, Vec<Diagnostic
             None if value.as_table().is_some_and(|table| table.get("kind").is_some()) => {
                 error.hint(format!("a stage is a table `[stage.{key}]`"))
             }
-            None if ["mirrors", "remote", "connections", "cache_dir", "jobs", "cpus", "gpus", "memory"]
-                .contains(&&**key) =>
+            None if [
+                "mirrors",
+                "remote",
+                "connections",
+                "cache_dir",
+                "jobs",
+                "cpus",
+                "gpus",
+                "memory",
+                "container_engine",
+            ]
+            .contains(&&**key) =>
             {
                 error.hint(format!(
                     "`{key}` is a setting: it stands in flow.toml beside the pipeline, or in the user's own"

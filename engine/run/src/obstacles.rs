@@ -18,6 +18,7 @@ use crate::{
     cluster::{self, Executor},
     decide::{cannot_read, paths_of, unreadable},
     graph::{Graph, NodeId, Source},
+    lacks::lacking_programs,
     lockfile::LockFile,
     place::Placer,
     plan::{Plan, Verdict, plan},
@@ -93,7 +94,9 @@ pub fn obstacles(
     if !runs.is_empty() {
         found.errors.extend(settings.remote.as_ref().and_then(|remote| remote.can_sign().err()));
     }
-    found.warnings.extend(lacking(graph, settings, runs.into_iter()));
+    found.warnings.extend(lacking(graph, settings, runs.iter().copied()));
+    let lacking = lacking_programs(graph, settings, runs.into_iter());
+    found.warnings.extend(lacking.errors.into_iter().chain(lacking.warnings));
     let before = InTheWay::of(&placer, &selection, open.into_iter(), checked, false)?;
     found.errors.extend(before.errors);
     found.warnings.extend(before.warnings);
@@ -120,6 +123,9 @@ pub fn obstacles_of_all(
     found.errors.extend(wrong);
     found.errors.extend(settings.remote.as_ref().and_then(|remote| remote.can_sign().err()));
     found.errors.extend(on().filter_map(|id| no_place(project, id)));
+    let lacking = lacking_programs(graph, settings, on());
+    found.errors.extend(lacking.errors);
+    found.warnings.extend(lacking.warnings);
     // Of what cannot be decided it cannot be said what it would do.
     let mut undecided = vec![!unlocked; graph.nodes.len()];
     for (id, node) in graph.nodes.iter().enumerate() {

@@ -97,6 +97,7 @@ pub fn run(
         true => sources(project).map_err(RunError::Cache)?,
         false => BTreeMap::new(),
     };
+    let container_engine = settings.container_engine.as_deref();
     let env = Env {
         sources,
         project,
@@ -106,6 +107,7 @@ pub fn run(
         placer: &placer,
         pushes,
         network,
+        container_engine,
         listed,
         gpus,
         allocated: false,

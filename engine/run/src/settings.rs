@@ -49,6 +49,8 @@ pub struct Settings {
     pub executor: String,
     /// What is said of executors, by name.
     pub executors: Executors,
+    /// What runs containers, whatever a pipeline says.
+    pub container_engine: Option<String>,
     /// The files that were read, the strongest last.
     pub sources: Vec<PathBuf>,
 }
@@ -74,6 +76,8 @@ struct File {
     #[serde(default)]
     mirrors: Mirrors,
     #[serde(default)]
+    container_engine: Option<String>,
+    #[serde(default)]
     remote: RemoteFile,
     #[serde(default)]
     executor: Option<String>,
@@ -93,7 +97,7 @@ type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 impl Settings {
     /// Reads the user's file (`flow/config.toml` under `$XDG_CONFIG_HOME` or `~/.config`), the project's
     /// ([`SETTINGS_FILE`]) and the environment (`FLOW_CACHE_DIR`, `FLOW_JOBS`, `FLOW_CPUS`, `FLOW_GPUS`, `FLOW_MEMORY`,
-    /// `FLOW_WAIT`, `FLOW_CONNECTIONS`, `FLOW_EXECUTOR`, `FLOW_REMOTE`, `FLOW_REMOTE_MODE`): later wins. What nobody says, the machine says.
+    /// `FLOW_WAIT`, `FLOW_CONNECTIONS`, `FLOW_CONTAINER`, `FLOW_EXECUTOR`, `FLOW_REMOTE`, `FLOW_REMOTE_MODE`): later wins. What nobody says, the machine says.
     ///
     /// # Errors
     /// A file or variable cannot be understood: all of them, with their places.
@@ -152,6 +156,7 @@ impl Settings {
                     },
                     executor: merged.executor.unwrap_or_else(|| LOCAL.to_owned()),
                     executors: merged.executors,
+                    container_engine: merged.container_engine,
                     sources,
                 })
             }
@@ -197,6 +202,7 @@ impl File {
         self.wait = over.wait.or(self.wait);
         self.connections = over.connections.or(self.connections);
         self.mirrors.extend(over.mirrors);
+        self.container_engine = over.container_engine.or(self.container_engine.take());
         self.remote.lay_over(over.remote, &absolute);
         self.executor = over.executor.or(self.executor.take());
         for (name, table) in over.executors.into_iter().chain([(cluster::SLURM.to_owned(), over.slurm)]) {
@@ -228,6 +234,7 @@ fn from_env(env: Env<'_>, errors: &mut Vec<Diagnostic>) -> File {
         wait: wait.map(Duration::from_millis),
         connections: number("FLOW_CONNECTIONS", small).map(|n| n as usize),
         mirrors: Mirrors::new(),
+        container_engine: env("FLOW_CONTAINER").filter(|name| !name.is_empty()),
         cache_dir: env("FLOW_CACHE_DIR").filter(|path| !path.is_empty()).map(|path| {
             // A variable's path is relative to where the person stands, not to the project.
             std::path::absolute(&path).map_or(path, |path| path.to_string_lossy().into_owned())

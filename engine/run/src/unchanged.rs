@@ -192,7 +192,16 @@ fn guard(file: &Path, dir: &Path, kinds: &[Kind], load: &LoadOptions, settings: 
     env.iter().for_each(|(name, value)| add(format!("{name}={value}").as_bytes()));
     // How much may run at a time is nothing to a run in which nothing runs, nor where files would come from.
     let network = Network::default();
-    let settings = Settings { jobs: 0, cpus: 0, gpus: 0, memory: 0, nodes: 0, network, ..settings.clone() };
+    let settings = Settings {
+        jobs: 0,
+        cpus: 0,
+        gpus: 0,
+        memory: 0,
+        nodes: 0,
+        network,
+        container_engine: None,
+        ..settings.clone()
+    };
     add(format!("{settings:?}").as_bytes());
     Digest(*hasher.finalize().as_bytes())
 }

@@ -36,6 +36,7 @@ fn child() {
         network: flow_core::Network::default(),
         executor: "local".into(),
         executors: flow_engine::Executors::new(),
+        container_engine: None,
     };
     flow_engine::run(&project, &cache, &settings, &RunOptions::default(), &|_| {}, &Cancel::default()).unwrap();
 }

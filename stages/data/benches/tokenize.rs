@@ -138,6 +138,7 @@ fn stage(shard: &Path, tokenizer: &Path, threads: usize) {
         nodes: 1,
         hosts: &[],
         gpus: &[],
+        container_engine: None,
         network: &flow_core::Network::default(),
         sink: &sink,
         cancel: &Cancel::default(),

@@ -4,6 +4,7 @@
 //! cache or the engine: a stage sees its inputs, an output directory, a sink for events and a cancel flag.
 
 mod command;
+mod container;
 mod curate;
 mod datasets;
 mod documents;
@@ -27,6 +28,7 @@ pub mod weights;
 mod wiki_extract;
 mod worker;
 
+pub use container::found as container_engines;
 pub use worker::{About, PROTOCOL, about, worker};
 
 use flow_core::{Diagnostic, Kind};
@@ -42,6 +44,7 @@ pub const KINDS: &[Kind] = &[
     Kind::of::<curate::filter::Filter>(),
     Kind::of::<gunzip::Gunzip>(),
     Kind::of::<hf_to_megatron::HfToMegatron>(),
+    Kind::of::<container::Image>(),
     Kind::of::<init_model::InitModel>(),
     Kind::of::<megatron_to_hf::MegatronToHf>(),
     Kind::of::<merge::Merge>(),

@@ -90,6 +90,7 @@ impl Stand {
             nodes: 1,
             hosts: &[],
             gpus: &[],
+            container_engine: None,
             network: &self.network,
             sink: &sink,
             cancel: &self.cancel,

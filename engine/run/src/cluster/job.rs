@@ -221,6 +221,7 @@ impl Worker {
             placer: &placer,
             pushes: None,
             network: &self.settings.network,
+            container_engine: self.settings.container_engine.as_deref(),
             listed: Mutex::default(),
             sources: BTreeMap::new(),
             allocated: true,

@@ -6,6 +6,7 @@ use flow_core::{Event, Sink as _};
 use super::{Runner, Todo};
 use crate::{
     graph::NodeId,
+    lacks::lacking_programs,
     obstacles::{InTheWay, lacking},
     project::Asking,
     sched::State,
@@ -24,6 +25,7 @@ impl Runner<'_> {
         let mut warnings = std::mem::take(&mut checked.warnings);
         let nodes = || (0..self.env.project.graph().nodes.len()).filter(|&id| open(id));
         errors.extend(lacking(self.env.project.graph(), self.settings, nodes().filter(|&id| runs(id))));
+        errors.extend(lacking_programs(self.env.project.graph(), self.settings, nodes().filter(|&id| runs(id))).errors);
         errors.extend(std::mem::take(&mut self.refused));
         // Who may run puts its own where it belongs, or was refused.
         for id in nodes().filter(|id| self.works.contains_key(id)) {
@@ -67,6 +69,7 @@ impl Runner<'_> {
     /// What keeps it from running.
     pub(super) fn ask_again(&mut self, id: NodeId) -> Result<()> {
         let mut errors = lacking(self.env.project.graph(), self.settings, std::iter::once(id));
+        errors.extend(lacking_programs(self.env.project.graph(), self.settings, std::iter::once(id)).errors);
         if self.asked.insert(id) {
             let asking = Asking { settings: Some(self.settings), about_to_run: Some(self.cancel) };
             errors.extend(self.env.project.ask_one(id, &mut self.known, true, &asking));

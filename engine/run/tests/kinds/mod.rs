@@ -306,6 +306,7 @@ impl Lab {
             network: flow_core::Network::default(),
             executor: "local".into(),
             executors: flow_engine::Executors::new(),
+            container_engine: None,
             sources: Vec::new(),
         }
     }

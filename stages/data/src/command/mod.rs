@@ -1,11 +1,11 @@
 //! `command`: any program, with declared inputs and outputs.
 
-mod family;
+pub(crate) mod family;
 mod guard;
 mod lines;
 mod orphans;
-mod placeholders;
-mod process;
+pub(crate) mod placeholders;
+pub(crate) mod process;
 mod spawn;
 
 use std::{
@@ -15,11 +15,16 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use flow_core::{Check, Ctx, Diagnostic, Port, Ref, Refs, Stage, holds_secret, is_safe_name, is_secret_name};
+use flow_core::{
+    Check, Ctx, Diagnostic, Implied, Machine, Port, Ref, Refs, Stage, holds_secret, is_safe_name, is_secret_name,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::fetch::copy_file;
+use crate::{
+    container::{Container, Inside},
+    fetch::copy_file,
+};
 use placeholders::{Placeholder, Template};
 
 /// `kind = "command"`: a line for the shell.
@@ -46,6 +51,10 @@ pub struct Command {
     /// Variables of its environment, besides those that flow itself runs with.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     env: BTreeMap<String, String>,
+    /// The image in which the program runs: `"docker://…"`, a file, a stage that makes one; or
+    /// `{ image = "…", engine = "apptainer", binds = ["/data:/data:ro"] }`.
+    #[serde(default, skip_serializing_if = "Container::is_keyless")]
+    container: Option<Container>,
 }
 
 /// The kernel hands on no text to a program that is longer (`MAX_ARG_STRLEN`, with the zero at its end).
@@ -78,6 +87,7 @@ impl Stage for Command {
         if !self.files.is_empty() {
             ports.push(Port::all("files", &self.files));
         }
+        ports.extend(self.container.as_ref().map(Container::port));
         ports
     }
 
@@ -157,6 +167,17 @@ impl Stage for Command {
         for name in self.env.keys().filter(|name| name.is_empty() || name.contains(['=', '\0'])) {
             check.error("env", Diagnostic::new(format!("`{name}` is not the name of a variable")));
         }
+        if let Some(container) = &self.container {
+            container.check(&mut check.errors);
+        }
+    }
+
+    fn implied(&self) -> Vec<Implied> {
+        self.container.as_ref().and_then(Container::implied).into_iter().collect()
+    }
+
+    fn lacks(&self, machine: &Machine<'_>) -> Option<Diagnostic> {
+        self.container.as_ref()?.lacks(machine)
     }
 
     fn run(&self, ctx: &Ctx<'_>) -> Result<()> {
@@ -186,7 +207,12 @@ impl Stage for Command {
             }
         }
         let directory = if self.outs.is_empty() { self.place_files(ctx)? } else { self.prepare_outs(ctx)? };
-        process::run(ctx, &line, &directory, &self.env)?;
+        match &self.container {
+            None => process::run(ctx, &line, &directory, &self.env)?,
+            Some(container) => {
+                Inside::of(container, ctx, !self.outs.is_empty())?.run(ctx, &line, &directory, &self.env)?;
+            }
+        }
         for out in &self.outs {
             take_out(ctx, out)?;
         }

@@ -159,7 +159,7 @@ fn placeholder(name: &str) -> Result<Placeholder, Diagnostic> {
 }
 
 /// In single quotes, unless it is plain.
-fn quote(text: &str, line: &mut String) {
+pub fn quote(text: &str, line: &mut String) {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%,=".contains(c);
     if !text.is_empty() && text.chars().all(plain) {
         line.push_str(text);

@@ -145,15 +145,23 @@ impl Http {
     /// # Errors
     /// As said.
     pub async fn get(&self, url: &Url, headers: header::HeaderMap) -> Result<reqwest::Response, Failure> {
-        let client = self.client(url).map_err(Failure::here)?;
-        // What is asked for is the file as it lies there: a .gz stays one.
-        let request = client.get(url.clone()).header(header::ACCEPT_ENCODING, "identity").headers(headers);
-        let response = request.send().await.map_err(|error| Failure::broken(url, error))?;
+        let response = self.ask(url, headers).await?;
         match content_coding(url, &response) {
             _ if !response.status().is_success() => Err(Failure::refused(url, &response)),
             Some(coding) => Err(Failure::encoded(url, &coding)),
             None => Ok(response),
         }
+    }
+
+    /// One GET, whatever the answer.
+    ///
+    /// # Errors
+    /// There was none.
+    pub async fn ask(&self, url: &Url, headers: header::HeaderMap) -> Result<reqwest::Response, Failure> {
+        let client = self.client(url).map_err(Failure::here)?;
+        // What is asked for is the file as it lies there: a .gz stays one.
+        let request = client.get(url.clone()).header(header::ACCEPT_ENCODING, "identity").headers(headers);
+        request.send().await.map_err(|error| Failure::broken(url, error))
     }
 
     /// Tries until it works, is hopeless, or got nowhere too often. `attempt` tells with its failure how many bytes
@@ -258,7 +266,7 @@ impl Failure {
     }
 
     /// The server answered, but not with the file.
-    fn refused(url: &Url, response: &reqwest::Response) -> Self {
+    pub fn refused(url: &Url, response: &reqwest::Response) -> Self {
         let status = response.status();
         let what = match status.as_u16() {
             401 | 403 => ": the server wants credentials, or does not let you",

@@ -78,6 +78,7 @@ fn run(node: &str, world_size: usize, cancel_on: Option<&str>) -> Run {
         nodes: 1,
         hosts: &[],
         gpus: &[],
+        container_engine: None,
         network: &flow_core::Network::default(),
         sink: &sink,
         cancel: &cancel,

@@ -1,0 +1,359 @@
+//! [`Inside`]: a container that is ready for the programs of one node.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    env, fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Component, Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use flow_core::{Ctx, Input, SECRETS};
+
+use super::{
+    Container, PORT,
+    argv::{At, Start},
+    engine::{self, Engine},
+    image::{Form, Reference},
+    stage::Known,
+    store,
+};
+use crate::command::{family, placeholders::quote, process};
+
+/// More links than that lead round in a circle.
+const LINKS: usize = 16;
+/// More directories than that are bound by what they have in common.
+const APART: usize = 8;
+
+/// What every program may need to reach the network.
+const PROXIES: [&str; 8] =
+    ["http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"];
+
+/// A file or directory that is seen inside.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bind {
+    /// Where it is seen.
+    pub to: PathBuf,
+    /// Where it is.
+    pub from: PathBuf,
+    /// Nobody writes there.
+    pub read_only: bool,
+}
+
+impl Bind {
+    fn new(place: &Path, read_only: bool) -> Self {
+        Self { to: place.to_owned(), from: place.to_owned(), read_only }
+    }
+
+    /// `PLACE[:PLACE_INSIDE][:ro]`
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut parts: Vec<&str> = text.split(':').collect();
+        let read_only = parts.len() > 1 && parts.last() == Some(&"ro");
+        if read_only || parts.last() == Some(&"rw") {
+            parts.pop();
+        }
+        let (from, to) = match parts[..] {
+            [from] => (from, from),
+            [from, to] => (from, to),
+            _ => return Err(format!("`{text}` is not PLACE, PLACE:PLACE_INSIDE or PLACE:PLACE_INSIDE:ro")),
+        };
+        let home = env::var("HOME").unwrap_or_default();
+        let absolute = |path: &str| match path.strip_prefix("~/") {
+            Some(rest) => PathBuf::from(&home).join(rest),
+            None => PathBuf::from(path),
+        };
+        let (from, to) = (absolute(from), absolute(to));
+        if let Some(path) = [&from, &to].into_iter().find(|path| !path.is_absolute()) {
+            return Err(format!("`{}` is not absolute", path.display()));
+        }
+        Ok(Self { to, from, read_only })
+    }
+
+    /// `from:to`, and what else is said.
+    pub fn joined(&self, between: &str, end: &str) -> String {
+        format!("{}{between}{}{end}", self.from.display(), self.to.display())
+    }
+}
+
+/// A container that is ready.
+#[derive(Debug)]
+pub struct Inside {
+    engine: Engine,
+    image: At,
+    binds: Vec<Bind>,
+    args: Vec<String>,
+    pass: Vec<String>,
+    gpus: bool,
+    workdir: Option<PathBuf>,
+    /// A directory of its own in the scratch directory.
+    place: PathBuf,
+}
+
+impl Inside {
+    /// Chooses what runs it and gets the image. `writes`: whether the program makes something in the project's folder.
+    ///
+    /// # Errors
+    /// Nothing runs it here; the image cannot be had.
+    pub fn of(container: &Container, ctx: &Ctx<'_>, writes: bool) -> Result<Self> {
+        let input = ctx.one(PORT)?;
+        let place = ctx.scratch.join("container");
+        let _ = fs::remove_dir_all(&place);
+        fs::create_dir_all(place.join("home")).with_context(|| format!("cannot create {}", place.display()))?;
+        let (engine, image) = image(container, ctx, input)?;
+        let mut pass: Vec<String> = env::vars_os()
+            .filter_map(|(name, _)| name.into_string().ok())
+            .filter(|name| !SECRETS.contains(&name.as_str()) && name != family::VARIABLE)
+            .filter(|name| {
+                PROXIES.contains(&name.as_str()) || name == "CUDA_VISIBLE_DEVICES" || container.hands_in(name)
+            })
+            .collect();
+        if ctx.gpu_variable().is_some() && !pass.iter().any(|name| name == "CUDA_VISIBLE_DEVICES") {
+            pass.push("CUDA_VISIBLE_DEVICES".into());
+        }
+        // Docker and Podman refuse to start if they are told of GPUs and cannot give them; the others only say so.
+        let lenient = !matches!(engine, Engine::Docker | Engine::Podman);
+        Ok(Self {
+            engine,
+            image,
+            binds: binds(container, ctx, writes)?,
+            args: container.args.clone(),
+            pass,
+            gpus: !ctx.gpus.is_empty() || (lenient && Path::new("/dev/nvidiactl").exists()),
+            workdir: container.workdir.as_ref().map(PathBuf::from),
+            place,
+        })
+    }
+
+    /// Runs a line in a shell inside until it ends.
+    ///
+    /// # Errors
+    /// As [`process::run`].
+    pub fn run(&self, ctx: &Ctx<'_>, line: &str, directory: &Path, env: &BTreeMap<String, String>) -> Result<()> {
+        let mark = family::Mark::of(ctx.scratch).value();
+        let mut words = String::from("exec sh -c ");
+        quote(line, &mut words);
+        let directory_inside = self.workdir.as_deref().unwrap_or(directory);
+        let argv = self.enter(&words, directory_inside, env, &[(family::VARIABLE.to_owned(), mark)])?;
+        let mut line = String::from("exec");
+        // What keeps Docker's and Podman's containers is not of the family: it has to tidy up when the container was ended.
+        line.push_str(if self.is_kept() { " env -u FLOW_COMMAND_MARK" } else { "" });
+        for word in argv {
+            line.push(' ');
+            quote(&word, &mut line);
+        }
+        let done = process::run(ctx, &line, directory, &self.environment(ctx));
+        if done.is_err() {
+            self.end();
+        }
+        done
+    }
+
+    /// Writes the script that is begun with, and tells how it is begun. Values of variables stand in the script: they are seen by
+    /// nobody else, may hold anything, and are none of the engine's own.
+    fn enter(
+        &self,
+        words: &str,
+        directory: &Path,
+        env: &BTreeMap<String, String>,
+        set: &[(String, String)],
+    ) -> Result<Vec<String>> {
+        let mut script = String::from("export HOME=");
+        let utf8 =
+            |path: &Path| path.to_str().map(str::to_owned).with_context(|| format!("{} is no UTF-8", path.display()));
+        quote(&utf8(&self.place.join("home"))?, &mut script);
+        for (name, value) in env {
+            let is_name = |name: &str| {
+                name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+                    && !name.starts_with(|c: char| c.is_ascii_digit())
+            };
+            ensure!(is_name(name), "`{name}` cannot be set by the shell that begins in a container");
+            script.push_str(&format!("\nexport {name}="));
+            quote(value, &mut script);
+        }
+        script.push_str("\ncd ");
+        quote(&utf8(directory)?, &mut script);
+        script.push_str(&format!(" || exit 126\n{words}\n"));
+        let enter = self.place.join("enter");
+        fs::write(&enter, script)
+            .and_then(|()| fs::set_permissions(&enter, fs::Permissions::from_mode(0o600)))
+            .with_context(|| format!("cannot write {}", enter.display()))?;
+        let (node, cores) = (env::var("SLURMD_NODENAME").ok(), env::var("SLURM_CPUS_ON_NODE").ok());
+        let start = Start {
+            engine: self.engine,
+            image: &self.image,
+            binds: &self.binds,
+            args: &self.args,
+            pass: &self.pass,
+            set,
+            gpus: self.gpus,
+            user: (rights().0, rights().1, &rights().2),
+            id: &self.place.join("id"),
+            enter: &enter,
+            slurm: (node.as_deref(), cores.as_deref()),
+        };
+        Ok(start.argv())
+    }
+
+    /// What the engine's own environment has besides flow's.
+    fn environment(&self, ctx: &Ctx<'_>) -> BTreeMap<String, String> {
+        let prefix = match self.engine {
+            Engine::Apptainer => "APPTAINERENV_",
+            Engine::Singularity => "SINGULARITYENV_",
+            _ => return BTreeMap::new(),
+        };
+        let mark = (family::VARIABLE.to_owned(), family::Mark::of(ctx.scratch).value());
+        let gpus = ctx.gpu_variable().map(|(name, value)| (name.to_owned(), value));
+        let passed = self.pass.iter().filter_map(|name| Some((name.clone(), env::var(name).ok()?)));
+        passed.chain(gpus).chain([mark]).map(|(name, value)| (format!("{prefix}{name}"), value)).collect()
+    }
+
+    /// Whether somebody else than the engine's program is the parent of what runs inside.
+    fn is_kept(&self) -> bool {
+        matches!(self.engine, Engine::Docker | Engine::Podman)
+    }
+
+    /// Ends what runs inside and was not reached otherwise: behind a server of another user or machine.
+    fn end(&self) {
+        if let Ok(id) = fs::read_to_string(self.place.join("id"))
+            && self.is_kept()
+        {
+            let mut command = Command::new(self.engine.program());
+            let quiet =
+                command.args(["kill", id.trim()]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            let _ = quiet.status();
+        }
+    }
+}
+
+impl Container {
+    /// Whether a variable of flow's own environment is handed in.
+    fn hands_in(&self, name: &str) -> bool {
+        self.env.iter().any(|pattern| match pattern.strip_suffix('*') {
+            Some(start) => name.starts_with(start),
+            None => pattern == name,
+        })
+    }
+}
+
+/// This process's user, group and further groups.
+fn rights() -> (u32, u32, Vec<u32>) {
+    // SAFETY: system calls; the second one writes as many numbers as the first has counted.
+    unsafe {
+        let mut groups = vec![0; usize::try_from(libc::getgroups(0, std::ptr::null_mut())).unwrap_or(0)];
+        let n = libc::getgroups(groups.len() as libc::c_int, groups.as_mut_ptr());
+        groups.truncate(usize::try_from(n).unwrap_or(0));
+        (libc::geteuid(), libc::getegid(), groups)
+    }
+}
+
+/// What runs the image, and where that is.
+fn image(container: &Container, ctx: &Ctx<'_>, input: &Input) -> Result<(Engine, At)> {
+    let text = container.image.text();
+    if Form::of(text) != Form::Reference {
+        let files = input.files();
+        let image = match &files[..] {
+            [(_, path)] => path.clone(),
+            files => {
+                let mut images = files.iter().filter(|(name, _)| Form::of(name) != Form::Unknown);
+                match (images.next(), images.next()) {
+                    (Some((_, path)), None) => path.clone(),
+                    _ => bail!("{} must be one image file, and has {} files", input.name, files.len()),
+                }
+            }
+        };
+        let form = image.to_str().map_or(Form::Unknown, Form::of);
+        let engine = engine::choose(form, container.engine, ctx.container_engine)?;
+        let path = image.to_str().with_context(|| format!("{} is no UTF-8", image.display()))?;
+        return Ok((engine, At::File(path.to_owned())));
+    }
+    let reference = Reference::parse(text).map_err(anyhow::Error::msg)?;
+    let known = Known::read(input)?;
+    let engine = engine::choose(Form::Reference, container.engine, ctx.container_engine)?;
+    let image = match (engine, known) {
+        (Engine::Docker | Engine::Podman, Known::Digest(digest)) => {
+            At::Name(format!("{}@{digest}", reference.repository()))
+        }
+        (Engine::Docker | Engine::Podman, Known::Local(id)) => At::Name(id),
+        (_, Known::Local(_)) => bail!(
+            "{text} is in no registry but an image of Docker's or Podman's on one machine, and {} has no such images: push it, or \
+             run it with what built it",
+            engine.name()
+        ),
+        (_, Known::Digest(digest)) => store::image_file(ctx, engine, &reference, &digest)?,
+    };
+    Ok((engine, image))
+}
+
+/// All that is seen inside, parents before what is in them.
+fn binds(container: &Container, ctx: &Ctx<'_>, writes: bool) -> Result<Vec<Bind>> {
+    let mut binds =
+        BTreeSet::from([Bind::new(ctx.out, false), Bind::new(ctx.scratch, false), Bind::new(ctx.project, !writes)]);
+    for input in ctx.inputs.iter().filter(|(port, _)| *port != PORT).flat_map(|(_, inputs)| inputs) {
+        binds.insert(Bind::new(&input.path, true));
+        let files = input.files();
+        let ends: BTreeSet<PathBuf> = files.iter().flat_map(|(_, path)| behind(path)).collect();
+        // A tree of the cache is links to objects, thousands of them.
+        let common =
+            || ends.iter().cloned().reduce(|a, b| common(&a, &b)).filter(|common| common.components().count() > 2);
+        match (ends.len() > APART).then(common).flatten() {
+            Some(common) => drop(binds.insert(Bind::new(&common, true))),
+            None => binds.extend(ends.iter().map(|end| Bind::new(end, true))),
+        }
+    }
+    for text in &container.binds {
+        let bind = Bind::parse(text).map_err(anyhow::Error::msg)?;
+        ensure!(bind.from.exists(), "{}, which `binds` names, is not there", bind.from.display());
+        binds.replace(bind);
+    }
+    let mut kept: Vec<Bind> = Vec::new();
+    for bind in binds {
+        let place = [&bind.from, &bind.to].map(|path| path.to_str());
+        let odd = |path: &Option<&str>| path.is_none_or(|path| path.contains([':', ',', '\\', ' ', '\n', '"']));
+        if place.iter().any(odd) {
+            bail!(
+                "{}: no engine takes a place with such a name into a container (`:`, `,`, a space)",
+                bind.from.display()
+            );
+        }
+        let above = kept.iter().rev().find(|above| bind.to.starts_with(&above.to));
+        let is_seen = above
+            .is_some_and(|above| above.read_only == bind.read_only && above.from == above.to && bind.from == bind.to);
+        if !is_seen {
+            kept.push(bind);
+        }
+    }
+    Ok(kept)
+}
+
+/// The directories that links lead to from a path, as they are called in the links.
+fn behind(path: &Path) -> Vec<PathBuf> {
+    let mut ends = Vec::new();
+    let mut at = path.to_owned();
+    for _ in 0..LINKS {
+        let Ok(to) = fs::read_link(&at) else { break };
+        at = plain(&at.parent().unwrap_or(Path::new("/")).join(to));
+        ends.extend(at.parent().map(Path::to_owned));
+    }
+    ends
+}
+
+/// Without `..`, as the path reads.
+fn plain(path: &Path) -> PathBuf {
+    path.components().fold(PathBuf::new(), |mut plain, part| {
+        match part {
+            Component::ParentDir => drop(plain.pop()),
+            Component::CurDir => {}
+            part => plain.push(part),
+        }
+        plain
+    })
+}
+
+/// The directory that both are in.
+fn common(a: &Path, b: &Path) -> PathBuf {
+    a.components().zip(b.components()).take_while(|(a, b)| a == b).map(|(a, _)| a).collect()
+}
