@@ -143,6 +143,37 @@ fn a_run_is_a_page_that_a_browser_shows_without_complaint() {
     assert_eq!(browser.complaints(), Vec::<String>::new());
 }
 
+/// As a whole a long curve is drawn with less than all its values; from near each of them is there.
+#[test]
+fn from_near_a_curve_has_every_step() {
+    let sandbox = Sandbox::with(
+        r#"
+[stage.train]
+kind = "command"
+run = '''
+awk 'BEGIN { for (s = 1; s <= 15000; s++) printf "{\"step\":%d,\"loss\":%f}\n", s, 1 + s % 2 + 1 / s }' > {out}/metrics.jsonl
+'''
+"#,
+    );
+    sandbox.ok(&["run", "p.toml"]);
+    sandbox.ok(&["report", "-o", "long.html"]);
+    let size = sandbox.read("long.html").len();
+    assert!(size < 400_000, "{size}");
+    let Some(browser) = Browser::start() else { return };
+    browser.open(&url(&sandbox, "long.html"));
+    let points: Vec<(String, f64)> = serde_json::from_value(browser.script(POINTS)).unwrap();
+    assert!(points[0].1 > 100.0 && points[0].1 < 3000.0, "{points:?}");
+    (0..20).for_each(|_| press(&browser, "+"));
+    let step = || -> u64 {
+        press(&browser, "ArrowRight");
+        let step = browser.script("return document.querySelector('.tipbox b').textContent");
+        step.as_str().unwrap().trim_start_matches("Step ").replace(',', "").parse().unwrap()
+    };
+    let first = step();
+    assert_eq!((step(), step()), (first + 1, first + 2));
+    assert_eq!(browser.complaints(), Vec::<String>::new());
+}
+
 #[test]
 fn runs_side_by_side_share_their_charts_and_say_what_differs() {
     let sandbox = Sandbox::with(TRAINING);

@@ -316,3 +316,33 @@ fn shells_complete_the_stages_and_profiles_of_the_pipeline_on_the_line() {
     sandbox.write("p.toml", "[[[");
     assert_eq!(complete(&["flow", "run", "p.toml", "--only", "t"]), [""; 0]);
 }
+
+/// How far an evaluation is has a total from the first prompt on, and the time that is left.
+#[test]
+fn the_way_of_an_evaluation_is_seen() {
+    if std::env::var_os("FLOW_TORCH").is_none() {
+        eprintln!("left out: FLOW_TORCH names no trainer (`cargo xtask test` builds it)");
+        return;
+    }
+    let example = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/ja_wiki_mini");
+    let place = |name: &str| example.join(name).display().to_string();
+    let sandbox = Sandbox::with(&format!(
+        "[stage.tiny]\nkind = \"init-model\"\nconfig = \"{}\"\ntokenizer = \"{}\"\n\
+         [stage.eval]\nkind = \"eval\"\nmodel = \"tiny\"\ntasks = [\"long.toml\"]\nbatch_size = 2\n",
+        place("config.json"),
+        place("tokenizer")
+    ));
+    let task =
+        "task = \"long\"\nkind = \"generate\"\ndata = \"long.jsonl\"\ntext = \"q\"\nuntil = []\nmax_new_tokens = 400\n";
+    sandbox.write("long.toml", task);
+    sandbox.write("long.jsonl", &"{\"q\": \"x\"}\n".repeat(12));
+    let mut terminal = Terminal::start(sandbox.flow(&["run", "p.toml"]), (140, 24));
+    terminal.until("what is left is said", |lines| {
+        let parts = ["eval", "%", "/4,8", " tokens", " left", "asks tiny"];
+        lines.iter().any(|line| parts.iter().all(|part| line.contains(part)))
+    });
+    assert_eq!(terminal.end().code(), Some(0));
+    let run = sandbox.ok(&["runs"]).split(' ').next().unwrap().to_owned();
+    let events = std::fs::read_to_string(sandbox.cache().join("runs").join(run).join("events.jsonl")).unwrap();
+    assert!(events.contains("\"done\":12,\"total\":12,\"unit\":\"documents\""), "prompts are counted: {events}");
+}

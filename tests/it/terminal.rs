@@ -90,6 +90,16 @@ impl Terminal {
         self.seen.lock().unwrap().screen.screen().hide_cursor()
     }
 
+    /// Whether what is typed is seen and comes line by line, as a shell leaves a terminal.
+    pub fn is_plain(&self) -> bool {
+        // SAFETY: the file is open, and the call fills the structure or fails.
+        unsafe {
+            let mut modes = std::mem::zeroed();
+            assert_eq!(libc::tcgetattr(self.master.as_raw_fd(), &raw mut modes), 0);
+            modes.c_lflag & (libc::ECHO | libc::ICANON | libc::ISIG) == libc::ECHO | libc::ICANON | libc::ISIG
+        }
+    }
+
     /// Waits until the screen shows something.
     pub fn until(&self, what: &str, shows: impl Fn(&[String]) -> bool) {
         until(what, || shows(&self.lines()));

@@ -174,8 +174,7 @@ fn only_who_may_look_sees_anything() {
         }
         assert_eq!(ui.status("POST", path, HERE), 405);
     }
-    for path in ["/run/../../etc/passwd", "/run/last", "/run/", "/run/20260101-000000-000abcd", "/x", "/events/%2e%2e"]
-    {
+    for path in ["/run/../../etc/passwd", "/run/", "/run/20260101-000000-000abcd", "/x", "/events/%2e%2e"] {
         assert_eq!(ui.status("GET", path, HERE), 404, "{path}");
     }
     let head = ui.ask("GET", "/", HERE);
@@ -217,4 +216,34 @@ fn only_who_may_look_sees_anything() {
     let wrong = sandbox.run(&["ui", "--port", &ui.port().to_string()]);
     assert_eq!(wrong.code, Some(2), "{wrong}");
     assert!(wrong.stderr.contains("--port 0"), "{wrong}");
+}
+
+/// What a node wrote is all there to read, a part at a time; and there is a lasting address of what ran last.
+#[test]
+fn whole_logs_are_shown_a_page_at_a_time() {
+    let sandbox = Sandbox::with(
+        "[stage.long]\nkind = \"command\"\nmatrix = { of = [\"a b\"] }\nrun = \"seq 100000; echo '<i>${matrix.of}</i>'\"\n",
+    );
+    let ui = Ui::start(&sandbox, &[]);
+    assert_eq!(ui.status("GET", "/run/last", HERE), 404, "nothing ran yet");
+    sandbox.ok(&["run", "p.toml"]);
+    let run = format!("/run/{}", newest(&sandbox));
+    let last = ui.ask("GET", "/run/last", HERE);
+    assert!(last.starts_with("HTTP/1.1 303") && last.contains(&format!("location: {run}\r\n")), "{last}");
+    let page = ui.ask("GET", &run, HERE);
+    let link = page.split(&format!("href=\"{run}/log?node=")).nth(1).expect("a link to the log");
+    let node = link.split('"').next().unwrap();
+    let log = |more: &str| ui.ask("GET", &format!("{run}/log?node={node}{more}"), HERE);
+    let end = log("");
+    assert!(
+        end.contains("page 3 of 3") && end.contains("\n100000\n&lt;i&gt;a b&lt;/i&gt;\n"),
+        "the end is shown first"
+    );
+    let pages: String = (1..=3).map(|page| log(&format!("&page={page}"))).collect();
+    let is_there = |line: usize| pages.contains(&format!("\n{line}\n"));
+    assert!((2..=100_000).step_by(997).all(is_there), "every line is on some page");
+    assert!(log("&page=1").contains("page=2\">Later"));
+    for wrong in ["log", "log?node=nobody", "log?node=..%2Frun.json", "log?node=../../x"] {
+        assert_eq!(ui.status("GET", &format!("{run}/{wrong}"), HERE), 404, "{wrong}");
+    }
 }

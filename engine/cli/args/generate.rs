@@ -9,18 +9,25 @@ pub const EXAMPLES: &str = "Without a prompt each line of stdin is one; in a ter
 
 Examples:
   flow generate results/ja-mini \"日本の首都は\" --max-new-tokens 32
-  flow generate \"$(flow path pipeline.toml hf)\" --chat --temperature 0.7 --top-p 0.9
+  flow generate pipeline.toml hf \"日本の首都は\"
+  flow generate pipeline.toml hf --chat --temperature 0.7 --top-p 0.9
   flow generate results/ja-mini --prompts questions.jsonl -o answers.jsonl --batch-size 32";
 
 /// `flow generate`
 #[derive(Debug, Args)]
 pub struct Generate {
-    /// A Hugging Face directory
-    #[arg(value_name = "MODEL", value_hint = ValueHint::DirPath)]
+    /// A Hugging Face directory; or a pipeline's TOML file, and then the stage that makes one
+    #[arg(value_name = "MODEL | PIPELINE STAGE", value_hint = ValueHint::AnyPath)]
     pub model: PathBuf,
     /// What it goes on with [default: each line of stdin]
-    #[arg(value_name = "PROMPT", conflicts_with = "prompts")]
-    pub prompt: Option<String>,
+    #[arg(value_name = "PROMPT")]
+    pub words: Vec<String>,
+    /// Of the pipeline: merge this [profile.…] table over the file
+    #[arg(long, value_name = "NAME")]
+    pub profile: Option<String>,
+    /// Of the pipeline: set a value, as `stage.train.max_steps=300`; may be given again
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
     /// Go on with each line of this file: JSON objects with `prompt` (or `input`)
     #[arg(long, value_name = "FILE.jsonl", value_hint = ValueHint::FilePath)]
     pub prompts: Option<PathBuf>,

@@ -3,14 +3,14 @@
 mod source;
 mod told;
 
-use std::io::IsTerminal as _;
+use std::{io::IsTerminal as _, path::PathBuf};
 
 use flow_core::{Cancel, Cancelled, Diagnostic};
 use flow_data::generate::{Message, Model, Prompt, Sampling, Session, Setting};
 
-use super::Done;
+use super::{Done, path};
 use crate::{
-    args::Generate,
+    args::{Generate, Pipeline},
     failure::{Failure, draw_all, from_error},
     interrupt,
     ui::diagnostic::Severity,
@@ -24,15 +24,62 @@ const CONVERSATION: usize = 8192;
 /// Goes on with prompts.
 pub fn generate(args: &Generate) -> Done {
     let sampling = sampling(args)?;
-    let model = Model::open(&args.model).map_err(|error| {
+    let Asked { model, prompt } = asked(args)?;
+    let model = Model::open(&model).map_err(|error| {
         let wrong =
             from_error(&error).hint("a model is a Hugging Face directory: config.json, safetensors, a tokenizer");
         Failure::Pipeline(vec![wrong])
     })?;
+    if let Some(wrong) = model.unshared(args.tensor) {
+        return Err(wrong.into());
+    }
     let cancel = interrupt::watch().map_err(|error| Failure::Cache(error.into()))?;
     let talk = Talk { args, model: &model, sampling, cancel };
-    let interactive = args.prompt.is_none() && args.prompts.is_none() && std::io::stdin().is_terminal();
-    if interactive { talk.converse() } else { talk.answer() }
+    let interactive = prompt.is_none() && args.prompts.is_none() && std::io::stdin().is_terminal();
+    if interactive { talk.converse() } else { talk.answer(prompt) }
+}
+
+/// What the words of the command line mean.
+struct Asked {
+    model: PathBuf,
+    prompt: Option<String>,
+}
+
+/// A directory, or the result of a stage; and a prompt, if there is one.
+fn asked(args: &Generate) -> Result<Asked, Failure> {
+    let mut words = args.words.iter();
+    let is_pipeline = args.model.is_file();
+    let stage = if is_pipeline { words.next() } else { None };
+    let (prompt, more) = (words.next().cloned(), words.next());
+    if let Some(more) = more {
+        let wrong = Diagnostic::new(format!("`{more}` is one word too many"));
+        return Err(wrong.hint("a prompt of several words is one in quotes").into());
+    }
+    if prompt.is_some() && args.prompts.is_some() {
+        return Err(Diagnostic::new("a prompt and --prompts: only one of them can be gone on with").into());
+    }
+    if !is_pipeline {
+        if args.profile.is_some() || !args.set.is_empty() {
+            let wrong = Diagnostic::new("--profile and --set are for a pipeline");
+            return Err(wrong.hint(format!("{} is not the file of one", args.model.display())).into());
+        }
+        return Ok(Asked { model: args.model.clone(), prompt });
+    }
+    let Some(stage) = stage else {
+        let wrong =
+            Diagnostic::new(format!("{} is a file: which of its stages makes the model?", args.model.display()));
+        return Err(wrong.hint(format!("flow generate {} STAGE", args.model.display())).into());
+    };
+    let pipeline = Pipeline { file: args.model.clone(), profile: args.profile.clone(), set: args.set.clone() };
+    let mut nodes = path::of_stage(&pipeline, stage)?;
+    if let [(first, _), _, ..] = &nodes[..] {
+        let wrong = Diagnostic::new(format!("stage `{stage}` has {} nodes, and one model is asked", nodes.len()));
+        return Err(wrong.hint(format!("name one of them, such as `{first}`")).into());
+    }
+    match nodes.pop() {
+        Some((_, model)) => Ok(Asked { model, prompt }),
+        None => Err(Diagnostic::new(format!("stage `{stage}` is off")).into()),
+    }
 }
 
 /// What was asked for, and by whom it is answered.
@@ -45,8 +92,8 @@ struct Talk<'a> {
 
 impl Talk<'_> {
     /// All prompts are known before the model is loaded.
-    fn answer(&self) -> Done {
-        let questions = source::questions(self.args, &self.cancel)?;
+    fn answer(&self, prompt: Option<String>) -> Done {
+        let questions = source::questions(prompt, self.args.prompts.as_deref(), &self.cancel)?;
         let mut prompts = Vec::with_capacity(questions.len() * self.args.number);
         for question in &questions {
             let said = [Message { role: "user", content: question.prompt.clone() }];

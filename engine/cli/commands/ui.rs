@@ -31,7 +31,7 @@ pub fn ui(args: &args::Ui) -> Done {
     let address = listener.local_addr().context("the address")?;
     let guard = Arc::new(Guard::of(address)?);
     let hub = Arc::new(Hub::default());
-    let reader = Arc::clone(&hub);
+    let (reader, runs) = (Arc::clone(&hub), cache.clone());
     // It ends with the process: it writes nothing.
     std::thread::Builder::new().name("runs".into()).spawn(move || reader.work(&cache)).context("a thread")?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -43,7 +43,7 @@ pub fn ui(args: &args::Ui) -> Done {
     runtime.block_on(async {
         listener.set_nonblocking(true)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
-        tokio::spawn(server::serve(listener, hub, guard));
+        tokio::spawn(server::serve(listener, hub, guard, runs));
         out::line(format!("http://{}/{query}", shown(address)))?;
         eprintln!("it shows runs and changes nothing; Ctrl-C ends it");
         while !cancel.is_set() {

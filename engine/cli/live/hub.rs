@@ -129,7 +129,7 @@ fn run(library: &Library<'_>, id: &str, tale: &mut Tale, before: Option<&Picture
     sections.extend(page::sections(&report, &drawn, true));
     let title = format!("{} · {}", info.head.pipeline, info.id);
     let over = (!info.alive).then_some("ended");
-    Ok(Picture::new(title, sections, page::chart_data(&drawn), over, before))
+    Ok(Picture::new(title, sections, page::chart_data(&drawn, true), over, before))
 }
 
 /// The newest run of the same pipeline, if it is not this one; nothing if many have begun since.
@@ -145,7 +145,7 @@ fn gone(error: &anyhow::Error, before: Option<&Picture>) -> Picture {
     let mut sections = vec![note];
     sections
         .extend(before.iter().flat_map(|before| &before.sections).filter(|seen| seen.id != "newer").map(Seen::section));
-    let charts = before.map_or_else(|| page::chart_data(&[]), |before| before.charts.html.clone());
+    let charts = before.map_or_else(|| page::chart_data(&[], true), |before| before.charts.html.clone());
     Picture::new(title, sections, charts, Some("gone"), before)
 }
 

@@ -36,7 +36,7 @@ pub fn picture(history: &History, before: Option<&Picture>) -> Result<Picture> {
         }
     };
     let section = Section { id: "overview", title: "", html };
-    Ok(Picture::new("Runs".into(), vec![section], page::chart_data(&[]), None, before))
+    Ok(Picture::new("Runs".into(), vec![section], page::chart_data(&[], true), None, before))
 }
 
 fn row(run: &RunInfo) -> Markup {

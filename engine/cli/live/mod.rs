@@ -4,6 +4,7 @@
 pub mod guard;
 pub mod hub;
 mod list;
+mod log;
 pub mod server;
 
 pub use guard::Guard;

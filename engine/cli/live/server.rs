@@ -2,6 +2,9 @@
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
+use anyhow::Result;
+use flow_cache::Cache;
+use flow_engine::History;
 use http_body_util::{Channel, Either, Full, channel::Sender};
 use hyper::{
     Method, Request, Response, StatusCode,
@@ -18,6 +21,7 @@ use tokio::{net::TcpListener, sync::watch, time};
 use super::{
     guard::{Guard, Verdict},
     hub::{Hub, Picture, Seen},
+    log,
 };
 use crate::report::page::{self, Section};
 
@@ -31,17 +35,17 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
 const BREATH: Duration = Duration::from_millis(100);
 
 /// Answers for as long as the process lives.
-pub async fn serve(listener: TcpListener, hub: Arc<Hub>, guard: Arc<Guard>) {
+pub async fn serve(listener: TcpListener, hub: Arc<Hub>, guard: Arc<Guard>, cache: Cache) {
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             time::sleep(BREATH).await;
             continue;
         };
-        let (hub, guard) = (Arc::clone(&hub), Arc::clone(&guard));
+        let (hub, guard, cache) = (Arc::clone(&hub), Arc::clone(&guard), cache.clone());
         tokio::spawn(async move {
             let answer = service_fn(|request| {
-                let (hub, guard) = (Arc::clone(&hub), Arc::clone(&guard));
-                async move { Ok::<_, Infallible>(answer(request, &hub, &guard).await) }
+                let (hub, guard, cache) = (Arc::clone(&hub), Arc::clone(&guard), cache.clone());
+                async move { Ok::<_, Infallible>(answer(request, &hub, &guard, cache).await) }
             });
             let mut server = http1::Builder::new();
             let server = server.timer(TokioTimer::new()).header_read_timeout(PATIENCE);
@@ -51,7 +55,7 @@ pub async fn serve(listener: TcpListener, hub: Arc<Hub>, guard: Arc<Guard>) {
     }
 }
 
-async fn answer(request: Request<Incoming>, hub: &Hub, guard: &Guard) -> Response<Body> {
+async fn answer(request: Request<Incoming>, hub: &Hub, guard: &Guard, cache: Cache) -> Response<Body> {
     let mut response = match guard.judge(request.headers(), request.uri().query()) {
         Verdict::Elsewhere => text(StatusCode::FORBIDDEN, "This server is not known by that name."),
         Verdict::Stranger => text(StatusCode::UNAUTHORIZED, "Open the address that `flow ui` printed, with its token."),
@@ -63,7 +67,7 @@ async fn answer(request: Request<Incoming>, hub: &Hub, guard: &Guard) -> Respons
         Verdict::Welcome if request.method() != Method::GET => {
             text(StatusCode::METHOD_NOT_ALLOWED, "This server only shows.")
         }
-        Verdict::Welcome => route(&request, hub).await,
+        Verdict::Welcome => route(&request, hub, cache).await,
     };
     let policy = format!("{}; frame-ancestors 'none'", page::policy(true));
     let always = [
@@ -77,15 +81,35 @@ async fn answer(request: Request<Incoming>, hub: &Hub, guard: &Guard) -> Respons
     response
 }
 
-async fn route(request: &Request<Incoming>, hub: &Hub) -> Response<Body> {
+async fn route(request: &Request<Incoming>, hub: &Hub, cache: Cache) -> Response<Body> {
     let parts: Vec<&str> = request.uri().path().split('/').skip(1).collect();
     match parts[..] {
         [""] => shown(hub, None).await,
+        ["run", "last"] => read(move || Ok(newest(&cache)?.map(|id| see(&format!("/run/{id}"))))).await,
+        ["run", id, "log"] if is_id(id) => {
+            let (id, query) = (id.to_owned(), request.uri().query().unwrap_or_default().to_owned());
+            let page = move || log::show(&History::open(&cache), &id, &query);
+            read(move || Ok(page()?.map(|page| full(StatusCode::OK, "text/html; charset=utf-8", page)))).await
+        }
         ["run", id] if is_id(id) => shown(hub, Some(id)).await,
         ["events"] => follow(hub.look(None), seen(request)),
         ["events", id] if is_id(id) => follow(hub.look(Some(id.to_owned())), seen(request)),
         _ => text(StatusCode::NOT_FOUND, "There is no such page. / lists the runs."),
     }
+}
+
+/// What is read of the disk for one answer alone.
+async fn read(answer: impl FnOnce() -> Result<Option<Response<Body>>> + Send + 'static) -> Response<Body> {
+    match tokio::task::spawn_blocking(answer).await.map_err(anyhow::Error::from).flatten() {
+        Ok(Some(response)) => response,
+        Ok(None) => text(StatusCode::NOT_FOUND, "There is no such run, or it has no such log. / lists the runs."),
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &format!("{error:#}")),
+    }
+}
+
+/// The id of the newest run.
+fn newest(cache: &Cache) -> Result<Option<String>> {
+    Ok(History::open(cache).list()?.next().map(|run| run.id))
 }
 
 /// Ids are dates, and never paths.

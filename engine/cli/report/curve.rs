@@ -2,9 +2,12 @@
 //! step among a million is still seen.
 
 use serde::{Serialize, Serializer, ser::SerializeStruct};
+use serde_json::{Value as Json, json};
 
-/// A curve has at most so many buckets.
-const MOST: usize = 1000;
+/// A curve has at most so many buckets: up to as many steps are all there for who looks closer.
+const MOST: usize = 20_000;
+/// As a whole it is drawn with at most so many.
+const DRAWN: usize = 1000;
 
 /// Values over steps. It takes them as they come, and does not grow beyond its room.
 #[derive(Clone, Debug)]
@@ -90,7 +93,12 @@ impl Curve {
             }
             _ => self.buckets.push(bucket),
         }
-        while self.buckets.len() > MOST {
+        self.shrink(MOST);
+    }
+
+    /// Merges buckets until there are no more than so many.
+    fn shrink(&mut self, most: usize) {
+        while self.buckets.len() > most {
             self.width *= 2;
             let old = std::mem::take(&mut self.buckets);
             for bucket in old {
@@ -103,11 +111,38 @@ impl Curve {
         }
     }
 
+    /// As it is drawn as a whole.
+    pub fn thinned(&self) -> Self {
+        let mut thinned = self.clone();
+        thinned.shrink(DRAWN);
+        thinned
+    }
+
     fn place(&self, bucket: &Bucket) -> u64 {
         bucket.step() as u64 / self.width
     }
 
-    /// What is drawn.
+    /// All of it, as JSON for the script of a page: in place of the steps, runs of them that are as far from each other: the
+    /// first, how far, how many, in tenths.
+    pub fn near(&self) -> Json {
+        let mut runs: Vec<[i64; 3]> = Vec::new();
+        for point in self.points() {
+            let at = (point.step * 10.0).round() as i64;
+            match runs.last_mut() {
+                Some([first, far, count @ 1]) if at > *first => (*far, *count) = (at - *first, 2),
+                Some([first, far, count]) if at == *first + *far * *count => *count += 1,
+                _ => runs.push([at, 0, 1]),
+            }
+        }
+        let of = |side: fn(&Point) -> f64| self.points().map(|point| side(&point)).collect::<Vec<f64>>();
+        let mut json = json!({ "taken": self.taken, "runs": runs, "y": of(|point| point.value) });
+        if self.width > 1 {
+            (json["low"], json["high"]) = (json!(of(|point| point.low)), json!(of(|point| point.high)));
+        }
+        json
+    }
+
+    /// The buckets.
     pub fn points(&self) -> impl Iterator<Item = Point> {
         self.buckets.iter().map(|bucket| Point {
             step: (bucket.step() * 10.0).round() / 10.0,
@@ -138,16 +173,18 @@ fn short(value: f64) -> f64 {
     format!("{value:.5e}").parse().unwrap_or(value)
 }
 
+/// As it is drawn as a whole.
 impl Serialize for Curve {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let points: Vec<Point> = self.points().collect();
+        let thinned = self.thinned();
+        let points: Vec<Point> = thinned.points().collect();
         let of = |side: fn(&Point) -> f64| points.iter().map(side).collect::<Vec<f64>>();
         let mut curve = serializer.serialize_struct("Curve", 5)?;
         curve.serialize_field("taken", &self.taken)?;
         curve.serialize_field("x", &of(|point| point.step))?;
         curve.serialize_field("y", &of(|point| point.value))?;
         // Without buckets of many the extremes are the values.
-        if self.width > 1 {
+        if thinned.width > 1 {
             curve.serialize_field("low", &of(|point| point.low))?;
             curve.serialize_field("high", &of(|point| point.high))?;
         } else {
@@ -175,6 +212,19 @@ mod tests {
         assert!(points.iter().all(|point| point.low == 2.0 && point.value < 3.0));
         assert!(points.is_sorted_by(|a, b| a.step < b.step));
         assert!(serde_json::to_string(&curve).unwrap().len() < 60_000);
+    }
+
+    #[test]
+    fn from_near_every_step_is_there_and_takes_little_room() {
+        let mut curve = Curve::default();
+        (1..=20_000).for_each(|step| curve.push(step, 1.0 / step as f64));
+        let near = curve.near();
+        assert_eq!((&near["runs"], near["y"].as_array().unwrap().len()), (&json!([[10, 10, 20_000]]), 20_000));
+        assert!(near["low"].is_null() && near.to_string().len() < 300_000, "{}", near.to_string().len());
+        assert!(curve.thinned().len() <= DRAWN);
+        let mut uneven = Curve::default();
+        [1, 2, 4, 6, 8, 9].into_iter().for_each(|step| uneven.push(step, 1.0));
+        assert_eq!(uneven.near()["runs"], json!([[10, 10, 2], [40, 20, 3], [90, 0, 1]]));
     }
 
     #[test]

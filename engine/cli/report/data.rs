@@ -14,7 +14,7 @@ use super::{
     evaluation::Evaluation,
     library::Library,
     samples::Sample,
-    tale::{Progress, Span, State, Tale, Told},
+    tale::{State, Tale, Told},
 };
 use crate::commands::{runs, status::natural};
 
@@ -91,21 +91,11 @@ pub struct Stage {
 #[derive(Debug, Serialize)]
 pub struct Node {
     pub name: String,
-    pub state: State,
-    pub why: String,
-    pub key: Option<String>,
-    pub digest: Option<String>,
-    pub seconds: Option<f64>,
-    pub bytes: Option<u64>,
-    /// What it took when it was made.
-    pub cost: f64,
-    pub spans: Vec<Span>,
-    pub progress: Option<Progress>,
-    pub causes: Vec<String>,
-    pub log: Vec<String>,
+    /// What the events tell of it. Secrets are not shown.
+    #[serde(flatten)]
+    pub told: Told,
     /// Where the log is, if there is one.
     pub log_path: Option<String>,
-    pub warnings: Vec<String>,
     /// Port → what entered.
     pub inputs: BTreeMap<String, Vec<String>>,
     pub made: Option<Made>,
@@ -205,7 +195,7 @@ impl Run {
                 head.saved
             } else {
                 let nodes = stages.iter().flat_map(|stage: &Stage| &stage.nodes);
-                nodes.filter(|node| node.state.is_hit()).map(|node| node.cost).sum()
+                nodes.filter(|node| node.told.state.is_hit()).map(|node| node.told.cost).sum()
             },
             version: head.version.clone(),
             host: head.host.clone(),
@@ -229,7 +219,7 @@ impl Run {
 
     /// When what is known of it ends.
     pub fn end(&self) -> f64 {
-        let spans = self.stages.iter().flat_map(|stage| &stage.nodes).flat_map(|node| &node.spans);
+        let spans = self.stages.iter().flat_map(|stage| &stage.nodes).flat_map(|node| &node.told.spans);
         let last = spans.map(|span| span.to.unwrap_or(span.from)).fold(self.started, f64::max);
         if self.alive { now().floor().max(last) } else { self.finished.unwrap_or(last) }
     }
@@ -274,8 +264,8 @@ impl Stage {
 
     /// What its nodes took together, and how large their results are.
     pub fn sums(&self) -> (f64, u64) {
-        let seconds = self.nodes.iter().filter_map(|node| node.seconds).sum();
-        (seconds, self.nodes.iter().filter_map(|node| node.bytes).sum())
+        let seconds = self.nodes.iter().filter_map(|node| node.told.seconds).sum();
+        (seconds, self.nodes.iter().filter_map(|node| node.told.bytes).sum())
     }
 }
 
@@ -306,19 +296,14 @@ impl Node {
             made: known.map(|known| known.made.clone()),
             inputs: inputs.collect(),
             log_path: log.is_file().then(|| log.display().to_string()),
-            key: told.key.map(|key| key.to_string()),
-            digest: told.digest.map(|digest| digest.to_string()),
-            why: masked(&told.why),
-            causes: quiet(told.causes),
-            log: quiet(told.log.into_iter().skip(lines).collect()),
-            warnings: quiet(told.warnings),
+            told: Told {
+                why: masked(&told.why),
+                causes: quiet(told.causes),
+                log: quiet(told.log.into_iter().skip(lines).collect()),
+                warnings: quiet(told.warnings),
+                ..told
+            },
             name,
-            state: told.state,
-            seconds: told.seconds,
-            bytes: told.bytes,
-            cost: told.cost,
-            spans: told.spans,
-            progress: told.progress,
         })
     }
 }

@@ -131,7 +131,7 @@ fn now(results: Results) -> Evaluation {
     let rows = results.tasks.into_iter().flat_map(|task| {
         let mut about: Vec<String> = Vec::new();
         about.extend(task.documents.map(|count| format!("{count} documents")));
-        about.extend(task.num_fewshot.map(|count| format!("{count} shots")));
+        about.extend(task.num_fewshot.filter(|count| *count > 0).map(|count| format!("{count} shots")));
         about.extend(task.version.map(|version| format!("version {version}")));
         let about = about.join(", ");
         task.metrics.into_iter().map(move |metric| Row {

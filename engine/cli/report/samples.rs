@@ -11,8 +11,9 @@ use flow_core::Tree;
 use serde::Serialize;
 use serde_json::Value as Json;
 
-/// So many answers of a task are shown.
-const SHOWN: usize = 6;
+/// So many answers of a task are shown: texts that were written, and choices.
+const WRITTEN: usize = 6;
+const CHOSEN: usize = 2;
 /// Of so many documents they are chosen.
 const LOOKED_AT: usize = 500;
 /// A text is shown up to so many characters.
@@ -30,17 +31,19 @@ pub struct Sample {
     pub after: String,
 }
 
-/// The samples of a result, those first that are not answered as before.
+/// The samples of a result: tasks first where something was written, and of each those that are not answered as before.
 pub fn read(tree: &Tree, open: &dyn Fn(&str) -> Option<BufReader<File>>) -> Vec<Sample> {
     let tasks = tree
         .entries()
         .iter()
         .filter_map(|entry| entry.name.strip_prefix("samples/").and_then(|name| name.strip_suffix(".model.jsonl")));
-    let mut all = Vec::new();
+    let (mut written, mut chosen) = (Vec::new(), Vec::new());
     for task in tasks {
         let lines = |side: &str| open(&format!("samples/{task}.{side}.jsonl")).map(documents).unwrap_or_default();
         let before: HashMap<u64, Json> = lines("compare").into_iter().collect();
-        let mut samples: Vec<Sample> = lines("model")
+        let after = lines("model");
+        let is_text = after.iter().any(|(_, of)| of["prediction"].is_string());
+        let mut samples: Vec<Sample> = after
             .into_iter()
             .map(|(document, of)| Sample {
                 task: task.to_owned(),
@@ -53,10 +56,11 @@ pub fn read(tree: &Tree, open: &dyn Fn(&str) -> Option<BufReader<File>>) -> Vec<
             .filter(|sample| !sample.prompt.is_empty() || !sample.after.is_empty())
             .collect();
         samples.sort_by_key(|sample| (sample.before.as_ref() == Some(&sample.after), sample.document));
-        samples.truncate(SHOWN);
-        all.extend(samples);
+        samples.truncate(if is_text { WRITTEN } else { CHOSEN });
+        if is_text { &mut written } else { &mut chosen }.extend(samples);
     }
-    all
+    written.extend(chosen);
+    written
 }
 
 fn documents(file: BufReader<File>) -> Vec<(u64, Json)> {
@@ -65,11 +69,18 @@ fn documents(file: BufReader<File>) -> Vec<(u64, Json)> {
     lines.filter_map(|line| Some((line.get("document")?.as_u64()?, line))).collect()
 }
 
-/// A text as it is, anything else as JSON; the end of what is long, for that is where a question is asked.
+/// A text as it is, a choice in its words, anything else as JSON; the end of what is long, for that is where a question is
+/// asked.
 fn text(of: &Json, name: &str) -> String {
+    let choice = || of.get("choices")?.get(usize::try_from(of[name].as_u64()?).ok()?)?.as_str();
     let text = match of.get(name) {
         None | Some(Json::Null) => return String::new(),
         Some(Json::String(text)) => text.clone(),
+        // Whether the target is what the model would write.
+        Some(Json::Bool(truth)) => {
+            if *truth { "this is the likeliest" } else { "something else is likelier" }.to_owned()
+        }
+        Some(Json::Number(_)) if choice().is_some() => choice().unwrap_or_default().to_owned(),
         Some(other) => other.to_string(),
     };
     let length = text.chars().count();
@@ -100,5 +111,7 @@ mod tests {
         let sides: Vec<_> = got.iter().map(|s| (s.document, s.before.as_deref(), s.after.as_str())).collect();
         assert_eq!(sides, [(1, Some("y"), "2"), (0, Some("x"), "x")]);
         assert_eq!((got[0].task.as_str(), got[0].target.as_str()), ("squad", r#"["a","b"]"#));
+        let of = serde_json::json!({ "choices": ["no", "yes"], "target": 1, "prediction": 7 });
+        assert_eq!((text(&of, "target"), text(&of, "prediction")), ("yes".into(), "7".into()));
     }
 }

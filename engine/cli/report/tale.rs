@@ -115,7 +115,7 @@ pub struct Progress {
 }
 
 /// What is known of a node.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub struct Told {
     pub state: State,
     /// Why it ran, why it waits, or which failed before it.

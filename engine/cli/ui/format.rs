@@ -106,7 +106,7 @@ pub fn value(value: f64) -> String {
         "0".into()
     } else if size < 1e-3 {
         trim_zeros(&format!("{value:.3e}"))
-    } else if size >= 1e15 {
+    } else if size >= 1e9 {
         format!("{value:.3e}")
     } else if size >= 1000.0 {
         format!("{}{}", if value < 0.0 { "-" } else { "" }, count(size.round() as u64))

@@ -1,4 +1,4 @@
-//! [`EvalJob`]: what is asked of a model, what it answers, and [`EvalResults`]: what follows from it for documents.
+//! [`EvalJob`]: what is asked of a model, and what it answers.
 //!
 //! Requests and answers are JSON lines, one a request, in the same order. Whoever asks owns the tokenizer, the prompts and
 //! the metrics; the worker knows no task.
@@ -7,31 +7,20 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Device, Precision};
+use crate::Serving;
 
 /// Evaluation of one model.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct EvalJob {
     /// The node's name, for events.
     pub node: String,
-    /// A Hugging Face directory.
-    pub model: PathBuf,
+    /// The model, and how it is held: of a score all tokens but the last go in, of a generation the prompt and what is made.
+    #[serde(flatten)]
+    pub serving: Serving,
     /// JSON lines: [`EvalRequest`].
     pub requests: PathBuf,
     /// Where the answers go, whole or not at all, JSON lines: [`EvalAnswer`].
     pub answers: PathBuf,
-    /// So many tokens go in at most: of a score all but the last, of a generation the prompt and what is made.
-    pub max_length: usize,
-    /// Sequences in one forward pass.
-    pub batch_size: usize,
-    /// Where to compute.
-    pub device: Device,
-    /// Of weights and activations. Log-probabilities are computed in fp32.
-    pub precision: Precision,
-    /// Threads of a rank.
-    pub threads: usize,
-    /// Ranks that share each layer.
-    pub tensor: usize,
 }
 
 /// A line of what is asked.
@@ -135,48 +124,6 @@ pub enum Ending {
     Until,
     /// [`Generate::max_new_tokens`].
     Length,
-}
-
-/// What was measured of a model over documents. Every token of a document but its first is scored exactly once, as lm-eval's
-/// rolling log-likelihood does it: windows of `seq_length` tokens follow each other, and the last one is moved back so that it
-/// is as long as the others.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct EvalResults {
-    /// Documents with at least one scored token.
-    pub documents: u64,
-    /// Scored tokens.
-    pub tokens: u64,
-    /// Bytes of text in these documents, UTF-8.
-    pub bytes: u64,
-    /// Sum over the scored tokens of −ln p, in nats.
-    pub nll: f64,
-}
-
-impl EvalResults {
-    /// Validation loss: nats a token.
-    #[must_use]
-    pub fn loss(&self) -> f64 {
-        self.nll / self.tokens as f64
-    }
-
-    /// Perplexity of a token.
-    #[must_use]
-    pub fn token_perplexity(&self) -> f64 {
-        self.loss().exp()
-    }
-
-    /// Perplexity of a byte: comparable between tokenizers, of documents that begin with BOS (else the first token's
-    /// bytes count, and it is not predicted).
-    #[must_use]
-    pub fn byte_perplexity(&self) -> f64 {
-        (self.nll / self.bytes as f64).exp()
-    }
-
-    /// Bits a byte: as comparable as [`Self::byte_perplexity`].
-    #[must_use]
-    pub fn bits_per_byte(&self) -> f64 {
-        self.nll / self.bytes as f64 / std::f64::consts::LN_2
-    }
 }
 
 #[cfg(test)]

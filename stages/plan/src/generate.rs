@@ -1,43 +1,16 @@
 //! [`GenerateJob`]: a conversation with a model, in JSON lines: [`ToGenerator`] on the standard input of rank 0,
 //! [`FromGenerator`] on its standard output. It ends when the input does and everything is answered.
 
-use std::path::PathBuf;
-
 use serde::{Deserialize, Serialize};
 
-use crate::{Device, Ending, Generate, Inference, Precision};
+use crate::{Ending, Generate, Serving};
 
 /// A model that waits for prompts.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct GenerateJob {
-    /// A Hugging Face directory.
-    pub model: PathBuf,
-    /// A prompt and what is made of it have so many tokens at most.
-    pub max_length: usize,
-    /// Prompts that go on together.
-    pub batch_size: usize,
-    /// Where to compute.
-    pub device: Device,
-    /// Of weights and activations.
-    pub precision: Precision,
-    /// Threads of a rank.
-    pub threads: usize,
-    /// Ranks that share each layer.
-    pub tensor: usize,
-}
-
-impl GenerateJob {
-    /// What it needs.
-    #[must_use]
-    pub fn inference(&self) -> Inference {
-        Inference {
-            max_length: self.max_length,
-            batch_size: self.batch_size,
-            precision: self.precision,
-            tensor: self.tensor,
-            generates: true,
-        }
-    }
+    /// The model, and how it is held.
+    #[serde(flatten)]
+    pub serving: Serving,
 }
 
 /// What a generator is told.

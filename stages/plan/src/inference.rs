@@ -1,10 +1,31 @@
-//! [`Inference`]: what asking a model needs, before anything is started: the memory of a rank, and how layers can be shared.
+//! [`Serving`]: how a model is held to be asked; and [`Inference`], what that needs, before anything is started: the memory of
+//! a rank, and how layers can be shared.
 
-use std::fmt;
+use std::{fmt, path::PathBuf};
 
 use flow_core::Diagnostic;
+use serde::{Deserialize, Serialize};
 
-use crate::{EvalJob, LOSS_CHUNK_TOKENS, ModelConfig, Precision, memory};
+use crate::{Device, LOSS_CHUNK_TOKENS, ModelConfig, Precision, memory};
+
+/// A model, and how it is held to be asked.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Serving {
+    /// A Hugging Face directory.
+    pub model: PathBuf,
+    /// A sequence has so many tokens at most.
+    pub max_length: usize,
+    /// Sequences in one forward pass.
+    pub batch_size: usize,
+    /// Where to compute.
+    pub device: Device,
+    /// Of weights and activations. Log-probabilities are computed in fp32.
+    pub precision: Precision,
+    /// Threads of a rank.
+    pub threads: usize,
+    /// Ranks that share each layer.
+    pub tensor: usize,
+}
 
 /// Prompts go in together as long as they have no more tokens than this, with what they are filled up with.
 pub const PROMPT_TOKENS: usize = 8192;
@@ -46,10 +67,10 @@ impl InferenceMemory {
 }
 
 impl Inference {
-    /// How an evaluation asks, which may have generations to do.
+    /// How a model is asked that is held so. `generates`: not for scores alone.
     #[must_use]
-    pub fn of_eval(job: &EvalJob, generates: bool) -> Self {
-        let EvalJob { max_length, batch_size, precision, tensor, .. } = *job;
+    pub fn of(serving: &Serving, generates: bool) -> Self {
+        let Serving { max_length, batch_size, precision, tensor, .. } = *serving;
         Self { max_length, batch_size, precision, tensor, generates }
     }
 
@@ -79,15 +100,15 @@ impl Inference {
         }
     }
 
-    /// Why it cannot be done, if so: the layers do not split.
+    /// Why so many ranks cannot share the layers of a model, if so.
     #[must_use]
-    pub fn wrong(&self, model: &ModelConfig) -> Option<Diagnostic> {
-        if splits(model, self.tensor) {
+    pub fn unshared(model: &ModelConfig, tensor: usize) -> Option<Diagnostic> {
+        if splits(model, tensor) {
             return None;
         }
         let message = format!(
-            "tensor = {} does not divide the {} key-value heads, the feed-forward width {} and the vocabulary {}",
-            self.tensor, model.num_key_value_heads, model.intermediate_size, model.vocab_size
+            "tensor = {tensor} does not divide the {} key-value heads, the feed-forward width {} and the vocabulary {}",
+            model.num_key_value_heads, model.intermediate_size, model.vocab_size
         );
         let can: Vec<String> = (1..=model.num_key_value_heads.min(64))
             .filter(|tensor| splits(model, *tensor))
@@ -196,8 +217,7 @@ mod tests {
 
     #[test]
     fn layers_that_do_not_split_are_refused() {
-        let three = Inference { tensor: 3, ..inference(1, Precision::Fp32) };
-        assert_eq!(three.wrong(&model()).unwrap().hints, ["what does: 1, 2"]);
-        assert!(Inference { tensor: 2, ..three }.wrong(&model()).is_none());
+        assert_eq!(Inference::unshared(&model(), 3).unwrap().hints, ["what does: 1, 2"]);
+        assert!(Inference::unshared(&model(), 2).is_none());
     }
 }

@@ -1,10 +1,10 @@
 //! Where a rank computes, and with how many threads.
 
-use std::{env, path::Path};
+use std::env;
 
 use anyhow::{Result, bail};
 use flow_dist::runtime;
-use flow_plan::{Device, Inference, ModelConfig, Rank, Training};
+use flow_plan::{Device, Inference, ModelConfig, Rank, Serving, Training};
 
 /// Chooses the device of a rank and sets libtorch up for it. On the CPU everything is deterministic, on a GPU what is asked
 /// to be.
@@ -55,14 +55,15 @@ pub fn has_room(device: tch::Device, training: &Training, config: &ModelConfig) 
 
 /// Refuses what is asked of a model that does not split so, or does not fit into the GPU or the memory that is free, with what
 /// would make it fit. On a CPU the ranks share the memory.
-pub fn can_ask(device: tch::Device, inference: &Inference, model: &Path) -> Result<()> {
-    let config = ModelConfig::read(model)?;
+pub fn can_ask(device: tch::Device, serving: &Serving, generates: bool) -> Result<()> {
+    let config = ModelConfig::read(&serving.model)?;
+    let inference = Inference::of(serving, generates);
     let (has, what) = match device {
         tch::Device::Cuda(index) => (Some(runtime::device_bytes(index)?), "the GPU's memory"),
-        _ => (available_memory().map(|bytes| bytes / inference.tensor as u64), "a rank's part of the free memory"),
+        _ => (available_memory().map(|bytes| bytes / serving.tensor as u64), "a rank's part of the free memory"),
     };
     let exceeds = || inference.exceeds(&config, has?, what);
-    match inference.wrong(&config).or_else(exceeds) {
+    match Inference::unshared(&config, serving.tensor).or_else(exceeds) {
         Some(wrong) => bail!("{}; {}", wrong.message, wrong.hints.join("; ")),
         None => Ok(()),
     }

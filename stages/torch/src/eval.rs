@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use flow_core::Unit;
-use flow_plan::{EvalAnswer, EvalJob, EvalRequest, Generated, Inference, Parallel, Rank, Score};
+use flow_plan::{EvalAnswer, EvalJob, EvalRequest, Generated, Parallel, Rank, Score, Serving};
 
 use crate::{
     Ended, device,
@@ -26,14 +26,15 @@ const POOL: usize = 4096;
 
 /// Answers as `job` says. `ranks` is where others are told of a failure.
 pub fn eval(job: &EvalJob, me: &Rank, ranks: &mut Option<Ranks>) -> Result<Ended> {
-    ensure!(job.max_length > 0 && job.batch_size > 0, "max_length and batch_size must be at least 1");
-    let device = device::set_up(job.device, me, job.threads, true)?;
-    let parallel = Parallel { tensor: job.tensor, ..Parallel::default() };
+    let serving = &job.serving;
+    ensure!(serving.max_length > 0 && serving.batch_size > 0, "max_length and batch_size must be at least 1");
+    let device = device::set_up(serving.device, me, serving.threads, true)?;
+    let parallel = Parallel { tensor: serving.tensor, ..Parallel::default() };
     let ranks = ranks.insert(Ranks::meet(me, &parallel, device)?);
     let voice = Voice::new(&job.node, me.rank);
     let (total, generates) = look_at(&job.requests)?;
-    device::can_ask(device, &Inference::of_eval(job, generates), &job.model)?;
-    let opened = Opened::with(ranks, &job.model, weights::kind(job.precision), device, job.max_length)?;
+    device::can_ask(device, serving, generates)?;
+    let opened = Opened::with(ranks, &serving.model, weights::kind(serving.precision), device, serving.max_length)?;
 
     let path = &job.requests;
     let mut lines = BufReader::new(File::open(path).with_context(|| format!("cannot open {}", path.display()))?)
@@ -47,13 +48,13 @@ pub fn eval(job: &EvalJob, me: &Rank, ranks: &mut Option<Ranks>) -> Result<Ended
         for (at, line) in lines.by_ref().take(POOL) {
             let place = || format!("{}, line {}", path.display(), at + 1);
             let request: EvalRequest = serde_json::from_str(&line.with_context(place)?).with_context(place)?;
-            check(&request, job).with_context(place)?;
+            check(&request, serving.max_length).with_context(place)?;
             pool.push(request);
         }
         if pool.is_empty() {
             break;
         }
-        let Some(answered) = pooled(&pool, &opened, job, &mut |more| {
+        let Some(answered) = pooled(&pool, &opened, serving, &mut |more| {
             let now = done + more as u64;
             if std::mem::replace(&mut said, now) != now {
                 voice.progress(now, Some(total), Unit::Tokens);
@@ -81,14 +82,14 @@ fn work(request: &EvalRequest) -> usize {
     }
 }
 
-fn check(request: &EvalRequest, job: &EvalJob) -> Result<()> {
+fn check(request: &EvalRequest, max_length: usize) -> Result<()> {
     let (what, length) = match request {
         EvalRequest::Score(score) => ("tokens go in", score.tokens.len().saturating_sub(1)),
         EvalRequest::Generate(generate) => {
             ("tokens go in and are made", generate.tokens.len() + generate.max_new_tokens)
         }
     };
-    ensure!(length <= job.max_length, "{length} {what}, and max_length is {}", job.max_length);
+    ensure!(length <= max_length, "{length} {what}, and max_length is {max_length}");
     Ok(())
 }
 
@@ -96,7 +97,7 @@ fn check(request: &EvalRequest, job: &EvalJob) -> Result<()> {
 fn pooled(
     pool: &[EvalRequest],
     opened: &Opened,
-    job: &EvalJob,
+    serving: &Serving,
     go_on: &mut dyn FnMut(usize) -> Result<bool>,
 ) -> Result<Option<Vec<EvalAnswer>>> {
     let mut answers: Vec<Option<EvalAnswer>> = vec![None; pool.len()];
@@ -108,20 +109,22 @@ fn pooled(
         }
     }
     let requests: Vec<&Score> = scores.iter().map(|(_, score)| *score).collect();
-    let Some(scored) = Scorer { opened, batch_size: job.batch_size }.score(&requests, go_on)? else { return Ok(None) };
+    let Some(scored) = Scorer { opened, batch_size: serving.batch_size }.score(&requests, go_on)? else {
+        return Ok(None);
+    };
     for ((at, request), scored) in scores.into_iter().zip(scored) {
         ensure!(
             scored.logprob.is_finite(),
             "the log-likelihood of {} tokens is {}: the model's weights are damaged, or {:?} does not suffice",
             request.scored,
             scored.logprob,
-            job.precision
+            serving.precision
         );
         answers[at] = Some(EvalAnswer::Score(scored));
     }
     // Prompts of like length go in together.
     prompts.sort_by_key(|(_, prompt)| Reverse(prompt.tokens.len()));
-    let mut generator = Generator::new(opened, &job.model, job.batch_size);
+    let mut generator = Generator::new(opened, &serving.model, serving.batch_size);
     let mut made: Vec<Vec<u32>> = vec![Vec::new(); pool.len()];
     let mut done: usize = requests.iter().map(|request| request.tokens.len()).sum();
     for (at, request) in prompts {

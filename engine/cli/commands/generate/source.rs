@@ -12,10 +12,7 @@ use std::{
 use flow_core::{Cancel, Diagnostic};
 use serde_json::{Map, Value as Json};
 
-use crate::{
-    args::Generate,
-    failure::{Failure, from_error},
-};
+use crate::failure::{Failure, from_error};
 
 /// How often it is looked whether it is to stop.
 const POLL: Duration = Duration::from_millis(50);
@@ -43,11 +40,11 @@ impl Question {
 }
 
 /// All prompts.
-pub fn questions(args: &Generate, cancel: &Cancel) -> Result<Vec<Question>, Failure> {
-    if let Some(prompt) = &args.prompt {
-        return Ok(vec![Question { prompt: prompt.clone(), place: None, object: None }]);
+pub fn questions(prompt: Option<String>, file: Option<&Path>, cancel: &Cancel) -> Result<Vec<Question>, Failure> {
+    if let Some(prompt) = prompt {
+        return Ok(vec![Question { prompt, place: None, object: None }]);
     }
-    if let Some(file) = &args.prompts {
+    if let Some(file) = file {
         return from_file(file);
     }
     let typed = Typed::listen()?;

@@ -84,6 +84,25 @@ const Charts = (() => {
     return [Math.max(0, first - 1), Math.min(x.length, last + 1)];
   }
 
+  // What comes in runs of steps that are as far from each other, in tenths, as steps.
+  function unpacked(curve) {
+    if (!curve.runs) return curve;
+    const x = curve.runs.flatMap(([first, far, count]) => Array.from({ length: count }, (_, nth) => (first + nth * far) / 10));
+    return { ...curve, x };
+  }
+
+  // More values than there is room for become their means and extremes, so that a spike is still seen.
+  function thinned(one, most) {
+    if (one.x.length <= 2 * most) return one;
+    const size = Math.ceil(one.x.length / most);
+    const over = (values, of) => Array.from({ length: Math.ceil(values.length / size) }, (_, nth) => of(values.slice(nth * size, (nth + 1) * size)));
+    const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+    return {
+      ...one, x: over(one.x, mean), y: over(one.y, mean), soft: over(one.soft, mean),
+      low: over(one.low || one.y, (values) => Math.min(...values)), high: over(one.high || one.y, (values) => Math.max(...values)),
+    };
+  }
+
   function draw(chart) {
     const figure = chart.figure;
     const plot = figure.querySelector(".plot");
@@ -99,7 +118,7 @@ const Charts = (() => {
         const of = (values) => (values ? values.slice(a, b) : null);
         const y = of(one.curve.y);
         const soft = smoothed(one.curve.y, one.dashed ? 0 : state.smooth).slice(a, b);
-        return { ...one, x: of(one.curve.x), y, soft, low: of(one.curve.low), high: of(one.curve.high) };
+        return thinned({ ...one, x: of(one.curve.x), y, soft, low: of(one.curve.low), high: of(one.curve.high) }, wide / 2);
       });
     let [bottom, top] = [Infinity, -Infinity];
     for (const { y, low, high } of series) {
@@ -319,7 +338,10 @@ const Charts = (() => {
     const old = new Map(state.charts.map(({ id, at, hover }) => [id, { at, hover }]));
     state.charts = charts
       .filter((chart) => figures.has(chart.id))
-      .map((chart) => ({ ...chart, ...old.get(chart.id), figure: figures.get(chart.id) }));
+      .map((chart) => ({
+        ...chart, ...old.get(chart.id), figure: figures.get(chart.id),
+        series: chart.series.map((one) => ({ ...one, curve: unpacked(one.curve) })),
+      }));
     state.charts.forEach(switches);
     // What comes while somebody drags is drawn when that is done.
     if (!state.dragging || !state.charts.every((chart) => chart.figure.querySelector("svg"))) redraw();

@@ -77,7 +77,7 @@ fn ticks(low: f64, high: f64, about: f64) -> Vec<f64> {
 }
 
 fn picture(chart: &Chart<'_>) -> Markup {
-    let points: Vec<Vec<Point>> = chart.series.iter().map(|series| series.curve.points().collect()).collect();
+    let points: Vec<Vec<Point>> = chart.series.iter().map(|series| series.curve.thinned().points().collect()).collect();
     let all = || points.iter().flatten();
     let (first, last) = all().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), p| (a.min(p.step), b.max(p.step)));
     let (mut low, mut high) = all().fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), p| (a.min(p.low), b.max(p.high)));

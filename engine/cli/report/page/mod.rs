@@ -11,6 +11,7 @@ mod text;
 mod timeline;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
+use form_urlencoded::byte_serialize;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
@@ -58,7 +59,7 @@ pub fn sections(report: &Report, charts: &[Chart<'_>], live: bool) -> Vec<Sectio
         section("corpus", "Corpus", text::corpora(report)),
         section("evaluation", "Evaluation", text::evaluations(report)),
         section("samples", "Samples", text::samples(report)),
-        section("stages", "Stages", stages::stages(report)),
+        section("stages", "Stages", stages::stages(report, live)),
     ]
 }
 
@@ -70,10 +71,23 @@ fn heading(report: &Report, nth: usize, title: &str) -> Markup {
     }
 }
 
-/// What the script draws, as JSON.
-pub fn chart_data(charts: &[Chart<'_>]) -> String {
+/// Where `flow ui` shows the whole log of a node.
+pub fn log_address(run: &str, node: &str) -> String {
+    format!("/run/{run}/log?node={}", byte_serialize(node.as_bytes()).collect::<String>())
+}
+
+/// What the script draws, as JSON. What is not sent again and again has the values that are seen from near, too.
+pub fn chart_data(charts: &[Chart<'_>], live: bool) -> String {
+    let mut data = json!({ "charts": charts });
+    if !live {
+        for (nth, chart) in charts.iter().enumerate() {
+            for (at, series) in chart.series.iter().enumerate() {
+                data["charts"][nth]["series"][at]["curve"] = series.curve.near();
+            }
+        }
+    }
     // In a page no `<` may stand in it: it could end the element that it is in.
-    json!({ "charts": charts }).to_string().replace('<', "\\u003c")
+    data.to_string().replace('<', "\\u003c")
 }
 
 /// The page that `flow report` writes.
@@ -84,7 +98,7 @@ pub fn written(report: &Report) -> String {
         runs => format!("{} runs of {}", runs.len(), runs.first().map_or("", |run| &run.pipeline)),
     };
     let foot = html! { "Written by flow " (report.flow) " on " (clock(report.made)) "." };
-    page(&about, &sections(report, &charts, false), &chart_data(&charts), None, &foot)
+    page(&about, &sections(report, &charts, false), &chart_data(&charts, false), None, &foot)
 }
 
 /// The rule for what a page may do; one that is live asks its server for what is new.

@@ -9,7 +9,7 @@ use super::{
         data::{NODES, Node, Report, Run, Stage, flatten},
         tale::{Progress, State},
     },
-    heading,
+    heading, log_address,
 };
 use crate::ui::format::{amount, bytes, clock, count, duration, fit, value};
 
@@ -51,20 +51,21 @@ pub fn legend() -> Markup {
 }
 
 /// The stages of each run.
-pub fn stages(report: &Report) -> Markup {
+pub fn stages(report: &Report, live: bool) -> Markup {
     html! {
         @for (nth, run) in report.runs.iter().enumerate() {
             @if !run.stages.is_empty() { (heading(report, nth, "Stages")) }
-            @for stage in &run.stages { (part(nth, stage)) }
+            @for stage in &run.stages { (part(nth, stage, live.then_some(run.id.as_str()))) }
         }
     }
 }
 
-fn part(run: usize, stage: &Stage) -> Markup {
+/// A stage. `live`: the run, where its logs can be asked for.
+fn part(run: usize, stage: &Stage, live: Option<&str>) -> Markup {
     let (seconds, size) = stage.sums();
     let cost = [(seconds > 0.0).then(|| duration(seconds)), (size > 0).then(|| bytes(size))];
     let cost: Vec<String> = cost.into_iter().flatten().collect();
-    let failed = stage.nodes.iter().any(|node| !node.causes.is_empty());
+    let failed = stage.nodes.iter().any(|node| !node.told.causes.is_empty());
     html! {
         details.stage id=(anchor(run, &stage.name)) open[failed] {
             summary {
@@ -74,8 +75,8 @@ fn part(run: usize, stage: &Stage) -> Markup {
                 span.cost { (cost.join(" · ")) }
             }
             div.inside {
-                @for node in stage.nodes.iter().filter(|node| !node.causes.is_empty()) { (failure(node)) }
-                @if let [node] = &stage.nodes[..] { (single(node)) } @else { (family(stage)) }
+                @for node in stage.nodes.iter().filter(|node| !node.told.causes.is_empty()) { (failure(node, live)) }
+                @if let [node] = &stage.nodes[..] { (single(node, live)) } @else { (family(stage, live)) }
                 (inputs(stage))
                 (params(stage))
             }
@@ -83,34 +84,41 @@ fn part(run: usize, stage: &Stage) -> Markup {
     }
 }
 
-fn failure(node: &Node) -> Markup {
+fn failure(node: &Node, live: Option<&str>) -> Markup {
     html! {
         div.failure {
-            h4 { (node.name) " " (node.state.word()) }
-            @for cause in &node.causes { p.cause { (cause) } }
-            @if !node.log.is_empty() { pre tabindex="0" { @for line in &node.log { (line) "\n" } } }
-            @if let Some(path) = &node.log_path { p.note { "The whole log: " code { (path) } } }
+            h4 { (node.name) " " (node.told.state.word()) }
+            @for cause in &node.told.causes { p.cause { (cause) } }
+            @if !node.told.log.is_empty() { pre tabindex="0" { @for line in &node.told.log { (line) "\n" } } }
+            @if node.log_path.is_some() { p.note { "The whole log: " (log(node, live)) } }
         }
     }
 }
 
-fn single(node: &Node) -> Markup {
+fn single(node: &Node, live: Option<&str>) -> Markup {
     html! {
         dl.facts {
-            @if !node.why.is_empty() { div.wide { dt { "Why" } dd { (node.why) } } }
-            @if let Some(seconds) = node.seconds { div { dt { "Took" } dd { (duration(seconds)) } } }
-            @if node.state.is_hit() && node.cost > 0.0 { div { dt { "Saved" } dd { (duration(node.cost)) } } }
+            @if !node.told.why.is_empty() { div.wide { dt { "Why" } dd { (node.told.why) } } }
+            @if let Some(seconds) = node.told.seconds { div { dt { "Took" } dd { (duration(seconds)) } } }
+            @if node.told.state.is_hit() && node.told.cost > 0.0 { div { dt { "Saved" } dd { (duration(node.told.cost)) } } }
             @if let Some(made) = &node.made {
                 div { dt { "Made" } dd { (clock(made.created)) " on " (made.host) " by flow " (made.version) } }
             }
-            @if let Some(key) = &node.key { div.wide { dt { "Key" } dd { code { (key) } } } }
-            @if let Some(digest) = &node.digest { div.wide { dt { "Result" } dd { code { (digest) } } } }
-            @if let (Some(path), true) = (&node.log_path, node.causes.is_empty()) {
-                div.wide { dt { "Log" } dd { code { (path) } } }
-            }
+            @if let Some(key) = &node.told.key { div.wide { dt { "Key" } dd { code { (key) } } } }
+            @if let Some(digest) = &node.told.digest { div.wide { dt { "Result" } dd { code { (digest) } } } }
+            @if node.log_path.is_some() && node.told.causes.is_empty() { div.wide { dt { "Log" } dd { (log(node, live)) } } }
         }
-        @for warning in &node.warnings { p.warning { (warning) } }
+        @for warning in &node.told.warnings { p.warning { (warning) } }
         (files(node))
+    }
+}
+
+/// Where its log is; a page of it where there is one.
+fn log(node: &Node, live: Option<&str>) -> Markup {
+    let path = html! { @if let Some(path) = &node.log_path { code { (path) } } };
+    match live {
+        Some(run) => html! { a href=(log_address(run, &node.name)) { (path) } },
+        None => path,
     }
 }
 
@@ -131,7 +139,7 @@ fn files(node: &Node) -> Markup {
     }
 }
 
-fn family(stage: &Stage) -> Markup {
+fn family(stage: &Stage, live: Option<&str>) -> Markup {
     if stage.nodes.is_empty() {
         return html! { p.note { "The run did not come to it." } };
     }
@@ -147,13 +155,18 @@ fn family(stage: &Stage) -> Markup {
                 tbody {
                     @for node in &stage.nodes {
                         tr {
-                            th scope="row" { (node.name) }
-                            td { span.st.(node.state.class()) { (node.state.word()) } }
-                            td { (fit(&node.why, VALUE)) }
-                            td.n { (node.seconds.map(duration).unwrap_or_default()) }
-                            td.n { (node.bytes.map(bytes).unwrap_or_default()) }
+                            th scope="row" {
+                                @match live.filter(|_| node.log_path.is_some()) {
+                                    Some(run) => a href=(log_address(run, &node.name)) title="Its log" { (node.name) },
+                                    None => (node.name),
+                                }
+                            }
+                            td { span.st.(node.told.state.class()) { (node.told.state.word()) } }
+                            td { (fit(&node.told.why, VALUE)) }
+                            td.n { (node.told.seconds.map(duration).unwrap_or_default()) }
+                            td.n { (node.told.bytes.map(bytes).unwrap_or_default()) }
                             td.n { @if let Some(made) = &node.made { (count(made.count as u64)) } }
-                            td { @if let Some(digest) = &node.digest { code { (digest.get(..12).unwrap_or(digest)) } } }
+                            td { @if let Some(digest) = &node.told.digest { code { (digest.short()) } } }
                         }
                     }
                 }
@@ -162,7 +175,7 @@ fn family(stage: &Stage) -> Markup {
         @if stage.asked > stage.nodes.len() && stage.nodes.len() == NODES {
             p.note { "and " (count((stage.asked - NODES) as u64)) " more" }
         }
-        @for node in &stage.nodes { @for warning in &node.warnings { p.warning { (node.name) ": " (warning) } } }
+        @for node in &stage.nodes { @for warning in &node.told.warnings { p.warning { (node.name) ": " (warning) } } }
         @if let Some(node) = stage.nodes.iter().find(|node| node.made.is_some()) {
             p.note { "Of " (node.name) ":" }
             (files(node))
@@ -213,19 +226,20 @@ pub fn now(report: &Report) -> Markup {
         .runs
         .iter()
         .flat_map(|run| run.stages.iter().flat_map(|stage| &stage.nodes).map(move |node| (run, node)))
-        .filter(|(_, node)| node.state.goes_on())
+        .filter(|(_, node)| node.told.state.goes_on())
         .collect();
     html! {
         @if !running.is_empty() { h2 { "Now" } }
         @for (run, node) in running {
             div.going data-node=(node.name) {
-                h3 { span.st.(node.state.class()) { (node.state.word()) } " " (node.name) }
-                @match &node.progress {
+                h3 { span.st.(node.told.state.class()) { (node.told.state.word()) } " " (node.name) }
+                @match &node.told.progress {
                     Some(progress) => (meter(run, node, progress)),
-                    None => p.none { (node.why) },
+                    None => p.none { (node.told.why) },
                 }
                 @if let Some(log) = node.log_path.as_deref().map(|path| end_of(Path::new(path))).filter(|log| !log.is_empty()) {
                     pre.log tabindex="0" id={ "log-" (node.name) } aria-label={ "Log of " (node.name) } { (log) }
+                    p.note { a href=(log_address(&run.id, &node.name)) { "The whole log" } }
                 }
             }
         }
@@ -234,7 +248,7 @@ pub fn now(report: &Report) -> Markup {
 
 fn meter(run: &Run, node: &Node, progress: &Progress) -> Markup {
     let Progress { done, total, unit, note } = progress;
-    let since = node.spans.last().map_or(0.0, |span| run.end() - span.from);
+    let since = node.told.spans.last().map_or(0.0, |span| run.end() - span.from);
     let newest = |name: &str| node.curves.get(name).and_then(super::super::curve::Curve::last);
     html! {
         @if let Some(total) = total.filter(|total| *total > 0) {

@@ -8,12 +8,13 @@ use super::{
     super::{
         charts::letter,
         corpus::Corpus,
-        data::{Report, Stage},
+        data::{Node, Report, Stage},
         evaluation::{Evaluation, Row, Value},
+        samples::Sample,
     },
     heading,
 };
-use crate::ui::format::{bytes, count, value};
+use crate::ui::format::{bytes, count, plural, value};
 
 /// Corpora of each run.
 pub fn corpora(report: &Report) -> Markup {
@@ -168,8 +169,7 @@ pub fn evaluations(report: &Report) -> Markup {
             table.evaluation {
                 thead {
                     tr {
-                        @if nodes { th scope="col" { "Stage" } }
-                        th scope="col" { "Task" } th scope="col" { "Metric" }
+                        th scope="col" { "Metric" }
                         @if compared { th.n scope="col" { (first.compare.as_deref().unwrap_or("before training")) } }
                         @for nth in 0..report.runs.len() {
                             th.n scope="col" { @if several { span.letter { (letter(nth)) } } @else { (first.model) } }
@@ -177,20 +177,16 @@ pub fn evaluations(report: &Report) -> Markup {
                         }
                     }
                 }
-                tbody {
-                    @for name in &names {
-                        @let rows: Vec<Option<&Row>> = (0..report.runs.len()).map(|run| row(run, *name)).collect();
-                        @let any = rows.iter().flatten().next();
-                        tr {
-                            @if nodes { td { (name.0) } }
-                            th scope="row" { (name.1) @if let Some(row) = any { div.none { (row.about) } } }
-                            td { (name.2) " " @if let Some(row) = any { span.none title="better" { (if row.higher_is_better { "↑" } else { "↓" }) } } }
-                            @if compared { td.n { (number(rows.iter().flatten().find_map(|row| row.compare))) } }
-                            @for row in &rows {
-                                td.n { (number(row.and_then(|row| row.model))) }
-                                @if compared { td.n { @if let Some(row) = row { (difference(row)) } } }
+                @for of_task in names.chunk_by(|a, b| (a.0, a.1) == (b.0, b.1)) {
+                    tbody {
+                        @let (node, task, _) = of_task[0];
+                        @let about = of_task.iter().find_map(|name| (0..report.runs.len()).find_map(|run| row(run, *name)));
+                        tr.task {
+                            th scope="rowgroup" colspan=(1 + report.runs.len() * if compared { 2 } else { 1 } + usize::from(compared)) {
+                                (task) " " span.none { @if nodes { "in " (node) ", " } @if let Some(row) = about { (row.about) } }
                             }
                         }
+                        @for name in of_task { (metric(&(0..report.runs.len()).map(|run| row(run, *name)).collect::<Vec<_>>(), name.2, compared)) }
                     }
                 }
             }
@@ -198,6 +194,20 @@ pub fn evaluations(report: &Report) -> Markup {
         p.note { "± is the standard error. ↑ more is better, ↓ less. A difference is called better or worse beyond two standard errors, where they are known." }
         @if !first.versions.is_empty() {
             p.note { "Measured with " @for (name, version) in &first.versions { (name) " " (version) " " } }
+        }
+    }
+}
+
+/// A number of a task: of the model before, of each run, and what is between.
+fn metric(rows: &[Option<&Row>], name: &str, compared: bool) -> Markup {
+    html! {
+        tr {
+            th scope="row" { (name) " " @if let Some(row) = rows.iter().flatten().next() { span.none title="better" { (if row.higher_is_better { "↑" } else { "↓" }) } } }
+            @if compared { td.n { (number(rows.iter().flatten().find_map(|row| row.compare))) } }
+            @for row in rows {
+                td.n { (number(row.and_then(|row| row.model))) }
+                @if compared { td.n { @if let Some(row) = row { (difference(row)) } } }
+            }
         }
     }
 }
@@ -223,33 +233,44 @@ fn difference(row: &Row) -> Markup {
     }
 }
 
-/// What models answered.
+/// What models answered, task by task.
 pub fn samples(report: &Report) -> Markup {
     let all: Vec<_> = report
         .runs
         .iter()
         .enumerate()
         .flat_map(|(nth, run)| run.stages.iter().flat_map(|stage| &stage.nodes).map(move |node| (nth, node)))
-        .filter(|(_, node)| !node.samples.is_empty())
+        .flat_map(|(nth, node)| node.samples.chunk_by(|a, b| a.task == b.task).map(move |of| (nth, node, of)))
         .collect();
     html! {
         @if !all.is_empty() {
             h2 { "Samples" }
-            @for (nth, node) in all {
-                @for sample in &node.samples {
-                    article.sample {
-                        h3 {
-                            @if report.runs.len() > 1 { span.letter { (letter(nth)) } " " }
-                            (sample.task) " " span.none { "document " (sample.document) }
-                        }
-                        blockquote.prompt { (sample.prompt) }
-                        div.sides {
-                            @if let Some(before) = &sample.before { div { h4 { "Before training" } blockquote { (before) } } }
-                            div { h4 { "After" } blockquote { (sample.after) } }
-                            @if !sample.target.is_empty() { div { h4 { "Expected" } blockquote { (sample.target) } } }
-                        }
+            @for (at, (nth, node, of)) in all.iter().enumerate() {
+                details.stage.answers id={ "r" (nth) "-samples-" (node.name) "-" (of[0].task) } open[at == 0] {
+                    summary {
+                        h3 { @if report.runs.len() > 1 { span.letter { (letter(*nth)) } " " } (of[0].task) }
+                        span.cost { (plural(of.len(), "document")) }
                     }
+                    div.inside { @for sample in *of { (answer(node, sample)) } }
                 }
+            }
+        }
+    }
+}
+
+/// A question, and what was answered by whom.
+fn answer(node: &Node, sample: &Sample) -> Markup {
+    let names = node.evaluation.as_ref();
+    let before = names.and_then(|names| names.compare.as_deref()).unwrap_or("Before training");
+    let after = names.map_or("After", |names| names.model.as_str());
+    html! {
+        article.sample {
+            p.kicker { "Document " (sample.document) }
+            @if !sample.prompt.is_empty() { blockquote.prompt { (sample.prompt) } }
+            div.sides {
+                @if let Some(said) = &sample.before { div { h4 { (before) } blockquote { (said) } } }
+                div { h4 { (after) } blockquote { (sample.after) } }
+                @if !sample.target.is_empty() { div { h4 { "Expected" } blockquote { (sample.target) } } }
             }
         }
     }

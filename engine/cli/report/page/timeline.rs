@@ -19,7 +19,7 @@ const TICKS: usize = 4;
 pub fn timelines(report: &Report) -> Markup {
     html! {
         @for (nth, run) in report.runs.iter().enumerate() {
-            @if run.stages.iter().any(|stage| stage.nodes.iter().any(|node| !node.spans.is_empty())) {
+            @if run.stages.iter().any(|stage| stage.nodes.iter().any(|node| !node.told.spans.is_empty())) {
                 (heading(report, nth, "Timeline"))
                 (timeline(nth, run))
             }
@@ -44,7 +44,7 @@ fn timeline(nth: usize, run: &Run) -> Markup {
                 }
             }
             tbody {
-                @for stage in run.stages.iter().filter(|stage| stage.nodes.iter().any(|node| !node.spans.is_empty())) {
+                @for stage in run.stages.iter().filter(|stage| stage.nodes.iter().any(|node| !node.told.spans.is_empty())) {
                     tr {
                         th scope="row" { a href={ "#" (stages::anchor(nth, &stage.name)) } { (stage.name) } }
                         td.bars { (bars(run, stage, long)) }
@@ -58,7 +58,7 @@ fn timeline(nth: usize, run: &Run) -> Markup {
 
 /// For how long its nodes worked, added up; nothing if none had to.
 fn worked(run: &Run, stage: &Stage) -> Option<f64> {
-    let spans = stage.nodes.iter().flat_map(|node| &node.spans);
+    let spans = stage.nodes.iter().flat_map(|node| &node.told.spans);
     let spans = spans.filter(|span| !["st-wait", "st-hit"].contains(&span.what.class()));
     spans.map(|span| span.to.unwrap_or_else(|| run.end()) - span.from).reduce(|a, b| a + b)
 }
@@ -66,11 +66,11 @@ fn worked(run: &Run, stage: &Stage) -> Option<f64> {
 fn bars(run: &Run, stage: &Stage, long: f64) -> Markup {
     let mut free: Vec<f64> = Vec::new();
     let mut drawn = Vec::new();
-    let mut nodes: Vec<_> = stage.nodes.iter().filter(|node| !node.spans.is_empty()).collect();
-    nodes.sort_by(|a, b| a.spans[0].from.total_cmp(&b.spans[0].from));
+    let mut nodes: Vec<_> = stage.nodes.iter().filter(|node| !node.told.spans.is_empty()).collect();
+    nodes.sort_by(|a, b| a.told.spans[0].from.total_cmp(&b.told.spans[0].from));
     for node in nodes {
-        let begin = node.spans[0].from;
-        let end = node.spans.last().map_or(begin, |last| last.to.unwrap_or_else(|| run.end()));
+        let begin = node.told.spans[0].from;
+        let end = node.told.spans.last().map_or(begin, |last| last.to.unwrap_or_else(|| run.end()));
         let lane = match free.iter().position(|until| *until <= begin) {
             Some(lane) => lane,
             None if free.len() < LANES => {
@@ -80,7 +80,7 @@ fn bars(run: &Run, stage: &Stage, long: f64) -> Markup {
             None => free.iter().enumerate().min_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(lane, _)| lane),
         };
         free[lane] = free[lane].max(end);
-        drawn.extend(node.spans.iter().map(|span| (lane, &node.name, span)));
+        drawn.extend(node.told.spans.iter().map(|span| (lane, &node.name, span)));
     }
     let lanes = free.len().max(1);
     let each = if lanes == 1 { 12.0 } else { (24.0 / lanes as f64).max(4.0) };

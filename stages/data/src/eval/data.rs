@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt};
 
 use flow_core::{Check, Diagnostic, Ref, Refs, did_you_mean};
-use flow_plan::ModelConfig;
+use flow_plan::{Inference, ModelConfig};
 use schemars::JsonSchema;
 use serde::{
     Deserialize, Deserializer,
@@ -142,6 +142,10 @@ impl Eval {
             Ok((None, _)) => return,
             Err(error) => return check.error(port, diagnostic(&error)),
         };
+        // What is 0 was said.
+        if let Some(wrong) = Inference::unshared(&config, self.tensor).filter(|_| self.tensor > 0) {
+            check.error("tensor", wrong);
+        }
         let longest = config.max_position_embeddings;
         if let Some(asked) = self.seq_length.filter(|asked| *asked > longest) {
             let wrong =

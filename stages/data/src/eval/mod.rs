@@ -36,7 +36,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use flow_core::{Check, Ctx, Diagnostic, Digest, Event, Files, Implied, Input, Level, Port, Ref, Stage, Unit};
-use flow_plan::{Device, EvalJob, Job, ModelConfig, Precision};
+use flow_plan::{Device, EvalJob, Job, ModelConfig, Precision, Serving};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -309,18 +309,17 @@ impl Eval {
             let max_length = requests.longest;
             let (path, encoder, asked) = requests.finish()?;
             let answers = ctx.scratch.join(format!("{port}.answers.jsonl"));
-            let job = Job::Eval(EvalJob {
-                node: ctx.node.to_owned(),
+            let serving = Serving {
                 model: model.path.clone(),
-                requests: path,
-                answers: answers.clone(),
                 max_length,
                 batch_size: self.batch_size,
                 device: self.device,
                 precision: self.precision,
                 threads: ctx.threads,
                 tensor: self.tensor,
-            });
+            };
+            let (node, told) = (ctx.node.to_owned(), answers.clone());
+            let job = Job::Eval(EvalJob { node, serving, requests: path, answers: told });
             // Where two models are asked, it is said which one.
             let asks = format!("asks {}", model.name);
             let named = |event: Event| match event {

@@ -10,7 +10,8 @@ mod stream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use flow_plan::ModelConfig;
+use flow_core::Diagnostic;
+use flow_plan::{Inference, ModelConfig};
 use serde_json::{Map, Value as Json};
 
 use crate::{
@@ -57,6 +58,12 @@ impl Model {
     #[must_use]
     pub fn positions(&self) -> usize {
         self.config.max_position_embeddings
+    }
+
+    /// Why so many ranks cannot share its layers, if so.
+    #[must_use]
+    pub fn unshared(&self, ranks: usize) -> Option<Diagnostic> {
+        Inference::unshared(&self.config, ranks)
     }
 
     /// The tokens of a text, with what the tokenizer puts before it.

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use flow_core::{Cancel, Cancelled};
-use flow_plan::{Device, Ending, FromGenerator, Generate, GenerateJob, Job, Precision, Sampling, ToGenerator};
+use flow_plan::{Device, Ending, FromGenerator, Generate, GenerateJob, Job, Precision, Sampling, Serving, ToGenerator};
 
 use super::{Model, stream::Stream};
 use crate::worker::{self, Line, Ranks, Stream as Pipe, verdict};
@@ -94,7 +94,7 @@ impl<'a> Session<'a> {
     pub fn start(model: &'a Model, setting: &Setting, cancel: &Cancel) -> Result<Self> {
         let program = worker::worker()?;
         worker::about(&program)?;
-        let job = Job::Generate(GenerateJob {
+        let serving = Serving {
             model: std::path::absolute(&model.dir)?,
             max_length: setting.max_length,
             batch_size: setting.batch_size,
@@ -102,7 +102,8 @@ impl<'a> Session<'a> {
             precision: setting.precision.unwrap_or(model.precision),
             threads: setting.threads,
             tensor: setting.tensor,
-        });
+        };
+        let job = Job::Generate(GenerateJob { serving });
         let (mut ranks, lines) = Ranks::converse(&program, &job, setting.tensor, setting.threads)?;
         let stdin = BufWriter::new(ranks.stdin().context("its input is a pipe")?);
         Ok(Self { model, cancel: cancel.clone(), ranks, lines, stdin, asked: 0 })

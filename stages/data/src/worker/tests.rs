@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::Result;
 use flow_core::{Cancel, Cancelled, Ctx, Event};
-use flow_plan::{Device, EvalJob, Job, Precision};
+use flow_plan::{Device, EvalJob, Job, Precision, Serving};
 use tempfile::TempDir;
 
 use super::{Launch, PROTOCOL, about};
@@ -44,15 +44,17 @@ fn run(node: &str, world_size: usize, cancel_on: Option<&str>) -> Run {
     let scratch = tempfile::tempdir().unwrap();
     let job = Job::Eval(EvalJob {
         node: node.into(),
-        model: "m".into(),
+        serving: Serving {
+            model: "m".into(),
+            max_length: 1,
+            batch_size: 1,
+            device: Device::Cpu,
+            precision: Precision::Fp32,
+            threads: 1,
+            tensor: 1,
+        },
         requests: "q".into(),
         answers: "a".into(),
-        max_length: 1,
-        batch_size: 1,
-        device: Device::Cpu,
-        precision: Precision::Fp32,
-        threads: 1,
-        tensor: 1,
     });
     let events = Mutex::new(Vec::new());
     let cancel = Cancel::default();

@@ -20,14 +20,15 @@ const GLANCE: Duration = Duration::from_secs(1);
 
 /// Talks as `job` says. `ranks` is where others are told of a failure.
 pub fn talk(job: &GenerateJob, me: &Rank, ranks: &mut Option<Ranks>) -> Result<Ended> {
-    let device = device::set_up(job.device, me, job.threads, true)?;
-    let parallel = Parallel { tensor: job.tensor, ..Parallel::default() };
+    let serving = &job.serving;
+    let device = device::set_up(serving.device, me, serving.threads, true)?;
+    let parallel = Parallel { tensor: serving.tensor, ..Parallel::default() };
     let ranks = ranks.insert(Ranks::meet(me, &parallel, device)?);
-    device::can_ask(device, &job.inference(), &job.model)?;
-    let opened = Opened::with(ranks, &job.model, weights::kind(job.precision), device, job.max_length)?;
-    let mut generator = Generator::new(&opened, &job.model, job.batch_size);
+    device::can_ask(device, serving, true)?;
+    let opened = Opened::with(ranks, &serving.model, weights::kind(serving.precision), device, serving.max_length)?;
+    let mut generator = Generator::new(&opened, &serving.model, serving.batch_size);
     let mut lines = Lines { source: (me.rank == 0).then(listen).transpose()?, world: &ranks.world, over: false };
-    let place = match (device, job.tensor) {
+    let place = match (device, serving.tensor) {
         (Device::Cuda(_), 1) => "GPU".to_owned(),
         (Device::Cuda(_), n) => format!("{n} GPUs"),
         (_, 1) => "CPU".to_owned(),
