@@ -26,8 +26,8 @@ impl Job {
     pub fn world_size(&self) -> usize {
         match self {
             Self::Train(job) => job.training.parallel.world_size(),
-            Self::Eval(job) => job.tensor,
-            Self::Generate(job) => job.tensor,
+            Self::Eval(job) => job.serving.tensor,
+            Self::Generate(job) => job.serving.tensor,
         }
     }
 
@@ -36,8 +36,8 @@ impl Job {
     pub fn threads(&self) -> usize {
         match self {
             Self::Train(job) => job.threads,
-            Self::Eval(job) => job.threads,
-            Self::Generate(job) => job.threads,
+            Self::Eval(job) => job.serving.threads,
+            Self::Generate(job) => job.serving.threads,
         }
     }
 
@@ -46,8 +46,8 @@ impl Job {
     pub fn device(&self) -> Device {
         match self {
             Self::Train(job) => job.training.device,
-            Self::Eval(job) => job.device,
-            Self::Generate(job) => job.device,
+            Self::Eval(job) => job.serving.device,
+            Self::Generate(job) => job.serving.device,
         }
     }
 }
