@@ -148,7 +148,7 @@ fn a_conversation_is_held_in_a_terminal() {
         let file = file.unwrap();
         fs::copy(file.path(), sandbox.path("chat").join(file.file_name())).unwrap();
     }
-    let template = "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}assistant:";
+    let template = "{{ bos_token }}{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}assistant:";
     sandbox.write("chat/chat_template.jinja", template);
     let mut chat = start(&["chat", "--chat", "--max-new-tokens", "4"]);
     shows(&chat, "a chat; Ctrl-D ends");
