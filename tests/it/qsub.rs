@@ -66,10 +66,10 @@ fn stages_are_jobs_of_the_shipped_templates() {
     for preset in ["age", "pbs"] {
         let site = Site::new(preset);
         site.sandbox.pipeline(
-            "[stage.here]\nkind = \"command\"\nexecutor = \"local\"\nrun = \"echo ${JOB_ID-}${PBS_JOBID-}here > {out}/x\"\n\
+            "[stage.here]\nkind = \"command\"\nexecutor = \"local\"\nrun = \"echo here$JOB_ID$PBS_JOBID > {out}/x\"\n\
              [stage.many]\nkind = \"command\"\nmatrix = { i = [1, 2, 3] }\nin = { here = \"here\" }\n\
              resources = { cpus = 2, memory = \"64MiB\", time = \"10m\" }\n\
-             run = \"cat {in.here}/x; echo $SITE ${matrix.i} job ${JOB_ID-}${PBS_JOBID-} > {out}/x\"\n\
+             run = \"cat {in.here}/x; echo $SITE ${matrix.i} job $JOB_ID$PBS_JOBID > {out}/x\"\n\
              [stage.all]\nkind = \"command\"\nin = { many = \"many\" }\nrun = \"cat {in.many}/x > {out}/all\"\n",
         );
         let output = site.run(&["run", "p.toml", "--json"]);

@@ -108,6 +108,10 @@ kind = "wiki-extract"
 input = "data/wiki.xml.bz2"
 namespaces = [0, 12]
 
+[stage.environment]
+kind = "image"
+image = "docker://ghcr.io/org/name:1"
+
 [stage.base]
 kind = "init-model"
 config = { vocab_size = 256, hidden_size = 8 }
@@ -161,6 +165,7 @@ kind = "command"
 run = "cat {in.model}/x > {out}/x"
 in = { model = ["hf", "base"] }
 env = { A = "b" }
+container = { image = "docker://ghcr.io/org/name:1", engine = "podman", binds = ["/data:/data:ro"], env = ["HF_*"] }
 cache = false
 
 [profile.mini]

@@ -1,9 +1,9 @@
 //! `command`: any program, with declared inputs and outputs.
 
 pub(crate) mod family;
-mod guard;
+pub(crate) mod guard;
 mod lines;
-mod orphans;
+pub(crate) mod orphans;
 pub(crate) mod placeholders;
 pub(crate) mod process;
 mod spawn;

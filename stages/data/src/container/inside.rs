@@ -2,7 +2,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env, fs,
+    env,
+    ffi::OsStr,
+    fs,
     os::unix::fs::PermissionsExt as _,
     path::{Component, Path, PathBuf},
     process::{Command, Stdio},
@@ -29,6 +31,10 @@ const APART: usize = 8;
 /// What every program may need to reach the network.
 const PROXIES: [&str; 8] =
     ["http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"];
+
+/// What tells ranks, and the libraries that they are made of, how to talk and compute.
+const FOR_WORKERS: [&str; 11] =
+    ["CUDA_", "NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "OMP_", "GOMP_", "KMP_", "MKL_", "UCX_", "FLOW_"];
 
 /// A file or directory that is seen inside.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,7 +94,11 @@ pub struct Inside {
     args: Vec<String>,
     pass: Vec<String>,
     gpus: bool,
+    /// The variable that shows a node's GPUs, and the mark of its family.
+    own: Vec<(String, String)>,
     workdir: Option<PathBuf>,
+    /// Where a worker program has its libraries.
+    libraries: Vec<PathBuf>,
     /// A directory of its own in the scratch directory.
     place: PathBuf,
 }
@@ -111,9 +121,9 @@ impl Inside {
                 PROXIES.contains(&name.as_str()) || name == "CUDA_VISIBLE_DEVICES" || container.hands_in(name)
             })
             .collect();
-        if ctx.gpu_variable().is_some() && !pass.iter().any(|name| name == "CUDA_VISIBLE_DEVICES") {
-            pass.push("CUDA_VISIBLE_DEVICES".into());
-        }
+        let gpus = ctx.gpu_variable().map(|(name, value)| (name.to_owned(), value));
+        pass.retain(|name| gpus.as_ref().is_none_or(|(own, _)| own != name));
+        let own = gpus.into_iter().chain([(family::VARIABLE.to_owned(), family::Mark::of(ctx.scratch).value())]);
         // Docker and Podman refuse to start if they are told of GPUs and cannot give them; the others only say so.
         let lenient = !matches!(engine, Engine::Docker | Engine::Podman);
         Ok(Self {
@@ -123,9 +133,73 @@ impl Inside {
             args: container.args.clone(),
             pass,
             gpus: !ctx.gpus.is_empty() || (lenient && Path::new("/dev/nvidiactl").exists()),
+            own: own.collect(),
             workdir: container.workdir.as_ref().map(PathBuf::from),
+            libraries: Vec::new(),
             place,
         })
+    }
+
+    /// As [`Inside::of`], for ranks of a worker program of this machine: it and its libraries are seen inside.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn of_workers(container: &Container, ctx: &Ctx<'_>, writes: bool, program: &Path) -> Result<Self> {
+        let mut inside = Self::of(container, ctx, writes)?;
+        let real = program.canonicalize().with_context(|| format!("cannot find {}", program.display()))?;
+        inside.libraries = libraries(&real);
+        let folders = [program, &real].into_iter().filter_map(|path| path.parent().map(Path::to_owned));
+        let folders = folders.chain(inside.libraries.iter().cloned());
+        let index = env::var_os("FLOW_INDEX_DIR").map(|place| Bind::new(Path::new(&place), false));
+        let more = folders.map(|folder| Bind::new(&folder, true)).chain(index);
+        inside.binds = in_order(inside.binds.drain(..).chain(more))?;
+        let names = env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        let wanted = names.filter(|name| FOR_WORKERS.iter().any(|start| name.starts_with(start)));
+        let fresh: Vec<String> = wanted
+            .filter(|name| !inside.pass.contains(name) && !SECRETS.contains(&name.as_str()) && name != family::VARIABLE)
+            .collect();
+        inside.pass.extend(fresh);
+        Ok(inside)
+    }
+
+    /// A program that runs inside, with what its own environment is given. `name` tells it from others of the node.
+    ///
+    /// # Errors
+    /// Its script cannot be written.
+    pub fn wrap(&self, command: &Command, name: &str) -> Result<Command> {
+        let text = |text: &OsStr| text.to_str().map(str::to_owned).context("an argument is no UTF-8");
+        let mut words = String::new();
+        let libraries: Vec<String> = self.libraries.iter().map(|path| path.display().to_string()).collect();
+        let libraries = libraries.join(":");
+        if !libraries.is_empty() {
+            words.push_str("export LD_LIBRARY_PATH=");
+            quote(&libraries, &mut words);
+            words.push_str("${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}\n");
+        }
+        words.push_str("exec");
+        for word in std::iter::once(command.get_program()).chain(command.get_args()) {
+            words.push(' ');
+            quote(&text(word)?, &mut words);
+        }
+        let mut env = BTreeMap::new();
+        for (name, value) in command.get_envs() {
+            if let Some(value) = value {
+                env.insert(text(name)?, text(value)?);
+            }
+        }
+        let directory = self.workdir.as_deref().unwrap_or(&self.place);
+        let argv = self.enter(name, &words, directory, &env)?;
+        let mut wrapped = Command::new(&argv[0]);
+        wrapped.args(&argv[1..]).current_dir(&self.place).envs(self.environment());
+        wrapped.envs(self.own.iter().map(|(name, value)| (name, value)));
+        for secret in SECRETS {
+            wrapped.env_remove(secret);
+        }
+        // See `run`: and what keeps a container is to tidy up when this is over.
+        if self.is_kept() {
+            wrapped.env_remove(family::VARIABLE);
+        }
+        Ok(wrapped)
     }
 
     /// Runs a line in a shell inside until it ends.
@@ -133,11 +207,10 @@ impl Inside {
     /// # Errors
     /// As [`process::run`].
     pub fn run(&self, ctx: &Ctx<'_>, line: &str, directory: &Path, env: &BTreeMap<String, String>) -> Result<()> {
-        let mark = family::Mark::of(ctx.scratch).value();
         let mut words = String::from("exec sh -c ");
         quote(line, &mut words);
         let directory_inside = self.workdir.as_deref().unwrap_or(directory);
-        let argv = self.enter(&words, directory_inside, env, &[(family::VARIABLE.to_owned(), mark)])?;
+        let argv = self.enter("enter", &words, directory_inside, env)?;
         let mut line = String::from("exec");
         // What keeps Docker's and Podman's containers is not of the family: it has to tidy up when the container was ended.
         line.push_str(if self.is_kept() { " env -u FLOW_COMMAND_MARK" } else { "" });
@@ -145,7 +218,7 @@ impl Inside {
             line.push(' ');
             quote(&word, &mut line);
         }
-        let done = process::run(ctx, &line, directory, &self.environment(ctx));
+        let done = process::run(ctx, &line, directory, &self.environment());
         if done.is_err() {
             self.end();
         }
@@ -154,13 +227,7 @@ impl Inside {
 
     /// Writes the script that is begun with, and tells how it is begun. Values of variables stand in the script: they are seen by
     /// nobody else, may hold anything, and are none of the engine's own.
-    fn enter(
-        &self,
-        words: &str,
-        directory: &Path,
-        env: &BTreeMap<String, String>,
-        set: &[(String, String)],
-    ) -> Result<Vec<String>> {
+    fn enter(&self, name: &str, words: &str, directory: &Path, env: &BTreeMap<String, String>) -> Result<Vec<String>> {
         let mut script = String::from("export HOME=");
         let utf8 =
             |path: &Path| path.to_str().map(str::to_owned).with_context(|| format!("{} is no UTF-8", path.display()));
@@ -177,7 +244,7 @@ impl Inside {
         script.push_str("\ncd ");
         quote(&utf8(directory)?, &mut script);
         script.push_str(&format!(" || exit 126\n{words}\n"));
-        let enter = self.place.join("enter");
+        let enter = self.place.join(name);
         fs::write(&enter, script)
             .and_then(|()| fs::set_permissions(&enter, fs::Permissions::from_mode(0o600)))
             .with_context(|| format!("cannot write {}", enter.display()))?;
@@ -188,10 +255,10 @@ impl Inside {
             binds: &self.binds,
             args: &self.args,
             pass: &self.pass,
-            set,
+            set: &self.own,
             gpus: self.gpus,
             user: (rights().0, rights().1, &rights().2),
-            id: &self.place.join("id"),
+            id: &self.place.join(format!("{name}.id")),
             enter: &enter,
             slurm: (node.as_deref(), cores.as_deref()),
         };
@@ -199,16 +266,14 @@ impl Inside {
     }
 
     /// What the engine's own environment has besides flow's.
-    fn environment(&self, ctx: &Ctx<'_>) -> BTreeMap<String, String> {
+    fn environment(&self) -> BTreeMap<String, String> {
         let prefix = match self.engine {
             Engine::Apptainer => "APPTAINERENV_",
             Engine::Singularity => "SINGULARITYENV_",
             _ => return BTreeMap::new(),
         };
-        let mark = (family::VARIABLE.to_owned(), family::Mark::of(ctx.scratch).value());
-        let gpus = ctx.gpu_variable().map(|(name, value)| (name.to_owned(), value));
         let passed = self.pass.iter().filter_map(|name| Some((name.clone(), env::var(name).ok()?)));
-        passed.chain(gpus).chain([mark]).map(|(name, value)| (format!("{prefix}{name}"), value)).collect()
+        passed.chain(self.own.iter().cloned()).map(|(name, value)| (format!("{prefix}{name}"), value)).collect()
     }
 
     /// Whether somebody else than the engine's program is the parent of what runs inside.
@@ -217,10 +282,10 @@ impl Inside {
     }
 
     /// Ends what runs inside and was not reached otherwise: behind a server of another user or machine.
-    fn end(&self) {
-        if let Ok(id) = fs::read_to_string(self.place.join("id"))
-            && self.is_kept()
-        {
+    pub fn end(&self) {
+        let files = fs::read_dir(&self.place).into_iter().flatten().flatten().map(|entry| entry.path());
+        for file in files.filter(|path| self.is_kept() && path.extension().is_some_and(|ending| ending == "id")) {
+            let Ok(id) = fs::read_to_string(&file) else { continue };
             let mut command = Command::new(self.engine.program());
             let quiet =
                 command.args(["kill", id.trim()]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -237,6 +302,23 @@ impl Container {
             None => pattern == name,
         })
     }
+}
+
+/// Where a program of this machine has its libraries, but for those that every image has its own of.
+fn libraries(program: &Path) -> Vec<PathBuf> {
+    let path = env::var_os("LD_LIBRARY_PATH").unwrap_or_default();
+    let mut places: Vec<PathBuf> = env::split_paths(&path).filter(|place| place.is_absolute()).collect();
+    let output = Command::new("ldd").arg(program).stdin(Stdio::null()).output();
+    let said = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    // `libc10.so => /opt/libtorch/lib/libc10.so (0x7f…)`
+    let files = said.lines().filter_map(|line| line.split_once("=> ")?.1.split(" (").next()).map(PathBuf::from);
+    // They are found by these names, and may be links to where they are.
+    let files = files.flat_map(|file| [file.canonicalize().ok(), Some(file)]).flatten();
+    places.extend(files.filter_map(|file| file.parent().map(Path::to_owned)));
+    places.retain(|place| place.is_dir() && !["/lib", "/lib64", "/usr/lib"].iter().any(|own| place.starts_with(own)));
+    let mut seen = BTreeSet::new();
+    places.retain(|place| seen.insert(place.clone()));
+    places
 }
 
 /// This process's user, group and further groups.
@@ -307,8 +389,15 @@ fn binds(container: &Container, ctx: &Ctx<'_>, writes: bool) -> Result<Vec<Bind>
     for text in &container.binds {
         let bind = Bind::parse(text).map_err(anyhow::Error::msg)?;
         ensure!(bind.from.exists(), "{}, which `binds` names, is not there", bind.from.display());
-        binds.replace(bind);
+        binds.retain(|other| other.to != bind.to);
+        binds.insert(bind);
     }
+    in_order(binds.into_iter())
+}
+
+/// Parents before what is in them, and nothing twice.
+fn in_order(binds: impl Iterator<Item = Bind>) -> Result<Vec<Bind>> {
+    let binds: BTreeSet<Bind> = binds.collect();
     let mut kept: Vec<Bind> = Vec::new();
     for bind in binds {
         let place = [&bind.from, &bind.to].map(|path| path.to_str());
@@ -320,6 +409,10 @@ fn binds(container: &Container, ctx: &Ctx<'_>, writes: bool) -> Result<Vec<Bind>
             );
         }
         let above = kept.iter().rev().find(|above| bind.to.starts_with(&above.to));
+        // Of two for one place the first: one that is written to.
+        if above.is_some_and(|above| above.to == bind.to) {
+            continue;
+        }
         let is_seen = above
             .is_some_and(|above| above.read_only == bind.read_only && above.from == above.to && bind.from == bind.to);
         if !is_seen {

@@ -35,12 +35,13 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use flow_core::{Check, Ctx, Diagnostic, Digest, Event, Files, Implied, Input, Level, Port, Ref, Stage, Unit};
+use flow_core::{Check, Ctx, Diagnostic, Digest, Event, Files, Implied, Input, Level, Machine, Port, Ref, Stage, Unit};
 use flow_plan::{Device, EvalJob, Job, ModelConfig, Precision, Serving};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    container::{Container, Inside},
     fetch::Fetch,
     models,
     worker::{self, About, Launch, worker},
@@ -96,6 +97,10 @@ pub struct Eval {
     /// Ranks that share each layer, for a model that does not fit into one GPU.
     #[serde(default = "default_tensor", skip_serializing)]
     tensor: usize,
+    /// The image in which the workers run: `"docker://…"`, a file, a stage that makes one; or `{ image = "…", … }`. They are
+    /// this machine's own program and libraries, which are seen inside.
+    #[serde(default, skip_serializing_if = "Container::is_keyless")]
+    container: Option<Container>,
 }
 
 fn default_tasks() -> Vec<TaskRef> {
@@ -164,7 +169,12 @@ impl Stage for Eval {
                 }
             }
         }
+        ports.extend(self.container.as_ref().map(Container::port));
         ports
+    }
+
+    fn lacks(&self, machine: &Machine<'_>) -> Option<Diagnostic> {
+        self.container.as_ref()?.lacks(machine)
     }
 
     fn implied(&self) -> Vec<Implied> {
@@ -180,6 +190,7 @@ impl Stage for Eval {
             let urls = port.refs.iter().filter(|reference| is_url(reference.text()));
             all.extend(urls.map(|url| Fetch::implied(name.clone(), url)));
         }
+        all.extend(self.container.as_ref().and_then(Container::implied));
         all
     }
 
@@ -207,12 +218,19 @@ impl Stage for Eval {
         }
         check.provide("plan_notes", notes);
         self.check_data(check);
-        worker::check(check);
+        match &self.container {
+            Some(container) => container.check_workers(check),
+            None => worker::check(check),
+        }
     }
 
     fn run(&self, ctx: &Ctx<'_>) -> Result<()> {
         let program = worker()?;
-        let about = worker::about(&program)?;
+        let inside = self.container.as_ref().map(|one| Inside::of_workers(one, ctx, false, &program)).transpose()?;
+        let about = match &inside {
+            Some(inside) => worker::about_inside(&program, inside)?,
+            None => worker::about(&program)?,
+        };
         ctx.log(Level::Info, format!("{} {}, libtorch {}", program.display(), about.version, about.libtorch));
         let ready: Vec<Ready<'_>> =
             self.found().map(|(_, (_, found))| self.ready(ctx, found)).collect::<Result<_>>()?;
@@ -224,7 +242,7 @@ impl Stage for Eval {
         }
         let (ports, requests): (Vec<_>, Vec<_>) =
             models.into_iter().map(|(port, model, requests)| ((port, model), requests)).unzip();
-        let answered = self.ask(ctx, &ready, &ports, requests, &program)?;
+        let answered = self.ask(ctx, &ready, &ports, requests, (&program, inside.as_ref()))?;
         self.tell(ctx, &ready, &ports, &answered, &about)
     }
 }
@@ -295,7 +313,7 @@ impl Eval {
         ready: &[Ready<'_>],
         models: &[(&str, &Input)],
         mut requests: Vec<Requests>,
-        program: &Path,
+        (program, inside): (&Path, Option<&Inside>),
     ) -> Result<Vec<Answered>> {
         let counts: Vec<u64> = ready.iter().map(|ready| ready.source.count(ctx, ready.limit)).collect::<Result<_>>()?;
         let (mut done, total) = (0, counts.iter().sum());
@@ -326,7 +344,8 @@ impl Eval {
                 Event::Progress { done, total: Some(total), unit, .. } => progress(ctx, done, total, unit, &asks),
                 other => ctx.sink.emit(other),
             };
-            Launch { program, job: &job, world_size: self.tensor, threads: ctx.threads, grace: GRACE }
+            let (world_size, threads) = (self.tensor, ctx.threads);
+            Launch { program, job: &job, world_size, threads, grace: GRACE, inside }
                 .run(&Ctx { sink: &named, ..*ctx })
                 .with_context(|| format!("evaluation of {}", model.name))?;
             answered.push(Answered { encoder, asked, answers });

@@ -13,11 +13,12 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use flow_core::{Check, Ctx, Diagnostic, Input, Known, Level, Port, Stage};
+use flow_core::{Check, Ctx, Diagnostic, Implied, Input, Known, Level, Machine, Port, Stage};
 use flow_formats::indexed::IndexedDataset;
 use flow_plan::{DataSource, Device, Job, KnownData, ModelConfig, Splits, TrainJob, Training};
 
 use crate::{
+    container::{Container, Inside},
     diagnostic,
     worker::{self, Launch, worker},
 };
@@ -51,7 +52,16 @@ impl Stage for Train {
                 ports.extend(portions.map(|(i, p)| all(format!("{name}.{i}"), std::slice::from_ref(&p.tokens))));
             }
         }
+        ports.extend(self.container.as_ref().map(Container::port));
         ports
+    }
+
+    fn implied(&self) -> Vec<Implied> {
+        self.container.as_ref().and_then(Container::implied).into_iter().collect()
+    }
+
+    fn lacks(&self, machine: &Machine<'_>) -> Option<Diagnostic> {
+        self.container.as_ref()?.lacks(machine)
     }
 
     fn left(&self, scratch: &Path) -> Option<String> {
@@ -70,7 +80,7 @@ impl Stage for Train {
             None
         });
         let tokens = |fact: &str| {
-            let inputs = check.inputs.iter().filter(|(port, _)| *port != "model").flat_map(|(_, inputs)| inputs);
+            let inputs = check.inputs.iter().filter(|(port, _)| is_data(port)).flat_map(|(_, inputs)| inputs);
             inputs.filter_map(|known| known.facts.get(fact)?.as_u64()).max()
         };
         let known = KnownData {
@@ -90,12 +100,20 @@ impl Stage for Train {
         for (name, fact) in facts.filter(|(name, _)| *name != "plan_notes") {
             check.provide(name, fact.clone());
         }
-        worker::check(check);
+        match &self.container {
+            Some(container) => container.check_workers(check),
+            None => worker::check(check),
+        }
     }
 
     fn run(&self, ctx: &Ctx<'_>) -> Result<()> {
         let program = worker()?;
-        let about = worker::about(&program)?;
+        let writes = self.training.tensorboard.is_some();
+        let inside = self.container.as_ref().map(|one| Inside::of_workers(one, ctx, writes, &program)).transpose()?;
+        let about = match &inside {
+            Some(inside) => worker::about_inside(&program, inside)?,
+            None => worker::about(&program)?,
+        };
         ctx.log(Level::Info, format!("{} {}, libtorch {}", program.display(), about.version, about.libtorch));
         let world_size = self.training.parallel.world_size();
         let threads = (ctx.threads / (world_size / ctx.nodes).max(1)).max(1);
@@ -111,7 +129,8 @@ impl Stage for Train {
             scratch: ctx.scratch.to_owned(),
             threads,
         });
-        let launch = Launch { program: &program, job: &job, world_size, threads, grace: GRACE };
+        let launch =
+            Launch { program: &program, job: &job, world_size, threads, grace: GRACE, inside: inside.as_ref() };
         let Some(wandb) = &self.training.wandb else {
             launch.run(ctx)?;
             return whole_soon(ctx);
@@ -175,7 +194,7 @@ impl Train {
             let odd = Diagnostic::new("`validation` is given, and val_interval is 0: nothing is validated");
             check.warnings.push(odd.field("validation").hint("set val_interval to the steps between two validations"));
         }
-        let folders = check.inputs.iter().filter(|(port, _)| *port != "model").flat_map(|(port, inputs)| {
+        let folders = check.inputs.iter().filter(|(port, _)| is_data(port)).flat_map(|(port, inputs)| {
             inputs.iter().filter_map(move |known| Some((port, known.path.clone().filter(|path| path.is_dir())?)))
         });
         let empty: Vec<_> =
@@ -193,6 +212,11 @@ fn holds_an_index(folder: &Path) -> bool {
         let path = entry.path();
         path.extension().is_some_and(|ending| ending == "idx") || (path.is_dir() && holds_an_index(&path))
     })
+}
+
+/// Whether tokens enter at a port.
+fn is_data(port: &str) -> bool {
+    ["train", "validation"].contains(&port.split('.').next().unwrap_or(port))
 }
 
 /// The geometry of the model, if it is known before the run.

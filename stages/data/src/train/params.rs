@@ -16,6 +16,8 @@ use serde::{
 };
 use serde_json::json;
 
+use crate::container::Container;
+
 /// The parameters of a `train` stage.
 #[derive(Debug, JsonSchema)]
 #[schemars(deny_unknown_fields)]
@@ -27,6 +29,10 @@ pub struct Train {
     /// The validation data.
     #[schemars(default)]
     pub(super) validation: Mix,
+    /// The image in which the workers run: `"docker://…"`, a file, a stage that makes one; or `{ image = "…", … }`. They are
+    /// this machine's own program and libraries, which are seen inside.
+    #[schemars(default)]
+    pub(super) container: Option<Container>,
     /// The numbers.
     #[schemars(flatten)]
     pub(super) training: Training,
@@ -62,12 +68,15 @@ impl Serialize for Train {
                 keyed.insert(name.to_owned(), json!(weights));
             }
         }
+        if !Container::is_keyless(&self.container) {
+            keyed.insert("container".to_owned(), json!(self.container));
+        }
         keyed.serialize(serializer)
     }
 }
 
 /// The keys that are not [`Training`]'s.
-const OWN: [&str; 3] = ["model", "train", "validation"];
+const OWN: [&str; 4] = ["model", "train", "validation", "container"];
 
 impl<'de> Deserialize<'de> for Train {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -78,13 +87,21 @@ impl<'de> Deserialize<'de> for Train {
                 f.write_str("the table of a `train` stage")
             }
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Train, A::Error> {
-                let (mut model, mut train, mut validation) = (None, None, None);
-                let rest = Rest { map, model: &mut model, train: &mut train, validation: &mut validation };
+                let (mut model, mut train, mut validation, mut container) = (None, None, None, None);
+                let (to_train, to_validation) = (&mut train, &mut validation);
+                let rest = Rest {
+                    map,
+                    model: &mut model,
+                    train: to_train,
+                    validation: to_validation,
+                    container: &mut container,
+                };
                 let training = Training::deserialize(rest)?;
                 Ok(Train {
                     model: model.ok_or_else(|| A::Error::missing_field("model"))?,
                     train: train.ok_or_else(|| A::Error::missing_field("train"))?,
                     validation: validation.unwrap_or_default(),
+                    container,
                     training,
                 })
             }
@@ -99,6 +116,7 @@ struct Rest<'a, A> {
     model: &'a mut Option<Ref>,
     train: &'a mut Option<Mix>,
     validation: &'a mut Option<Mix>,
+    container: &'a mut Option<Container>,
 }
 
 impl<'de, A: MapAccess<'de>> Deserializer<'de> for Rest<'_, A> {
@@ -157,12 +175,13 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for RestKeys<'_, A> {
     type Error = A::Error;
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
-        let Rest { map, model, train, validation } = &mut self.rest;
+        let Rest { map, model, train, validation, container } = &mut self.rest;
         while let Some(key) = map.next_key_seed(KnownKey(self.all))? {
             match key {
                 "model" => **model = Some(map.next_value()?),
                 "train" => **train = Some(map.next_value()?),
                 "validation" => **validation = Some(map.next_value()?),
+                "container" => **container = Some(map.next_value()?),
                 key => {
                     let key: StrDeserializer<'_, A::Error> = key.into_deserializer();
                     return seed.deserialize(key).map(Some);

@@ -29,7 +29,7 @@ use serde_json::Value as Json;
 pub use ranks::{Line, Ranks, Stream};
 pub use supervise::{Launch, verdict};
 
-use crate::diagnostic;
+use crate::{container::Inside, diagnostic};
 
 /// The version of what `flow` and a worker say to each other: arguments, environment, [`flow_plan::Job`], events.
 pub const PROTOCOL: u32 = 2;
@@ -131,10 +131,25 @@ pub fn about(program: &Path) -> Result<About> {
     about_within(program, PATIENCE, None)
 }
 
-fn about_within(program: &Path, patience: Duration, cancel: Option<&Cancel>) -> Result<About> {
-    let name = program.display();
+/// As [`about`], of the program as it is in a container.
+///
+/// # Errors
+/// As there.
+pub fn about_inside(program: &Path, inside: &Inside) -> Result<About> {
     let mut command = Command::new(program);
-    command.arg("--about").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    command.arg("--about");
+    let about = ask(inside.wrap(&command, "about")?, &program.display().to_string(), PATIENCE, None);
+    about.context("in its container")
+}
+
+fn about_within(program: &Path, patience: Duration, cancel: Option<&Cancel>) -> Result<About> {
+    let mut command = Command::new(program);
+    command.arg("--about");
+    ask(command, &program.display().to_string(), patience, cancel)
+}
+
+fn ask(mut command: Command, name: &str, patience: Duration, cancel: Option<&Cancel>) -> Result<About> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     let mut child = command.spawn().with_context(|| format!("cannot start {name}"))?;
     // Read on threads of their own: a pipe that is full would keep it from ending, and one that something else holds
     // open would keep us.

@@ -18,6 +18,8 @@ use anyhow::{Context as _, Result};
 use flow_plan::Job;
 use tempfile::NamedTempFile;
 
+use crate::container::Inside;
+
 /// A longer line is cut in pieces: a worker must not be able to fill our memory.
 const LONGEST_LINE: u64 = 64 << 10;
 
@@ -101,15 +103,16 @@ impl Ranks {
         world_size: usize,
         threads: usize,
         gpus: Option<&(&str, String)>,
+        inside: Option<&Inside>,
     ) -> Result<(Self, Receiver<Line>)> {
-        Self::spawn(program, job, world_size, threads, gpus, false)
+        Self::spawn(program, job, world_size, threads, gpus, inside, false)
     }
 
     /// As [`Ranks::start`], for a job that is a conversation with rank 0: its input is a pipe, [`Ranks::stdin`].
     pub fn converse(program: &Path, job: &Job, world_size: usize, threads: usize) -> Result<(Self, Receiver<Line>)> {
         let mut file = tempfile::Builder::new().prefix("flow-").suffix(".json").tempfile()?;
         serde_json::to_writer(&mut file, job)?;
-        let (mut ranks, lines) = Self::spawn(program, file.path(), world_size, threads, None, true)?;
+        let (mut ranks, lines) = Self::spawn(program, file.path(), world_size, threads, None, None, true)?;
         ranks.2 = Some(file);
         Ok((ranks, lines))
     }
@@ -125,6 +128,7 @@ impl Ranks {
         world_size: usize,
         threads: usize,
         gpus: Option<&(&str, String)>,
+        inside: Option<&Inside>,
         converses: bool,
     ) -> Result<(Self, Receiver<Line>)> {
         // Someone else may take the port in the moment before rank 0 listens; the ranks then say so and end.
@@ -133,8 +137,7 @@ impl Ranks {
         let mut ranks = Self(Vec::with_capacity(world_size), Vec::with_capacity(world_size), None);
         for rank in 0..world_size {
             let mut command = Command::new(program);
-            let stdin = if converses && rank == 0 { Stdio::piped() } else { Stdio::null() };
-            command.arg("worker").arg(job).stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
+            command.arg("worker").arg(job);
             for (name, value) in [("RANK", rank), ("LOCAL_RANK", rank)] {
                 command.env(name, value.to_string());
             }
@@ -159,6 +162,11 @@ impl Ranks {
                 command.env("FLOW_INDEX_DIR", job.with_file_name("index"));
             }
             command.env("MASTER_ADDR", "127.0.0.1").env("MASTER_PORT", port.to_string());
+            if let Some(inside) = inside {
+                command = inside.wrap(&command, &format!("rank{rank}"))?;
+            }
+            let stdin = if converses && rank == 0 { Stdio::piped() } else { Stdio::null() };
+            command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
             // A group of its own: an interrupt from the terminal reaches us alone, and we tell the ranks.
             command.process_group(0);
             tie(&mut command, libc::SIGKILL);

@@ -9,9 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use flow_core::{Cancelled, Ctx, Event, Level};
 use flow_plan::Job;
+
+use crate::{
+    command::{family::Mark, guard::Guarded, orphans},
+    container::Inside,
+};
 
 use super::{
     agents::Agents,
@@ -41,6 +46,8 @@ pub struct Launch<'a> {
     pub threads: usize,
     /// How long the ranks have, when the run is interrupted, to write a checkpoint.
     pub grace: Duration,
+    /// The container that they run in.
+    pub inside: Option<&'a Inside>,
 }
 
 impl Launch<'_> {
@@ -54,11 +61,24 @@ impl Launch<'_> {
         fs::write(&job, serde_json::to_vec_pretty(self.job)?)
             .with_context(|| format!("cannot write {}", job.display()))?;
         if ctx.nodes > 1 || !ctx.hosts.is_empty() {
+            ensure!(self.inside.is_none(), "workers run in containers on one machine alone");
             return self.watch(&mut Agents::start(self, &job, ctx)?, ctx);
         }
-        let (ranks, lines) =
-            Ranks::start(self.program, &job, self.world_size, self.threads, ctx.gpu_variable().as_ref())?;
-        self.watch(&mut Here { ranks, lines }, ctx)
+        // When flow is killed, the kernel ends the ranks; but of what a container's own server has started it knows nothing.
+        let _guarded = match self.inside {
+            Some(_) => {
+                orphans::wait(ctx)?;
+                Some(Guarded::expect(&Mark::of(ctx.scratch), ctx.scratch))
+            }
+            None => None,
+        };
+        let (world_size, gpus) = (self.world_size, ctx.gpu_variable());
+        let (ranks, lines) = Ranks::start(self.program, &job, world_size, self.threads, gpus.as_ref(), self.inside)?;
+        let done = self.watch(&mut Here { ranks, lines }, ctx);
+        if let Some(inside) = self.inside.filter(|_| done.is_err()) {
+            inside.end();
+        }
+        done
     }
 
     fn watch(&self, crew: &mut dyn Crew, ctx: &Ctx<'_>) -> Result<()> {

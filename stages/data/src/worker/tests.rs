@@ -88,7 +88,8 @@ fn run(node: &str, world_size: usize, cancel_on: Option<&str>) -> Run {
     };
     let program = script();
     let start = Instant::now();
-    let launch = Launch { program: &program, job: &job, world_size, threads: 3, grace: Duration::from_secs(20) };
+    let launch =
+        Launch { program: &program, job: &job, world_size, threads: 3, grace: Duration::from_secs(20), inside: None };
     let result = launch.run(&ctx);
     let took = start.elapsed();
     Run { result, events: events.into_inner().unwrap(), scratch, took }
