@@ -45,9 +45,10 @@ pub fn image_file(ctx: &Ctx<'_>, engine: Engine, reference: &Reference, digest: 
         ctx.go_on()?;
         thread::sleep(PAUSE);
     }
-    if let Ok(file) = File::open(&file) {
-        let _ = file.set_modified(SystemTime::now());
-        return Ok(At::File(text(&directory.join(format!("{}.{ending}", digest.replace(':', "-"))))?));
+    if let Ok(there) = File::open(&file) {
+        // As gc sees when it was used last.
+        let _ = there.set_modified(SystemTime::now());
+        return Ok(At::File(text(&file)?));
     }
     ctx.log(Level::Info, format!("{} makes an image file of {name}", maker.name()));
     let made = file.with_extension(format!("{}.new.{ending}", std::process::id()));
