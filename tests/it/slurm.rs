@@ -102,8 +102,8 @@ fn slow(sandbox: &Sandbox, name: &str, more: &str) -> String {
 /// Whether a run has said something of itself.
 fn said(sandbox: &Sandbox, text: &str) -> bool {
     let runs = fs::read_dir(sandbox.cache().join("runs")).into_iter().flatten().flatten();
-    let mut logs = runs.map(|run| fs::read_to_string(run.path().join("logs/flow.log")).unwrap_or_default());
-    logs.any(|log| log.contains(text))
+    let mut events = runs.map(|run| fs::read_to_string(run.path().join("events.jsonl")).unwrap_or_default());
+    events.any(|events| events.contains(text))
 }
 
 fn began(sandbox: &Sandbox, name: &str) -> usize {
@@ -248,4 +248,42 @@ fn who_edits_the_pipeline_changes_the_next_run() {
     fs::write(sandbox.outside("go"), "").unwrap();
     let output = head.end();
     assert_eq!((output.code, Events::of(&output.stdout).ran()), (Some(0), vec!["one", "two"]), "{output}");
+}
+
+/// Needs `flow-torch`: run where FLOW_TORCH names it.
+#[test]
+fn training_on_two_machines_goes_on_after_its_limit_and_gives_what_one_machine_does() {
+    if std::env::var_os("FLOW_TORCH").is_none() {
+        eprintln!("left out: FLOW_TORCH names no trainer (`cargo xtask test` builds it)");
+        return;
+    }
+    let cluster = Cluster::start(2);
+    let sandbox = Sandbox::new();
+    sandbox.ok(&["init", "tiny", "--template", "train"]);
+    let text = sandbox.read("tiny/pipeline.toml");
+    let two =
+        text.replace("max_steps = 40", "max_steps = 400\nparallel = { data = 2 }\nresources = { cpus = 1, nodes = 2 }");
+    assert_ne!(two, text);
+    sandbox.write("tiny/pipeline.toml", &two);
+    sandbox.write("tiny/flow.toml", "executor = \"slurm\"\n[slurm]\npoll = \"1s\"\n");
+    let head = cluster.start_flow(&sandbox, &["run", "tiny/pipeline.toml"]);
+    let trains = || {
+        let jobs = cluster.ask(&["squeue", "-h", "-t", "R", "-o", "%i %j"]);
+        jobs.lines().find(|job| job.contains(" train@")).map(|job| job.split(' ').next().unwrap().to_owned())
+    };
+    // Slurm's warning of the limit, as it comes by `--signal`.
+    until("it has trained a little", || said(&sandbox, "\"event\":\"metrics\"") && trains().is_some());
+    cluster.ask(&["scancel", "--signal=USR1", "--batch", &trains().unwrap()]);
+    let output = head.end();
+    assert_eq!(output.code, Some(0), "{output}");
+    let log = sandbox.ok(&["log", "train"]);
+    assert!(log.contains("reached its time limit") && log.contains(", part 2"), "{log}");
+
+    // The same on one machine, in one piece.
+    let model = fs::read(sandbox.path("tiny/model/model.safetensors")).unwrap();
+    let alone = Sandbox::new();
+    alone.ok(&["init", "tiny", "--template", "train"]);
+    alone.write("tiny/pipeline.toml", &two.replace(", nodes = 2", ""));
+    alone.ok(&["run", "tiny/pipeline.toml", "hf"]);
+    assert!(fs::read(alone.path("tiny/model/model.safetensors")).unwrap() == model, "the weights differ");
 }
