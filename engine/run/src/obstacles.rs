@@ -283,13 +283,11 @@ fn on_path(program: &str) -> bool {
     std::env::split_paths(&path).any(|dir| is_program(&dir.join(program)))
 }
 
-/// What is wrong with the number of machines that a node takes.
-fn nodes_lacking(graph: &Graph, id: NodeId, settings: &Settings) -> Option<Diagnostic> {
+/// What is wrong with the machines that a node takes, wherever it runs.
+pub(crate) fn wrong_machines(graph: &Graph, id: NodeId) -> Option<Diagnostic> {
     let (stage, wants) = (graph.stage_of(id), &graph.common(id).resources);
-    let (name, kind) = (&stage.name, stage.kind);
+    let (name, kind, nodes) = (&stage.name, stage.kind, wants.nodes.unwrap_or(1));
     let by_name = !wants.hosts.is_empty();
-    let nodes = wants.nodes.unwrap_or(1);
-    let executor = cluster::executor(graph, settings, id);
     let field = if by_name { "hosts" } else { "nodes" };
     let error = if (wants.machines() > 1 || by_name) && !kind.many_nodes {
         Diagnostic::new(format!("stage `{name}` is a `{}`, which runs on one machine", kind.name))
@@ -297,16 +295,27 @@ fn nodes_lacking(graph: &Graph, id: NodeId, settings: &Settings) -> Option<Diagn
     } else if by_name && nodes > 1 && nodes as usize != wants.hosts.len() {
         Diagnostic::new(format!("stage `{name}` takes {nodes} nodes and names {} hosts", wants.hosts.len()))
             .hint("leave `nodes` out: `hosts` says how many there are")
-    } else if by_name && let Some(name) = executor {
-        Diagnostic::new(format!("stage `{}` names hosts, and runs with executor `{name}`", stage.name))
-            .hint("the executor chooses machines: nodes = N; or executor = \"local\"")
-    } else if executor.is_none() && nodes > settings.nodes {
+    } else {
+        return None;
+    };
+    Some(error.at(place(graph, id, &format!("resources.{field}"))))
+}
+
+/// What machines a node takes that flow does not have.
+fn nodes_lacking(graph: &Graph, id: NodeId, settings: &Settings) -> Option<Diagnostic> {
+    let (name, wants) = (&graph.stage_of(id).name, &graph.common(id).resources);
+    let (by_name, nodes) = (!wants.hosts.is_empty(), wants.nodes.unwrap_or(1));
+    let executor = cluster::executor(graph, settings, id);
+    let (field, error) = if by_name && let Some(executor) = executor {
+        let error = Diagnostic::new(format!("stage `{name}` names hosts, and runs with executor `{executor}`"));
+        ("hosts", error.hint("the executor chooses machines: nodes = N; or executor = \"local\""))
+    } else if !by_name && executor.is_none() && nodes > settings.nodes {
         let there_is = match settings.nodes {
             1 => "flow has one machine".to_owned(),
             has => format!("flow has {has}"),
         };
-        Diagnostic::new(format!("stage `{name}` takes {nodes} nodes, and {there_is}"))
-            .hint("executor = \"slurm\"; or name them: resources = { hosts = [\"a\", \"b\"] }")
+        let error = Diagnostic::new(format!("stage `{name}` takes {nodes} nodes, and {there_is}"));
+        ("nodes", error.hint("executor = \"slurm\"; or name them: resources = { hosts = [\"a\", \"b\"] }"))
     } else {
         return None;
     };

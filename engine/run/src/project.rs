@@ -16,6 +16,7 @@ use crate::{
     load::{self, LoadOptions, StageTable},
     looks::{self, Look},
     matrix,
+    obstacles::wrong_machines,
     settings::Settings,
 };
 
@@ -294,7 +295,9 @@ impl Project {
         }
         let placed = |error: Diagnostic| place(error, &self.graph.variant(id).value, stage.span.as_ref());
         done.warnings.extend(check.warnings.into_iter().map(placed));
-        check.errors.into_iter().map(placed).collect()
+        // Shards take the same machines.
+        let machines = (stage.nodes.start == id).then(|| wrong_machines(&self.graph, id)).flatten();
+        check.errors.into_iter().map(placed).chain(machines).collect()
     }
 
     fn known(&self, source: &Source, done: &Checked) -> Known {

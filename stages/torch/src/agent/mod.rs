@@ -119,13 +119,13 @@ impl Agent {
         let mut ranks = Ranks::start(&start, &cpus, listener.as_ref())?;
         // Rank 0 has it: when that is gone, nobody is to wait at it.
         drop(listener);
-        let asked = watch(&mut ranks, orders.as_ref())?;
+        watch(&mut ranks, orders.as_ref())?;
         ranks.finish();
         if self.tied {
             // How each of them ended is said; this status is the agent's own.
             return Ok(0);
         }
-        Ok(self.verdict(&ranks, asked))
+        Ok(self.verdict(&ranks))
     }
 
     /// The socket at which rank 0 will serve the store.
@@ -154,18 +154,18 @@ impl Agent {
     }
 
     /// Names the rank that is to blame, and ends as it did.
-    fn verdict(&self, ranks: &Ranks, asked: bool) -> i32 {
+    fn verdict(&self, ranks: &Ranks) -> i32 {
         let Some((number, status)) = ranks.to_blame() else { return 0 };
         let code = ranks::code(status);
-        if !(asked && code == crate::INTERRUPTED) {
+        if code != crate::INTERRUPTED {
             self.tell(&format!("rank {number} was the first on {} to fail: {status}", host()));
         }
         code
     }
 }
 
-/// Until all have ended; whether they were asked to stop from outside.
-fn watch(ranks: &mut Ranks, orders: Option<&Receiver<Order>>) -> Result<bool> {
+/// Until all have ended.
+fn watch(ranks: &mut Ranks, orders: Option<&Receiver<Order>>) -> Result<()> {
     let (mut asked, mut ending) = (false, false);
     let mut failed: Option<Instant> = None;
     let mut kill_at: Option<Instant> = None;
@@ -192,7 +192,7 @@ fn watch(ranks: &mut Ranks, orders: Option<&Receiver<Order>>) -> Result<bool> {
         }
         thread::sleep(POLL);
     }
-    Ok(asked)
+    Ok(())
 }
 
 /// What comes on the standard input; the receiver is disconnected when that ends.
