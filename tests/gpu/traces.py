@@ -23,7 +23,8 @@ PROGRAM, WORK = sys.argv[1], Path(sys.argv[2])
 STEPS = 20
 
 
-def start(name, parallel, precision, device="cuda", **more):
+def write_job(name, parallel, precision, device="cuda", **more):
+    """Its directory, and how many ranks it has."""
     directory = WORK / name
     for folder in ("out", "scratch"):
         (directory / folder).mkdir(parents=True, exist_ok=True)
@@ -43,9 +44,17 @@ def start(name, parallel, precision, device="cuda", **more):
     world = 1
     for size in parallel.values():
         world *= int(size) if not isinstance(size, bool) else 1
+    return directory, world
+
+
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        return free.getsockname()[1]
+
+
+def start(name, parallel, precision, device="cuda", **more):
+    (directory, world), port = write_job(name, parallel, precision, device, **more), free_port()
     environment = lambda rank: {
         **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "FLOW_COLLECTIVE_TIMEOUT": "60", "OMP_WAIT_POLICY": "passive",
