@@ -287,3 +287,41 @@ fn training_on_two_machines_goes_on_after_its_limit_and_gives_what_one_machine_d
     alone.ok(&["run", "tiny/pipeline.toml", "hf"]);
     assert!(fs::read(alone.path("tiny/model/model.safetensors")).unwrap() == model, "the weights differ");
 }
+
+#[test]
+fn two_runs_that_begin_together_submit_one_job() {
+    let cluster = Cluster::start(2);
+    let sandbox = sandbox("", "");
+    sandbox.pipeline(&slow(&sandbox, "one", ""));
+    let heads = [(); 2].map(|()| cluster.start_flow(&sandbox, &["run", "p.toml", "--json"]));
+    until("it began", || began(&sandbox, "one") == 1);
+    until("the other has found it", || said(&sandbox, "makes it already"));
+    fs::write(sandbox.outside("go"), "").unwrap();
+    for head in heads {
+        let output = head.end();
+        assert_eq!((output.code, Events::of(&output.stdout).ran()), (Some(0), vec!["one"]), "{output}");
+    }
+    assert_eq!(began(&sandbox, "one"), 1);
+    assert_eq!(cluster.ask(&["squeue", "-h", "-t", "all", "-o", "%i"]).lines().count(), 1);
+}
+
+#[test]
+fn what_did_not_have_its_turn_in_a_job_has_it_in_another() {
+    let cluster = Cluster::start(1);
+    let sandbox = sandbox("", "[slurm.stage.many]\ntogether = 3\n");
+    let (began, go) = (sandbox.outside("first-began"), sandbox.outside("go"));
+    sandbox.pipeline(&format!(
+        "[stage.many]\nkind = \"command\"\nmatrix = {{ i = [0, 1, 2] }}\n\
+         run = \"test ${{matrix.i}} != 0 || {{{{ echo >> {}; while ! test -e {}; do sleep 0.1; done; }}}}; echo ${{matrix.i}} > {{out}}/x\"\n",
+        began.display(),
+        go.display()
+    ));
+    let head = cluster.start_flow(&sandbox, &["run", "p.toml", "--keep-going", "--json"]);
+    until("the first began", || began.exists());
+    cluster.ask(&["scancel", "--signal=USR1", "--batch", "1_0"]);
+    let output = head.end();
+    let mut ran = Events::of(&output.stdout).ran();
+    ran.sort_unstable();
+    assert_eq!((output.code, ran), (Some(1), vec!["many[i=1]", "many[i=2]"]), "{output}");
+    assert!(output.stdout.contains("reached its time limit; a stage of this kind begins from nothing"), "{output}");
+}

@@ -209,7 +209,7 @@ mod tests {
         assert!(points.len() <= MOST && points.len() > MOST / 4, "{}", points.len());
         assert_eq!(curve.taken(), 1_000_000);
         assert_eq!(points.iter().map(|point| point.high).fold(0.0, f64::max), 99.0);
-        assert!(points.iter().all(|point| point.low == 2.0 && point.value < 3.0));
+        assert!(points.iter().all(|point| point.low == 2.0 && point.value < 4.0));
         assert!(points.is_sorted_by(|a, b| a.step < b.step));
         assert!(serde_json::to_string(&curve).unwrap().len() < 60_000);
     }

@@ -1,7 +1,7 @@
 //! The head's thread: gathers nodes into batches, submits them, hears how they are, and tells the runner what came of them.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
     path::PathBuf,
     sync::{
         Arc, OnceLock,
@@ -15,12 +15,12 @@ use anyhow::{Context as _, Result, anyhow};
 use flow_core::{Cancel, Cancelled, Event, Level};
 
 use super::{
-    adopt::Others,
+    adopt::{Known, Others},
     scheduler::{Batch, Refused, Scheduler},
     settings::{Executor, Executors},
     shape::Shape,
     spec::{Jobs, Maker, Spec, Submitted, Task as TaskSpec, script, user},
-    track::{Fate, Track},
+    track::{FEW, Fate, Track},
 };
 use crate::{
     exec::{Env, Job, Made, Tried},
@@ -39,8 +39,6 @@ const AGAIN: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(120);
 /// Batches that nobody came back to for so long are removed.
 const STALE: Duration = Duration::from_secs(14 * 86_400);
-/// Of a batch with more tasks than this it is said once that it waits, and not of each node.
-const FEW: usize = 50;
 
 /// A node that is to be made elsewhere.
 pub(crate) struct Item {
@@ -108,6 +106,7 @@ impl Cluster {
                     others: Others::default(),
                     left: false,
                     batches: 0,
+                    flow: std::env::current_exe().ok(),
                 }
                 .go();
             });
@@ -136,6 +135,8 @@ pub(super) struct Queued {
     pub at: Instant,
     /// How often the scheduler had no room for it.
     pub refused: u32,
+    /// Somebody else may have submitted it by then.
+    pub look: bool,
 }
 
 struct Dispatch<'a, 'scope> {
@@ -152,6 +153,8 @@ struct Dispatch<'a, 'scope> {
     /// The run was interrupted: nothing is looked after any more.
     left: bool,
     batches: usize,
+    /// This program, as it was called when the run began: it may be replaced.
+    flow: Option<PathBuf>,
 }
 
 impl Dispatch<'_, '_> {
@@ -205,16 +208,23 @@ impl Dispatch<'_, '_> {
 
     /// Takes up the job that makes a node already, or has one submitted.
     fn begin(&mut self, item: Arc<Item>, part: u32) {
-        if let Some(scheduler) = self.scheduler(&item.shape.executor) {
-            let found = self.others.find(&item, &self.jobs, &*scheduler);
-            let name = scheduler.name().to_owned();
-            self.schedulers.insert(item.shape.executor.clone(), scheduler);
-            if let Some(found) = found {
-                self.say(&item.node, format!("job {} of {name} makes it already ({})", found.id, found.who));
-                return self.track.adopt(item, &self.jobs, found);
+        let known = match self.scheduler(&item.shape.executor) {
+            Some(scheduler) => {
+                let known = self.others.find(&item, &self.jobs, &*scheduler);
+                if let Known::Job(found) = &known {
+                    let (id, name) = (&found.id, scheduler.name());
+                    self.say(&item.node, format!("job {id} of {name} makes it already ({})", found.who));
+                }
+                self.schedulers.insert(item.shape.executor.clone(), scheduler);
+                known
             }
+            None => Known::Nobody,
+        };
+        match known {
+            Known::Job(found) => self.track.adopt(item, &self.jobs, found),
+            Known::Soon => self.queue.push(Queued { item, part, at: Instant::now() + AGAIN, refused: 0, look: true }),
+            Known::Nobody => self.queue.push(Queued { item, part, at: Instant::now(), refused: 0, look: false }),
         }
-        self.queue.push(Queued { item, part, at: Instant::now(), refused: 0 });
     }
 
     /// An executor's scheduler, which is given back.
@@ -248,6 +258,8 @@ impl Dispatch<'_, '_> {
         }
         let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.queue).into_iter().partition(|it| it.at <= now);
         self.queue = later;
+        let (look, due): (Vec<_>, Vec<_>) = due.into_iter().partition(|it| it.look);
+        look.into_iter().for_each(|Queued { item, part, .. }| self.begin(item, part));
         let mut shapes: Vec<(Shape, Vec<Queued>)> = Vec::new();
         for queued in due {
             match shapes.iter_mut().find(|(shape, _)| *shape == queued.item.shape) {
@@ -274,16 +286,36 @@ impl Dispatch<'_, '_> {
     fn submit_batch(&mut self, nodes: Vec<Queued>, shape: &Shape, scheduler: &dyn Scheduler) {
         self.batches += 1;
         let id = format!("{}{:x}", new_id(now()), self.batches);
+        let maker = |task: usize, part: u32| Maker { batch: id.clone(), task, part };
+        // Who is noted first makes it; the others wait for that.
+        let mut won: Vec<Queued> = Vec::with_capacity(nodes.len());
+        let mut trouble = None;
+        for queued in nodes {
+            let (key, maker) =
+                (queued.item.job.work.run_parts().key(), maker(won.len() / shape.together(), queued.part));
+            let claimed = match &trouble {
+                None if !self.cancel.is_set() => self.jobs.claim(&key, &maker, queued.item.is_forced()),
+                _ => Ok(false),
+            };
+            match claimed {
+                Ok(true) => won.push(queued),
+                Ok(false) => self.queue.push(Queued { at: Instant::now() + TURN, look: true, ..queued }),
+                Err(error) => {
+                    trouble = Some(error);
+                    won.push(queued);
+                }
+            }
+        }
+        let nodes = won;
+        if nodes.is_empty() {
+            return;
+        }
         let tasks: Vec<Vec<&Queued>> = nodes.chunks(shape.together()).map(|nodes| nodes.iter().collect()).collect();
         let count = tasks.len();
-        let maker = |task: usize, part: u32| Maker { batch: id.clone(), task, part };
-        let written = self.write(&id, shape, &tasks).and_then(|dir| {
-            for (task, queued) in tasks.iter().enumerate().flat_map(|(task, of)| of.iter().map(move |one| (task, one)))
-            {
-                self.jobs.set_maker(&queued.item.job.work.run_parts().key(), &maker(task, queued.part))?;
-            }
-            Ok(dir)
-        });
+        let written = match trouble {
+            Some(error) => Err(error),
+            None => self.write(&id, shape, &tasks),
+        };
         let project = self.env.project.dir();
         let submitted = written.map_err(Refused::Never).and_then(|dir| {
             let batch = Batch { id: &id, dir: &dir, project, tasks: count, shape };
@@ -295,7 +327,11 @@ impl Dispatch<'_, '_> {
         });
         let submitted = submitted.and_then(|ids| {
             let submitted = Submitted { executor: shape.executor.clone(), user: user(), ids };
-            self.jobs.set_submitted(&id, &submitted).map_err(Refused::Never)?;
+            if let Err(error) = self.jobs.set_submitted(&id, &submitted) {
+                // Nobody would know of them.
+                scheduler.cancel(&submitted.ids.iter().map(String::as_str).collect::<Vec<_>>()).ok();
+                return Err(Refused::Never(error));
+            }
             Ok(submitted.ids)
         });
         match submitted {
@@ -361,8 +397,8 @@ impl Dispatch<'_, '_> {
             }
         };
         spec.tasks = tasks.iter().map(|nodes| nodes.iter().map(task).collect()).collect();
-        let flow = std::env::current_exe().context("cannot find out where this program is")?;
-        self.jobs.write(id, &spec, &script(&flow, &self.jobs.batch(id), shape.options.setup.as_deref()))
+        let flow = self.flow.as_deref().context("cannot find out where this program is")?;
+        self.jobs.write(id, &spec, &script(flow, &self.jobs.batch(id), shape.options.setup.as_deref()))
     }
 
     fn say_submitted(&self, ids: &[String], nodes: &[Queued], shape: &Shape, scheduler: &dyn Scheduler) {
@@ -409,6 +445,7 @@ impl Dispatch<'_, '_> {
             self.env.sink.emit(event);
         }
         let cache = self.env.cache;
+        let mut stuck_jobs: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for (item, maker, fate) in self.track.settle(cache) {
             self.forget(&item, &maker);
             match fate {
@@ -417,9 +454,7 @@ impl Dispatch<'_, '_> {
                     (self.tell)(Heard::Done(item.job.id, tried));
                 }
                 Fate::Failed(error, stuck) => {
-                    if let Some(id) = stuck {
-                        self.end(&item.shape.executor, &[id]);
-                    }
+                    stuck_jobs.entry(item.shape.executor.clone()).or_default().extend(stuck);
                     (self.tell)(Heard::Done(item.job.id, Err(error)));
                 }
                 Fate::Again(why) if maker.part <= item.shape.requeue() => {
@@ -427,6 +462,8 @@ impl Dispatch<'_, '_> {
                     // Another run that waited for the same one may have submitted that already.
                     self.begin(item, maker.part + 1);
                 }
+                // Whether another run submitted it too often is none of this one's business.
+                Fate::Over => self.begin(item, 1),
                 Fate::Again(why) => {
                     let error = anyhow!("{why}").context(format!(
                         "it was submitted {} times, which is enough (`requeue` in the settings)",
@@ -435,6 +472,9 @@ impl Dispatch<'_, '_> {
                     (self.tell)(Heard::Done(item.job.id, Err(error)));
                 }
             }
+        }
+        for (executor, ids) in stuck_jobs.into_iter().filter(|(_, ids)| !ids.is_empty()) {
+            self.end(&executor, &ids.into_iter().collect::<Vec<_>>());
         }
         self.track.take_over().iter().for_each(|batch| self.jobs.remove(batch));
     }

@@ -78,8 +78,7 @@ pub fn run_job(
         let mut whole = true;
         for task in tasks {
             let end = match &worker {
-                _ if stop.asked.is_set() => Ending::Stopped,
-                _ if stop.limit.is_set() => Ending::Limit,
+                _ if stop.asked.is_set() || stop.limit.is_set() => Ending::Untouched,
                 Ok(worker) => ending(worker.make(&task, &writer, &now), stop),
                 Err(error) => failed(error),
             };

@@ -1,17 +1,18 @@
 //! What a person asks of jobs: which there are, and that they end. From the cache's files, so that it works from
 //! anywhere that sees the cache.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use anyhow::Result;
 use flow_cache::Cache;
 use flow_core::{Cancel, Event};
 
 use super::{
-    scheduler::{Seen, scheduler},
+    scheduler::{Answer, Seen, scheduler},
     settings::{Executor, Executors},
     spec::{Jobs, Maker, Submitted},
     stream::{Line, Tail, Word},
+    track::mark,
 };
 
 /// A job that is not done.
@@ -53,7 +54,9 @@ pub fn jobs(cache: &Cache, executors: &Executors, ask: bool) -> Vec<Job> {
         for (executor, ids) in ids {
             let Ok(named) = Executor::named(&executor, executors) else { continue };
             let wanted: Vec<&str> = ids.iter().map(String::as_str).collect();
-            let Ok(answer) = scheduler(named, &Cancel::default()).look(&wanted) else { continue };
+            let Ok(Answer { seen: answer, complete }) = scheduler(named, &Cancel::default()).look(&wanted) else {
+                continue;
+            };
             jobs.retain_mut(|job| {
                 if job.executor != executor {
                     return true;
@@ -64,7 +67,8 @@ pub fn jobs(cache: &Cache, executors: &Executors, ask: bool) -> Vec<Job> {
                     Some(Seen::Running(on)) if on.is_empty() => Some("runs".into()),
                     Some(Seen::Running(on)) => Some(format!("runs on {on}")),
                     // It is over, and did not say so.
-                    Some(Seen::Ended(_)) | None => return false,
+                    Some(Seen::Ended(_)) => return false,
+                    None => return !complete,
                 };
                 true
             });
@@ -133,7 +137,14 @@ impl Told {
             Line::Event(record) => Some(record.event),
             Line::Word(_) => None,
         };
-        self.0.read().0.into_iter().filter_map(events).collect()
+        let mut told = Vec::new();
+        loop {
+            let (lines, more) = self.0.read();
+            told.extend(lines.into_iter().filter_map(events));
+            if !more {
+                return told;
+            }
+        }
     }
 }
 
@@ -157,9 +168,13 @@ pub fn end(executors: &Executors, jobs: &[(String, String)]) -> Result<()> {
 /// # Errors
 /// A scheduler does not answer, or there is no such executor any more.
 pub fn cancel(cache: &Cache, executors: &Executors, jobs: &[Job]) -> Result<()> {
+    let files = Jobs::of(cache);
+    // A run that waits for them is not to take that for an accident.
+    for (_, maker) in jobs.iter().flat_map(|job| &job.makers) {
+        fs::write(mark(&files.batch(&maker.batch), maker), "").ok();
+    }
     let ids: Vec<_> = jobs.iter().map(|job| (job.executor.clone(), job.id.clone())).collect();
     end(executors, &ids)?;
-    let files = Jobs::of(cache);
     jobs.iter().flat_map(|job| &job.makers).for_each(|(key, maker)| files.forget(key, maker));
     Ok(())
 }

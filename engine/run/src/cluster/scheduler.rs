@@ -43,6 +43,15 @@ pub enum Seen {
     Ended(End),
 }
 
+/// What a scheduler says of the tasks that it was asked for.
+#[derive(Debug, Default)]
+pub struct Answer {
+    /// By id.
+    pub seen: HashMap<String, Seen>,
+    /// What is not in it is not known any more. If not, it is just not known.
+    pub complete: bool,
+}
+
 /// How a job ended, as the scheduler has it. What became of its nodes the job itself says, if it could.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
@@ -52,6 +61,8 @@ pub enum End {
     Limit,
     /// With its machine, or for a job of more weight.
     Lost(String),
+    /// The scheduler has forgotten it.
+    Unknown(String),
     /// For want of memory.
     Memory,
     /// Because somebody cancelled it.
@@ -78,11 +89,11 @@ pub trait Scheduler: Send + Sync {
     /// The scheduler does not answer.
     fn find(&self, batch: &str, tasks: usize) -> Result<Option<Vec<String>>>;
 
-    /// How these tasks are, with one question for all of them. One that is not in the answer is not known any more.
+    /// How these tasks are, with one question for all of them.
     ///
     /// # Errors
     /// The scheduler does not answer: nothing is known then.
-    fn look(&self, ids: &[&str]) -> Result<HashMap<String, Seen>>;
+    fn look(&self, ids: &[&str]) -> Result<Answer>;
 
     /// Ends tasks.
     ///
@@ -98,6 +109,9 @@ pub trait Scheduler: Send + Sync {
 pub fn scheduler(executor: Executor, stop: &Cancel) -> Box<dyn Scheduler> {
     match executor {
         Executor::Slurm(options) => Box::new(Slurm::new(&options, stop.clone())),
-        Executor::Template(template, _) => template,
+        Executor::Template(mut template, _) => {
+            template.stop = stop.clone();
+            template
+        }
     }
 }

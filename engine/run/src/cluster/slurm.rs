@@ -19,9 +19,10 @@ use flow_core::Cancel;
 
 use super::{
     ask::{ask, complaint},
-    scheduler::{Batch, End, Refused, Scheduler, Seen},
+    scheduler::{Answer, Batch, End, Refused, Scheduler, Seen},
     settings::ExecutorFile,
     shape::Shape,
+    spec,
 };
 
 /// The scheduler is asked no more often than this, if nobody says: a site's controller serves everyone.
@@ -32,32 +33,32 @@ const ARRAY: usize = 1001;
 const MOST: usize = 10_000;
 
 /// What `sbatch` says when it is the moment that is wrong, and not the job.
-const LATER: [&str; 10] = [
+const LATER: [&str; 13] = [
     "Unable to contact slurm controller",
     "Socket timed out",
     "temporarily unable to accept job",
     "Connection refused",
     "Connection timed out",
     "Zero Bytes were transmitted",
-    "Job violates accounting/QOS policy (job submit limit",
-    "MaxSubmitJob",
+    // AssocMaxSubmitJobLimit, QOSMaxSubmitJobPerUserLimit and their like: a user has too many jobs just now.
+    "SubmitJob",
+    "Message receive failure",
+    "Message send failure",
+    "Communication connection failure",
+    "standby mode",
     "Resource temporarily unavailable",
     "did not answer within",
 ];
 
 /// Reasons to wait that no time mends (`job_reason_string` of Slurm), with what they mean.
-const NEVER: [(&str, &str); 11] = [
+const NEVER: [(&str, &str); 7] = [
     ("PartitionTimeLimit", "its time limit is above the partition's"),
     ("BadConstraints", "nothing in the partition is as it asks"),
     ("InvalidAccount", "the account is not known, or not allowed"),
     ("InvalidQOS", "the QOS is not known, or not allowed"),
     ("AccountNotAllowed", "the partition does not take this account"),
     ("QOSNotAllowed", "the partition does not take this QOS"),
-    ("QOSJobLimit", "the QOS does not allow it"),
     ("DependencyNeverSatisfied", "what it depends on failed"),
-    ("AssociationTimeLimit", "its time limit is above the account's"),
-    ("QOSTimeLimit", "its time limit is above the QOS's"),
-    ("JobHeldAdmin", "an administrator holds it"),
 ];
 
 /// Reasons that are for ever if the partition is too small, and until its machines are back if not.
@@ -144,11 +145,11 @@ impl Slurm {
         let masters: BTreeSet<&str> = ids.iter().map(|id| master(id)).collect();
         let list = masters.into_iter().collect::<Vec<_>>().join(",");
         let fields = "--format=JobID,State,ExitCode,NodeList";
-        let output = self.ask("sacct", &["-n", "-P", "-X", "--array", fields, "-j", &list])?;
+        let output = self.ask("sacct", &["-n", "-P", "-X", fields, "-j", &list])?;
         if !output.status.success() {
             bail!("sacct: {}", complaint(&output));
         }
-        Ok(String::from_utf8_lossy(&output.stdout).lines().filter_map(accounted).collect())
+        Ok(String::from_utf8_lossy(&output.stdout).lines().flat_map(accounted).collect())
     }
 }
 
@@ -164,20 +165,28 @@ fn queued(line: &str) -> Option<(String, Seen)> {
     Some((id.trim().to_owned(), seen(state.trim(), reason.trim(), nodes.trim())))
 }
 
-/// A line of `sacct`.
-fn accounted(line: &str) -> Option<(String, Seen)> {
-    let mut fields = line.splitn(4, '|');
-    let (id, state, code, nodes) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+/// A line of `sacct`: a task, or those of an array that have not begun, `17_[0-3,8%2]`.
+fn accounted(line: &str) -> Vec<(String, Seen)> {
+    let fields: Vec<&str> = line.splitn(4, '|').collect();
+    let [id, state, code, nodes] = fields[..] else { return Vec::new() };
     // `CANCELLED by 1000`
-    let state = state.split_whitespace().next()?;
-    Some((id.to_owned(), seen(state, &format!("exit code {code}"), nodes)))
+    let Some(state) = state.split_whitespace().next() else { return Vec::new() };
+    let seen = seen(state, &format!("exit code {code}"), nodes);
+    let Some((master, tasks)) = id.split_once("_[") else { return vec![(id.to_owned(), seen)] };
+    let tasks = tasks.trim_end_matches(']').split('%').next().unwrap_or_default();
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (usize, usize) = (first.parse().ok()?, last.parse().ok()?);
+        Some(first..=last.min(first + MOST))
+    };
+    tasks.split(',').filter_map(range).flatten().map(|task| (format!("{master}_{task}"), seen.clone())).collect()
 }
 
 /// What a state means (squeue(1), "JOB STATE CODES").
 fn seen(state: &str, reason: &str, nodes: &str) -> Seen {
     match state {
         "PENDING" | "REQUEUED" | "REQUEUE_HOLD" | "REQUEUE_FED" | "SPECIAL_EXIT" | "RESV_DEL_HOLD" => {
-            match NEVER.iter().find(|(name, _)| reason.contains(name)) {
+            match NEVER.iter().find(|(name, _)| *name == reason) {
                 Some((name, meaning)) => Seen::Stuck(format!("{name}: {meaning}")),
                 None => Seen::Pending(reason.to_owned()),
             }
@@ -233,7 +242,7 @@ fn options(batch: &Batch<'_>) -> Vec<String> {
         words.extend(value.iter().map(|value| format!("--{name}={value}")));
     }
     words.extend(options.args.iter().flatten().cloned());
-    words.push(batch.dir.join(super::spec::SCRIPT).display().to_string());
+    words.push(batch.dir.join(spec::SCRIPT).display().to_string());
     words
 }
 
@@ -252,16 +261,31 @@ impl Scheduler for Slurm {
     }
 
     fn most_tasks(&self) -> usize {
-        *self.most.get_or_init(|| {
-            let config = self.ask("scontrol", &["show", "config"]).ok();
-            let text = config.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-            let line = text.lines().find_map(|line| line.trim().strip_prefix("MaxArraySize")?.split_once('='));
-            line.and_then(|(_, size)| size.trim().parse().ok()).unwrap_or(ARRAY).clamp(1, MOST)
-        })
+        if let Some(most) = self.most.get() {
+            return *most;
+        }
+        let config = self.ask("scontrol", &["show", "config"]).ok();
+        let text = config.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+        let line = text.lines().find_map(|line| line.trim().strip_prefix("MaxArraySize")?.split_once('='));
+        match line.and_then(|(_, size)| size.trim().parse::<usize>().ok()) {
+            Some(most) => *self.most.get_or_init(|| most.clamp(1, MOST)),
+            // It is asked again.
+            None => ARRAY,
+        }
     }
 
     fn submit(&self, batch: &Batch<'_>) -> Result<Vec<String>, Refused> {
-        let output = ask(Command::new("sbatch").args(options(batch)), Some(&self.stop)).map_err(Refused::Later)?;
+        let mut sbatch = Command::new("sbatch");
+        // What describes a job that flow itself may run in, or was started from, is none of the new one's.
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            let kept = ["SLURM_CONF", "SLURM_CLUSTERS"].contains(&&*text);
+            let others = ["SLURM_", "SBATCH_", "PMI_", "PMIX_"].iter().any(|start| text.starts_with(start));
+            if (others && !kept) || text == spec::TASK {
+                sbatch.env_remove(name);
+            }
+        }
+        let output = ask(sbatch.args(options(batch)), Some(&self.stop)).map_err(Refused::Later)?;
         let said = complaint(&output);
         if !output.status.success() {
             let error = anyhow!("sbatch: {said}");
@@ -288,17 +312,20 @@ impl Scheduler for Slurm {
         Ok(found.map(|(master, _)| ids(master, tasks)))
     }
 
-    fn look(&self, wanted: &[&str]) -> Result<HashMap<String, Seen>> {
+    fn look(&self, wanted: &[&str]) -> Result<Answer> {
         // One question a look: what `squeue` has forgotten is asked of the accounting the next time.
         let by_accounting = self.forgotten.swap(false, Ordering::Relaxed);
+        let queue = || self.squeue(wanted).map(|seen| Answer { seen, complete: true });
+        // A job may be on its way there.
+        let accounts = || self.sacct(wanted).map(|seen| Answer { seen, complete: false });
         let mut answer = match by_accounting {
-            true => self.sacct(wanted).or_else(|_| self.squeue(wanted)),
-            false => self.squeue(wanted).or_else(|error| self.sacct(wanted).map_err(|_| error)),
+            true => accounts().or_else(|_| queue()),
+            false => queue().or_else(|error| accounts().map_err(|_| error)),
         }?;
-        if !by_accounting && wanted.iter().any(|id| !answer.contains_key(*id)) {
+        if !by_accounting && wanted.iter().any(|id| !answer.seen.contains_key(*id)) {
             self.forgotten.store(true, Ordering::Relaxed);
         }
-        self.judge(&mut answer);
+        self.judge(&mut answer.seen);
         Ok(answer)
     }
 
@@ -325,8 +352,11 @@ mod tests {
         assert!(matches!(queued("17_5|PENDING|InvalidAccount|"), Some((_, Seen::Stuck(_)))));
         assert!(matches!(queued("17_5|DREAMING|None|n1"), Some((_, Seen::Pending(_)))));
         assert_eq!(queued("slurm_load_jobs error"), None);
-        assert_eq!(accounted("17_3|CANCELLED by 1000|0:15|n1"), Some(("17_3".into(), Seen::Ended(End::Cancelled))));
-        assert_eq!(accounted("17_0|TIMEOUT|0:0|n1"), Some(("17_0".into(), Seen::Ended(End::Limit))));
-        assert!(matches!(accounted("17_0|NODE_FAIL|1:0|n1"), Some((_, Seen::Ended(End::Lost(_))))));
+        assert_eq!(accounted("17_3|CANCELLED by 1000|0:15|n1"), [("17_3".into(), Seen::Ended(End::Cancelled))]);
+        assert_eq!(accounted("17_0|TIMEOUT|0:0|n1"), [("17_0".into(), Seen::Ended(End::Limit))]);
+        assert!(matches!(&accounted("17_0|NODE_FAIL|1:0|n1")[..], [(_, Seen::Ended(End::Lost(_)))]));
+        let waiting: Vec<String> =
+            accounted("17_[0-2,8%2]|PENDING|0:0|None assigned").into_iter().map(|(id, _)| id).collect();
+        assert_eq!(waiting, ["17_0", "17_1", "17_2", "17_8"]);
     }
 }

@@ -10,9 +10,9 @@
 //! ```
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, OpenOptions},
-    io::Write as _,
+    io::{self, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
@@ -25,6 +25,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{looks::Look, project::Project, record::write_atomic};
 
+/// The variable that tells a job which task it is, where the scheduler has none of its own.
+pub const TASK: &str = "FLOW_TASK";
 /// The script of a batch.
 pub const SCRIPT: &str = "job.sh";
 const SPEC: &str = "spec.json";
@@ -168,25 +170,48 @@ impl Jobs {
         read_spec(&self.batch(batch))
     }
 
-    /// Notes who makes a key.
+    /// Notes who makes a key, unless another does; whether that is this one now. `force`: whoever does.
     ///
     /// # Errors
     /// The cache cannot be written.
-    pub fn set_maker(&self, key: &Key, maker: &Maker) -> Result<()> {
+    pub fn claim(&self, key: &Key, maker: &Maker, force: bool) -> Result<bool> {
         let keys = self.0.join("keys");
         fs::create_dir_all(&keys).with_context(|| format!("cannot make {}", keys.display()))?;
-        write_atomic(&keys.join(format!("{key}.json")), &serde_json::to_vec(maker)?)
+        let (path, own) = (self.key(key), keys.join(format!("{}-{}.tmp", maker.batch, maker.task)));
+        let write = || -> io::Result<bool> {
+            fs::write(&own, serde_json::to_vec(maker)?)?;
+            if force {
+                return fs::rename(&own, &path).map(|()| true);
+            }
+            // Whole or not at all, and only where there is none.
+            let linked = fs::hard_link(&own, &path);
+            fs::remove_file(&own)?;
+            match linked {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+                linked => linked.map(|()| true),
+            }
+        };
+        write().with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// For how long it has been noted who makes a key.
+    pub fn claimed_for(&self, key: &Key) -> Option<Duration> {
+        age(&self.key(key))
+    }
+
+    fn key(&self, key: &Key) -> PathBuf {
+        self.0.join("keys").join(format!("{key}.json"))
     }
 
     /// Who makes a key.
     pub fn maker(&self, key: &Key) -> Option<Maker> {
-        read(&self.0.join("keys").join(format!("{key}.json"))).ok()
+        read(&self.key(key)).ok()
     }
 
     /// A key is made, or will not be by this one.
     pub fn forget(&self, key: &Key, maker: &Maker) {
         if self.maker(key).as_ref() == Some(maker) {
-            fs::remove_file(self.0.join("keys").join(format!("{key}.json"))).ok();
+            fs::remove_file(self.key(key)).ok();
         }
     }
 
@@ -197,14 +222,22 @@ impl Jobs {
 
     /// Removes batches that nobody came back to.
     pub fn sweep(&self, older: Duration) {
-        for batch in self.batches() {
+        let keys = fs::read_dir(self.0.join("keys")).into_iter().flatten().flatten();
+        let made: BTreeSet<String> = keys.filter_map(|key| Some(read::<Maker>(&key.path()).ok()?.batch)).collect();
+        for batch in self.batches().into_iter().filter(|batch| !made.contains(batch)) {
             let dir = self.batch(&batch);
-            let age = fs::metadata(&dir).and_then(|meta| meta.modified()).ok().and_then(|time| time.elapsed().ok());
-            if age.is_some_and(|age| age > older) {
+            let is_old = |path: &Path| age(path).is_some_and(|age| age > older);
+            let mut files = fs::read_dir(&dir).into_iter().flatten().flatten();
+            if is_old(&dir) && files.all(|file| is_old(&file.path())) {
                 self.remove(&batch);
             }
         }
     }
+}
+
+/// For how long a file is as it is.
+fn age(path: &Path) -> Option<Duration> {
+    fs::metadata(path).and_then(|meta| meta.modified()).ok()?.elapsed().ok()
 }
 
 /// What the batch in this directory is to make.

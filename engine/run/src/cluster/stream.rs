@@ -65,6 +65,8 @@ pub enum Ending {
         /// The cache cannot be used: nothing else would fare better.
         unusable: bool,
     },
+    /// It was not begun: the job had to end before.
+    Untouched,
     /// It was stopped by the job's time limit, and kept what it has.
     Limit,
     /// It was stopped by somebody else, and kept what it has.

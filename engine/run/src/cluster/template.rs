@@ -1,24 +1,30 @@
 //! [`Template`]: a scheduler of a site's own, by command lines and regular expressions in its settings. A job a task.
 
 use std::{
-    collections::{BTreeMap, HashMap},
-    fs,
+    collections::BTreeMap,
+    ffi::OsString,
+    fs::{self, OpenOptions},
+    io::Write as _,
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
     process::Command,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use flow_core::Diagnostic;
+use flow_core::{Cancel, Cancelled, Diagnostic};
 use regex::Regex;
 
 use super::{
     ask::{ask, complaint},
-    scheduler::{Batch, End, Refused, Scheduler, Seen},
+    scheduler::{Answer, Batch, End, Refused, Scheduler, Seen},
     settings::ExecutorFile,
     shape::Shape,
     spec,
 };
 
+/// The environment of a batch's jobs.
+const ENV: &str = "env.sh";
 const POLL: Duration = Duration::from_secs(10);
 /// Each task is a call of the submitting command.
 const MOST: usize = 200;
@@ -35,6 +41,8 @@ pub struct Template {
     states: BTreeMap<String, String>,
     cancel: String,
     poll: Duration,
+    /// What stops questions, and the submitting of more.
+    pub(super) stop: Cancel,
 }
 
 /// The templates that flow brings along, as tables of settings.
@@ -76,6 +84,7 @@ impl Template {
             states: whole.states.ok_or_else(|| lacks("states"))?,
             cancel: whole.cancel.ok_or_else(|| lacks("cancel"))?,
             poll: whole.poll.unwrap_or(POLL),
+            stop: Cancel::default(),
         };
         let groups: Vec<_> = template.line.capture_names().flatten().collect();
         if !(groups.contains(&"id") && groups.contains(&"state")) {
@@ -93,12 +102,28 @@ impl Template {
         self.submit.split_whitespace().next().unwrap_or_default()
     }
 
-    fn shell(&self, text: &str) -> Result<String> {
-        let output = ask(Command::new("sh").args(["-c", text]), None)?;
+    fn shell(text: &str, stop: Option<&Cancel>) -> Result<String> {
+        let output = ask(Command::new("sh").args(["-c", text]), stop)?;
         if !output.status.success() {
             bail!("`{text}`: {}", complaint(&output));
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    fn submit_one(&self, batch: &Batch<'_>, task: usize, shell: &str, body: &str) -> Result<String, Refused> {
+        let value = |name: &str| value(batch, task, name);
+        let header: String = self.header.iter().filter_map(|line| fill(line, &value)).map(|line| line + "\n").collect();
+        let env = quoted(&batch.dir.join(ENV).display().to_string());
+        let text = format!("{shell}\n{header}. {env}\n{}={task}\n{body}", spec::TASK);
+        let written = fs::write(script(batch, task), text).context("cannot write a job's script");
+        written.map_err(Refused::Never)?;
+        let command = fill(&self.submit, &value).ok_or_else(|| {
+            Refused::Never(anyhow!("`{}` has a placeholder without a value: say it in the settings", self.submit))
+        })?;
+        let said = Self::shell(&command, None).map_err(Refused::Never)?;
+        let id = self.id.captures(&said).and_then(|found| found.get(1));
+        let id = id.ok_or_else(|| Refused::Never(anyhow!("`{command}` printed no id of a job: {}", said.trim())))?;
+        Ok(id.as_str().to_owned())
     }
 
     fn seen(&self, word: &str) -> Seen {
@@ -172,8 +197,23 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
+/// Where a task's script is. Its name is the job's: schedulers refuse those that begin with a digit, or have a dot.
 fn script(batch: &Batch<'_>, task: usize) -> String {
-    batch.dir.join(format!("{task}.sh")).display().to_string()
+    batch.dir.join(format!("flow-{task}")).display().to_string()
+}
+
+/// The environment of who submits, for the jobs to take: what goes along by `-V` the scheduler shows to everyone.
+fn write_env(dir: &Path) -> Result<()> {
+    let is_name =
+        |name: &str| !name.is_empty() && name.bytes().all(|byte| byte == b'_' || byte.is_ascii_alphanumeric());
+    let own = |name: &str| flow_core::SECRETS.contains(&name) || name == spec::TASK || name == "PWD";
+    let texts = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
+    let vars = std::env::vars_os().filter_map(texts).filter(|(name, _)| is_name(name) && !own(name));
+    let text: String = vars.map(|(name, value)| format!("export {name}={}\n", quoted(&value))).collect();
+    let path = dir.join(ENV);
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
+    let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
+    written.with_context(|| format!("cannot write {}", path.display()))
 }
 
 impl Scheduler for Template {
@@ -192,29 +232,21 @@ impl Scheduler for Template {
     fn submit(&self, batch: &Batch<'_>) -> Result<Vec<String>, Refused> {
         let common = fs::read_to_string(batch.dir.join(spec::SCRIPT)).context("cannot read the job's script");
         let common = common.map_err(Refused::Never)?;
+        write_env(batch.dir).map_err(Refused::Never)?;
         let (shell, body) = common.split_once('\n').unwrap_or(("#!/bin/sh", &common));
         let mut ids: Vec<String> = Vec::with_capacity(batch.tasks);
         for task in 0..batch.tasks {
-            let value = |name: &str| value(batch, task, name);
-            let header: String =
-                self.header.iter().filter_map(|line| fill(line, &value)).map(|line| line + "\n").collect();
-            let text = format!("{shell}\n{header}FLOW_TASK={task}\n{body}");
-            let submitted =
-                fs::write(script(batch, task), text).context("cannot write a job's script").and_then(|()| {
-                    let command = fill(&self.submit, &value).ok_or_else(|| {
-                        anyhow!("`{}` has a placeholder without a value: say it in the settings", self.submit)
-                    })?;
-                    let said = self.shell(&command)?;
-                    let id = self.id.captures(&said).and_then(|found| found.get(1));
-                    let id = id.ok_or_else(|| anyhow!("`{command}` printed no id of a job: {}", said.trim()))?;
-                    Ok(id.as_str().to_owned())
-                });
+            let stopped = || Refused::Later(Cancelled.into());
+            let submitted = match self.stop.is_set() {
+                true => Err(stopped()),
+                false => self.submit_one(batch, task, shell, body),
+            };
             match submitted {
                 Ok(id) => ids.push(id),
-                Err(error) => {
+                Err(refused) => {
                     // All or nothing: what was submitted of it would run beside the next try.
                     self.cancel(&ids.iter().map(String::as_str).collect::<Vec<_>>()).ok();
-                    return Err(Refused::Never(error));
+                    return Err(refused);
                 }
             }
         }
@@ -226,10 +258,11 @@ impl Scheduler for Template {
         Ok(None)
     }
 
-    fn look(&self, _: &[&str]) -> Result<HashMap<String, Seen>> {
-        let said = self.shell(&self.status)?;
+    fn look(&self, _: &[&str]) -> Result<Answer> {
+        let said = Self::shell(&self.status, Some(&self.stop))?;
         let found = said.lines().filter_map(|line| self.line.captures(line));
-        Ok(found.map(|found| (found["id"].to_owned(), self.seen(&found["state"]))).collect())
+        let seen = found.map(|found| (found["id"].to_owned(), self.seen(&found["state"]))).collect();
+        Ok(Answer { seen, complete: true })
     }
 
     fn cancel(&self, ids: &[&str]) -> Result<()> {
@@ -238,7 +271,7 @@ impl Scheduler for Template {
         }
         let ids = ids.join(" ");
         let command = fill(&self.cancel, &|name| (name == "ids").then(|| ids.clone()));
-        self.shell(&command.context("`cancel` has a placeholder that is not `{ids}`")?).map(drop)
+        Self::shell(&command.context("`cancel` has a placeholder that is not `{ids}`")?, None).map(drop)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -15,17 +15,21 @@ use flow_core::{Cancelled, Event, How, Level};
 use super::{
     adopt::Found,
     dispatch::Item,
-    scheduler::{End, Seen},
+    scheduler::{Answer, End, Seen},
     spec::{Jobs, Maker},
     stream::{Ending, Line, Tail, Word},
 };
 
+/// Of more tasks than this it is not said what each waits for.
+pub const FEW: usize = 50;
 /// So many files are looked at a turn.
 const FILES: usize = 256;
 /// A job that its scheduler does not name so many times in a row is not known any more.
 const ABSENT: u32 = 3;
 /// So long what another machine wrote may be on its way here: on a disk of this machine, and on a network's.
 const LAG: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(65)];
+/// So many jobs of a node may vanish.
+const UNKNOWN: u32 = 3;
 /// So many last lines of what a job's shell printed are shown.
 const LINES: usize = 12;
 
@@ -37,6 +41,8 @@ pub enum Fate {
     Failed(anyhow::Error, Option<String>),
     /// It goes on in another job, and why.
     Again(String),
+    /// The job that another run submitted for it is over: it has one submitted as if that had never been.
+    Over,
 }
 
 /// Nodes of a task and who makes them.
@@ -46,7 +52,7 @@ struct Task {
     executor: String,
     id: String,
     tail: Tail,
-    log: std::path::PathBuf,
+    log: PathBuf,
     nodes: BTreeMap<String, (Arc<Item>, Maker)>,
     /// What it said of its nodes, and when that was heard.
     said: BTreeMap<String, (Ending, Instant)>,
@@ -55,8 +61,14 @@ struct Task {
     ended: Option<(End, Instant)>,
     /// It has begun, at least once.
     began: bool,
-    /// Another run submitted it, and it is not known yet whether it lives.
+    /// Another run submitted it: it is not this one's to end.
+    foreign: bool,
+    /// It is not known yet whether it lives.
     adopted: bool,
+    /// The nodes of which it is known that they began.
+    started: BTreeSet<String>,
+    /// Where its batch is.
+    dir: PathBuf,
 }
 
 /// How it is to ask a scheduler.
@@ -113,7 +125,10 @@ impl Track {
             absent: 0,
             ended: None,
             began: false,
+            foreign: adopted,
             adopted,
+            started: BTreeSet::new(),
+            dir,
         });
         task.nodes.insert(item.node.clone(), (item, maker));
     }
@@ -138,12 +153,7 @@ impl Track {
     }
 
     /// Takes note of an answer; what is to be said of the scheduler itself.
-    pub fn answered(
-        &mut self,
-        executor: &str,
-        name: &str,
-        answer: Result<HashMap<String, Seen>>,
-    ) -> Option<(Level, String)> {
+    pub fn answered(&mut self, executor: &str, name: &str, answer: Result<Answer>) -> Option<(Level, String)> {
         let asked = self.asked.entry(executor.to_owned()).or_default();
         let mut answer = match answer {
             Ok(answer) => answer,
@@ -156,16 +166,16 @@ impl Track {
             Err(_) => return None,
         };
         let silent = asked.silent.take();
+        let few = self.tasks.len() <= FEW;
         for task in self.tasks.values_mut().filter(|task| task.executor == executor) {
-            match answer.remove(&task.id) {
+            match answer.seen.remove(&task.id) {
                 Some(Seen::Ended(end)) => drop(task.ended.get_or_insert((end, Instant::now()))),
                 Some(seen) => {
                     (task.absent, task.ended, task.adopted) = (0, None, false);
                     if task.seen.as_ref() != Some(&seen) {
                         if let Seen::Pending(reason) = &seen
                             && reason != "None"
-                            && task.nodes.len() == 1
-                            && self.own.len() < FILES
+                            && few
                         {
                             let text = format!("job {} of {name} waits ({reason})", task.id);
                             self.news.extend(task.nodes.keys().map(|node| (node.clone(), text.clone())));
@@ -173,13 +183,11 @@ impl Track {
                         task.seen = Some(seen);
                     }
                 }
+                None if !answer.complete => {}
                 None => {
                     task.absent += 1;
                     if task.absent >= ABSENT {
-                        let end = match task.began {
-                            true => End::Lost(format!("{name} does not know the job any more")),
-                            false => End::Itself(format!("{name} does not know the job any more")),
-                        };
+                        let end = End::Unknown(format!("{name} does not know the job any more"));
                         task.ended.get_or_insert((end, Instant::now()));
                     }
                 }
@@ -231,7 +239,7 @@ impl Track {
                 let item = Arc::clone(&task.nodes[&node].0);
                 let Some(fate) = task.fate(&item, cache, lag) else { continue };
                 if let Some((_, good)) = self.own.get_mut(&key.0) {
-                    *good &= matches!(fate, Fate::Made(..) | Fate::Again(_));
+                    *good &= matches!(fate, Fate::Made(..));
                 }
                 if let Some((item, maker)) = task.nodes.remove(&node) {
                     settled.push((item, maker, fate));
@@ -260,12 +268,13 @@ impl Track {
         std::mem::take(&mut self.over)
     }
 
-    /// Takes out the tasks that have not begun: by executor, with their ids.
+    /// Takes out the tasks of this run that have not begun: by executor, with their ids.
     pub fn take_pending(&mut self) -> Vec<(String, Vec<String>, Nodes)> {
-        self.take_those(|task| !task.began && !matches!(task.seen, Some(Seen::Running(_))) && task.ended.is_none())
+        let waits = |task: &Task| !task.began && !matches!(task.seen, Some(Seen::Running(_))) && task.ended.is_none();
+        self.take_those(|task| !task.foreign && waits(task))
     }
 
-    /// Takes out all tasks.
+    /// Takes out all tasks; the ids are those that this run submitted.
     pub fn take_all(&mut self) -> Vec<(String, Vec<String>, Nodes)> {
         self.take_those(|_| true)
     }
@@ -278,7 +287,7 @@ impl Track {
             let Some(task) = self.tasks.remove(&key) else { continue };
             self.own.remove(&key.0);
             let (ids, nodes) = taken.entry(task.executor).or_default();
-            ids.push(task.id);
+            ids.extend((!task.foreign).then_some(task.id));
             nodes.extend(task.nodes.into_values());
         }
         taken.into_iter().map(|(executor, (ids, nodes))| (executor, ids, nodes)).collect()
@@ -291,10 +300,13 @@ impl Task {
             Line::Word(Word::Began { .. }) => {
                 self.began = true;
                 // It was started again: what stopped it before is over.
-                self.said.retain(|_, (end, _)| *end != Ending::Stopped);
+                self.said.retain(|_, (end, _)| !matches!(end, Ending::Stopped | Ending::Untouched));
             }
             Line::Word(Word::Ended { node, end }) => drop(self.said.insert(node, (end, Instant::now()))),
             Line::Event(record) => {
+                if let Event::Started { node, .. } = &record.event {
+                    self.started.insert(node.clone());
+                }
                 let item = record.event.node().and_then(|node| self.nodes.get(node));
                 events.extend(item.map(|(item, _)| (Arc::clone(item), record.event.clone())));
             }
@@ -308,7 +320,9 @@ impl Task {
     /// What becomes of a node, if that is known.
     fn fate(&self, item: &Item, cache: &Cache, lag: Duration) -> Option<Fate> {
         let id = &self.id;
-        let again = |why: String| match item.resumable {
+        let is_cancelled = || cancelled(&self.dir, &self.nodes[&item.node].1);
+        let again = |why: String| match item.resumable || !self.started.contains(&item.node) {
+            _ if is_cancelled() => Fate::Failed(anyhow!("job {id} was cancelled"), None),
             true => Fate::Again(why),
             false => Fate::Failed(
                 anyhow!("{why}; a stage of this kind begins from nothing each time: give it more (`resources.time`)"),
@@ -335,8 +349,13 @@ impl Task {
                 return Some(Fate::Failed(told(causes, *unusable, id), None));
             }
             Some((Ending::Limit, _)) => return Some(again(format!("job {id} reached its time limit"))),
+            // Its job had others before it. If it was cancelled the scheduler says so.
+            Some((Ending::Untouched, _)) if self.ended.is_none() => return None,
+            Some((Ending::Untouched, _)) if !matches!(self.ended, Some((End::Cancelled, _))) => {
+                return Some(again(format!("job {id} had to end before its turn")));
+            }
             // Who stopped it the scheduler says.
-            Some((Ending::Stopped, _)) | None => {}
+            Some((Ending::Stopped | Ending::Untouched, _)) | None => {}
         }
         if let Some(Seen::Stuck(reason)) = &self.seen {
             return Some(Fate::Failed(anyhow!("job {id} can never start: {reason}"), Some(id.clone())));
@@ -349,21 +368,37 @@ impl Task {
         }
         let stopped = self.said.contains_key(&item.node);
         Some(match end {
-            _ if self.adopted => Fate::Again(format!("job {id}, which another run submitted for it, is over")),
+            _ if is_cancelled() => Fate::Failed(anyhow!("job {id} was cancelled"), None),
+            // Another run that waited for it may have taken all there was to know of it.
+            _ if self.adopted || (self.foreign && !self.dir.exists()) => Fate::Over,
             End::Limit => again(format!("job {id} reached its time limit")),
             End::Lost(why) => Fate::Again(format!("job {id} is lost: {why}")),
+            // It may have been its machine, or the program: that is tried a few times only.
+            End::Unknown(why) if self.began && self.nodes[&item.node].1.part < UNKNOWN => {
+                again(format!("job {id} is gone: {why}"))
+            }
             End::Memory => {
                 Fate::Failed(anyhow!("job {id} was ended for want of memory: give it more (`resources.memory`)"), None)
             }
             End::Cancelled => Fate::Failed(anyhow!("job {id} was cancelled"), None),
             End::Itself(_) if stopped => again(format!("job {id} was told to stop")),
-            End::Itself(how) => {
+            End::Itself(how) | End::Unknown(how) => {
                 let last = last_lines(&self.log);
                 let error = if last.is_empty() { anyhow!("its log is empty") } else { anyhow!("its log ends:{last}") };
                 Fate::Failed(error.context(format!("job {id} ended without a word of its node ({how})")), None)
             }
         })
     }
+}
+
+/// Somebody has ended a job on purpose: the mark of `flow cancel`.
+pub fn cancelled(dir: &Path, maker: &Maker) -> bool {
+    mark(dir, maker).exists()
+}
+
+/// Where that stands.
+pub fn mark(dir: &Path, maker: &Maker) -> PathBuf {
+    dir.join(format!("{}.cancelled", maker.task))
 }
 
 /// What a job said of a failure.
