@@ -312,7 +312,7 @@ fn what_did_not_have_its_turn_in_a_job_has_it_in_another() {
     let (began, go) = (sandbox.outside("first-began"), sandbox.outside("go"));
     sandbox.pipeline(&format!(
         "[stage.many]\nkind = \"command\"\nmatrix = {{ i = [0, 1, 2] }}\n\
-         run = \"test ${{matrix.i}} != 0 || {{{{ echo >> {}; while ! test -e {}; do sleep 0.1; done; }}}}; echo ${{matrix.i}} > {{out}}/x\"\n",
+         run = \"if test ${{matrix.i}} = 0; then echo >> {}; while ! test -e {}; do sleep 0.1; done; fi; echo ${{matrix.i}} > {{out}}/x\"\n",
         began.display(),
         go.display()
     ));
