@@ -13,6 +13,9 @@ nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
 echo "== traces, checkpoints and resumption"
 timeout 450 python3 "$here/traces.py" "$flow_torch" "$out/traces"
 
+echo "== two agents, as on two machines"
+timeout 200 python3 "$here/agents.py" "$flow_torch" "$out/agents"
+
 echo "== where the time goes"
 torch=$(python3 -c 'import torch, os; print(os.path.dirname(torch.__file__))')
 cuda=${CUDA_HOME:-/usr/local/cuda}
