@@ -320,7 +320,8 @@ fn what_did_not_have_its_turn_in_a_job_has_it_in_another() {
     until("the first began", || began.exists());
     cluster.ask(&["scancel", "--signal=USR1", "--batch", "1_0"]);
     let output = head.end();
-    let mut ran = Events::of(&output.stdout).ran();
+    let events = Events::of(&output.stdout);
+    let mut ran = events.ran();
     ran.sort_unstable();
     assert_eq!((output.code, ran), (Some(1), vec!["many[i=1]", "many[i=2]"]), "{output}");
     assert!(output.stdout.contains("reached its time limit; a stage of this kind begins from nothing"), "{output}");
