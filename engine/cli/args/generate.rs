@@ -41,16 +41,16 @@ pub struct Generate {
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = at_least_one)]
     pub max_new_tokens: usize,
     /// Draw tokens, from logits divided by this; 0 is always the likeliest [default: 1 if --top-k or --top-p is given, else 0]
-    #[arg(long, value_name = "T")]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
     pub temperature: Option<f64>,
     /// Draw from the N likeliest tokens only
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub top_k: Option<usize>,
     /// Draw from the likeliest tokens that together have this probability only
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f64>,
     /// Make what was there already less likely: logits are divided by it, or multiplied where they are negative
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     pub repetition_penalty: Option<f64>,
     /// Draw with this seed: the same seed, the same text
     #[arg(long, value_name = "N", default_value_t = 0)]

@@ -183,11 +183,12 @@ impl Talk<'_> {
 /// How tokens are drawn; none is always the likeliest.
 fn sampling(args: &Generate) -> Result<Option<Sampling>, Failure> {
     let wrong = |what: String| Failure::Pipeline(vec![Diagnostic::new(what)]);
-    for (name, value, least) in
-        [("temperature", args.temperature, 0.0), ("repetition-penalty", args.repetition_penalty, f64::MIN_POSITIVE)]
-    {
+    for (name, value, least, what) in [
+        ("temperature", args.temperature, 0.0, "0 or more"),
+        ("repetition-penalty", args.repetition_penalty, f64::MIN_POSITIVE, "a number above 0"),
+    ] {
         if let Some(value) = value.filter(|value| !(value.is_finite() && *value >= least)) {
-            return Err(wrong(format!("--{name} {value} makes no sense: it is a number above 0")));
+            return Err(wrong(format!("--{name} {value} makes no sense: it is {what}")));
         }
     }
     if let Some(top_p) = args.top_p.filter(|top_p| !(*top_p > 0.0 && *top_p <= 1.0)) {

@@ -6,6 +6,7 @@ use maud::{Markup, html};
 use super::super::{
     charts::letter,
     data::{Difference, Report, Run},
+    evaluation::Row,
     tale::State,
 };
 use crate::ui::format::{bytes, clock, count, duration, plural, value};
@@ -99,8 +100,8 @@ fn results(run: &Run) -> Markup {
         Some((node, curve.points().next()?.value, curve.last()?, validation))
     });
     let rows = || nodes().filter_map(|node| node.evaluation.as_ref()).flat_map(|evaluation| &evaluation.rows);
-    let compared: Vec<bool> =
-        rows().filter(|row| row.difference.is_some()).map(|row| row.better() == Some(true)).collect();
+    let compared: Vec<Option<bool>> = rows().filter(|row| row.difference.is_some()).map(Row::better).collect();
+    let are = |better: bool| compared.iter().filter(|one| **one == Some(better)).count();
     html! {
         @if let Some((node, first, (step, last), validation)) = loss {
             (tile("Loss", &format!("{} → {}", value(first), value(last)), &match validation {
@@ -111,8 +112,8 @@ fn results(run: &Run) -> Markup {
         @if !compared.is_empty() {
             (tile(
                 "Evaluation",
-                &format!("{} of {}", compared.iter().filter(|better| **better).count(), compared.len()),
-                "numbers better than before training",
+                &format!("{} better, {} worse", are(true), are(false)),
+                &format!("of {}, beside the other model", plural(compared.len(), "number")),
             ))
         }
     }

@@ -191,7 +191,7 @@ pub fn evaluations(report: &Report) -> Markup {
                 }
             }
         }
-        p.note { "± is the standard error. ↑ more is better, ↓ less. A difference is called better or worse beyond two standard errors, where they are known." }
+        p.note { "± is the standard error. ↑ more is better, ↓ less. A difference is called better or worse beyond two standard errors; where its error is not known, it is called neither." }
         @if !first.versions.is_empty() {
             p.note { "Measured with " @for (name, version) in &first.versions { (name) " " (version) " " } }
         }
