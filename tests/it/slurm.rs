@@ -261,8 +261,8 @@ fn training_on_two_machines_goes_on_after_its_limit_and_gives_what_one_machine_d
     let sandbox = Sandbox::new();
     sandbox.ok(&["init", "tiny", "--template", "train"]);
     let text = sandbox.read("tiny/pipeline.toml");
-    let two =
-        text.replace("max_steps = 40", "max_steps = 400\nparallel = { data = 2 }\nresources = { cpus = 1, nodes = 2 }");
+    let on_two = "max_steps = 400\nparallel = { data = 2 }\nresources = { cpus = 1, nodes = 2 }";
+    let two = text.replace("max_steps = 40", on_two).replace("micro_batch_size = 8", "micro_batch_size = 4");
     assert_ne!(two, text);
     sandbox.write("tiny/pipeline.toml", &two);
     sandbox.write("tiny/flow.toml", "executor = \"slurm\"\n[slurm]\npoll = \"1s\"\n");
