@@ -67,7 +67,9 @@ impl Runner<'_> {
         };
         let stopped = error.chain().any(<dyn std::error::Error>::is::<Cancelled>);
         if stopped && !active.timed_out {
-            // Interrupted: what was done is kept for the next run, and nothing is to be said.
+            // Interrupted: what was done is kept for the next run, and nothing is to be said. Who waits for jobs elsewhere
+            // may have seen it first.
+            self.hear_interrupt();
             self.sched.failed(id);
             self.sched.take_blocked();
             return;
