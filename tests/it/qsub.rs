@@ -112,6 +112,9 @@ fn a_killed_run_leaves_its_jobs_to_the_next_and_cancel_ends_them() {
         let mut head = site.flow(&["run", "p.toml"]);
         let head = Running::of(&mut head);
         site.begins(1);
+        // Such a scheduler cannot be asked for a job by name: its id must be written down.
+        let batches = || fs::read_dir(site.sandbox.cache().join("jobs")).unwrap().map(|batch| batch.unwrap().path());
+        until("its job is known", || batches().any(|batch| batch.join("submitted.json").exists()));
         drop(head);
         let head = Running::of(&mut site.flow(&["run", "p.toml", "--json"]));
         until("it is seen", || site.run(&["status", "p.toml"]).stderr.contains("slow"));
