@@ -12,11 +12,18 @@ rm -rf debs debian sid bin image image.* venv podman
 mkdir -p debs/sid debian sid bin image
 
 # What the distribution has, and Apptainer, which it has only in its newest release: with that one's own C library.
+# Without lists of packages, as on a fresh machine, they are taken first; another program may be at that.
+for attempt in 1 2 3 4 5 6; do
+    apt-get -q --print-uris download busybox-static >/dev/null 2>&1 && break
+    apt-get -q update || sleep 10
+done
 (cd debs && apt-get -q download docker.io containerd runc tini docker-registry busybox-static squashfs-tools liblzo2-2 podman \
     conmon catatonit golang-github-containers-common libgpgme11 libassuan0 libsubid4)
 mkdir -p apt/lists/partial apt/cache/archives/partial
 keys=/usr/share/keyrings/debian-archive-keyring.gpg
-echo "deb [signed-by=$keys] http://deb.debian.org/debian sid main" > apt/sources
+# From where this machine takes its own.
+mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | grep -m 1 '/debian/*$')
+echo "deb [signed-by=$keys] $mirror sid main" > apt/sources
 sid() {
     apt-get -q -o Dir::Etc::sourcelist="$dir/apt/sources" -o Dir::Etc::sourceparts=/nowhere -o Dir::State::lists="$dir/apt/lists" \
         -o Dir::Cache="$dir/apt/cache" -o APT::Sandbox::User=root "$@"
