@@ -8,7 +8,7 @@ use std::{
 use flow_core::Key;
 
 use super::{
-    dispatch::Item,
+    item::Item,
     scheduler::Scheduler,
     spec::{Jobs, Maker, Submitted},
     stream::{Ending, Line, Tail, Word},

@@ -16,6 +16,7 @@ use flow_core::{Cancel, Cancelled, Event, Level};
 
 use super::{
     adopt::{Known, Others},
+    item::Item,
     scheduler::{Batch, Refused, Scheduler},
     settings::{Executor, Executors},
     shape::Shape,
@@ -23,7 +24,7 @@ use super::{
     track::{FEW, Fate, Track},
 };
 use crate::{
-    exec::{Env, Job, Made, Tried},
+    exec::{Env, Made, Tried},
     graph::NodeId,
     kept::keep,
     record::now,
@@ -39,25 +40,6 @@ const AGAIN: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(120);
 /// Batches that nobody came back to for so long are removed.
 const STALE: Duration = Duration::from_secs(14 * 86_400);
-
-/// A node that is to be made elsewhere.
-pub(crate) struct Item {
-    /// The node, as the runner would run it. What it takes its job finds out by itself.
-    pub job: Job,
-    /// Its name.
-    pub node: String,
-    /// What its job wants of the cluster.
-    pub shape: Shape,
-    /// Its kind goes on from what an interrupted run left.
-    pub resumable: bool,
-}
-
-impl Item {
-    /// A result that is there already does not count.
-    pub fn is_forced(&self) -> bool {
-        self.job.work.reason.ignores_hits()
-    }
-}
 
 enum Order {
     Make(Box<Item>),

@@ -12,6 +12,7 @@
 mod adopt;
 mod ask;
 mod dispatch;
+mod item;
 mod job;
 mod jobs;
 mod scheduler;
@@ -27,7 +28,8 @@ pub use job::{Stop, run_job};
 pub use jobs::{Job as ClusterJob, Told, cancel as cancel_jobs, end as end_jobs, jobs};
 pub use settings::{Executor, ExecutorFile, Executors};
 
-pub(crate) use dispatch::{Cluster, Heard, Item};
+pub(crate) use dispatch::{Cluster, Heard};
+pub(crate) use item::Item;
 pub(crate) use scheduler::scheduler;
 pub(crate) use settings::{LOCAL, SLURM, check};
 pub(crate) use shape::Shape;

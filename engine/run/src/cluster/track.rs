@@ -14,7 +14,7 @@ use flow_core::{Cancelled, Event, How, Level};
 
 use super::{
     adopt::Found,
-    dispatch::Item,
+    item::Item,
     scheduler::{Answer, End, Seen},
     spec::{Jobs, Maker},
     stream::{Ending, Line, Tail, Word},
