@@ -53,7 +53,7 @@ pub use claim::{Busy, Claim, ClaimOptions, Slot};
 pub use devices::Devices;
 pub use files::Unusable;
 pub use gc::{GcItem, GcPolicy, GcReport, KindStats, Stats};
-pub use lookup::Outcome;
+pub use lookup::{Found, Outcome};
 pub use pin::Pin;
 pub use place::Place;
 pub use record::{Origin, ResultRecord};

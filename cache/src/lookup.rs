@@ -37,6 +37,17 @@ pub struct Outcome {
     pub cost: f64,
 }
 
+/// What is known of a key.
+#[derive(Debug)]
+pub enum Found {
+    /// Its result is here.
+    Here(Outcome),
+    /// What its result is; its objects are not here.
+    Absent(Outcome),
+    /// Nothing.
+    Nothing,
+}
+
 /// A record in a list: of which key, in which file, and what it says.
 pub(crate) type Listed = (Key, PathBuf, Result<ResultRecord, Bad>);
 
@@ -47,12 +58,31 @@ impl Cache {
     /// # Errors
     /// It cannot be told.
     pub fn lookup(&self, key: &Key) -> Result<Option<Outcome>> {
+        Ok(match self.find(key, false)? {
+            Found::Here(outcome) => Some(outcome),
+            Found::Absent(_) | Found::Nothing => None,
+        })
+    }
+
+    /// As [`Cache::lookup`] and then [`Cache::absent`], with one look where there is nothing.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn find_result(&self, key: &Key) -> Result<Found> {
+        self.find(key, true)
+    }
+
+    fn find(&self, key: &Key, also_absent: bool) -> Result<Found> {
         let inside = self.0.holds.enter()?;
-        let outcome = self.find(key, &inside)?;
-        if outcome.is_some() {
+        let path = self.record_path(key);
+        let Some(meta) = record_meta(&path)? else { return Ok(Found::Nothing) };
+        if let Some(outcome) = self.whole(key, &path, &meta, &inside)? {
             inside.hold(key.0).explain(self.root(), || "note what this flow uses")?;
+            return Ok(Found::Here(outcome));
         }
-        Ok(outcome)
+        drop(inside);
+        let absent = if also_absent { self.absent(key)? } else { None };
+        Ok(absent.map_or(Found::Nothing, Found::Absent))
     }
 
     /// What the result of a key is, if that is known and its objects are not here: they were freed, or are the team's. The
@@ -63,9 +93,7 @@ impl Cache {
     pub fn absent(&self, key: &Key) -> Result<Option<Outcome>> {
         let inside = self.0.holds.enter()?;
         let path = self.record_path(key);
-        let Some(meta) = Meta::find(&path, false).with_context(|| format!("cannot read {}", path.display()))? else {
-            return Ok(None);
-        };
+        let Some(meta) = record_meta(&path)? else { return Ok(None) };
         let record = self.read_record(key)?.filter(|record| record.freed);
         let Some(record) = record.filter(|record| self.is_believed(record, &path)) else { return Ok(None) };
         inside.hold(key.0).explain(self.root(), || "note what this flow uses")?;
@@ -80,11 +108,8 @@ impl Cache {
         remote.is_none_or(|remote| fs::read(path).is_ok_and(|bytes| remote.accept(&record.key, bytes.into()).is_ok()))
     }
 
-    fn find(&self, key: &Key, inside: &Inside<'_>) -> Result<Option<Outcome>> {
-        let path = self.record_path(key);
-        let Some(meta) = Meta::find(&path, false).with_context(|| format!("cannot read {}", path.display()))? else {
-            return Ok(None);
-        };
+    /// The result whose record is at `path`, if all of it is here.
+    fn whole(&self, key: &Key, path: &Path, meta: &Meta, inside: &Inside<'_>) -> Result<Option<Outcome>> {
         let known = self.memo().result(key).filter(|known| known.record == meta.stat);
         let fresh = known.is_none();
         let mut freed = false;
@@ -94,7 +119,7 @@ impl Cache {
                 let Some(record) = self.read_record(key)? else { return Ok(None) };
                 // That they are gone is no damage.
                 let gone = || record.tree.entries().iter().any(|entry| !self.entry_path(entry).exists());
-                if record.freed && (gone() || !self.is_believed(&record, &path)) {
+                if record.freed && (gone() || !self.is_believed(&record, path)) {
                     return Ok(None);
                 }
                 freed = record.freed;
@@ -108,14 +133,14 @@ impl Cache {
         let outcome = Outcome { key: *key, tree: Arc::clone(&known.tree), cost: known.cost };
         if freed {
             inside.hold(key.0).explain(self.root(), || "note what this flow uses")?;
-            match self.keep_files(&path) {
+            match self.keep_files(path) {
                 Ok(stat) => known.record = stat,
                 // In a cache that this user may only read, nothing is freed by this user; else the next who finds it tries.
                 Err(_) => return Ok(Some(outcome)),
             }
         }
-        let (record, may_age) = touch(&path, &known.record);
-        self.note_record(&path, &record, may_age);
+        let (record, may_age) = touch(path, &known.record);
+        self.note_record(path, &record, may_age);
         if fresh || record != known.record {
             self.memo().put_result(*key, Known { record, ..known });
         }
@@ -188,6 +213,11 @@ impl Cache {
         });
         Ok(files.filter_map(|path| path.map(listed).transpose()))
     }
+}
+
+/// What is known of a record's file without reading it; nothing if it is not there.
+fn record_meta(path: &Path) -> Result<Option<Meta>> {
+    Meta::find(path, false).with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// Reads the record in a file of `results/`, if it is one and still there.

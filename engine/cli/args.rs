@@ -65,7 +65,9 @@ pub enum Command {
     #[command(after_help = "Examples:\n  flow diff\n  flow diff last-3 last --all")]
     Diff(Diff),
     /// Print the log of a stage
-    #[command(after_help = "Examples:\n  flow log train -f\n  flow log 'tokens[2]' --run last-1")]
+    #[command(
+        after_help = "Examples:\n  flow log train -f\n  flow log 'tokens[2]' --run last-1\n  flow log train --rank 3"
+    )]
     Log(Log),
     /// Write a page about a run, or about several side by side: one HTML file that needs nothing else
     #[command(
@@ -310,6 +312,9 @@ pub struct Log {
     /// Go on printing while the stage runs
     #[arg(long, short)]
     pub follow: bool,
+    /// Of one rank alone, where a stage has several: 0 is the first
+    #[arg(long, value_name = "RANK")]
+    pub rank: Option<usize>,
     /// Of this run [default: the last one in which the stage ran]
     #[arg(long, value_name = "RUN", add = complete::runs())]
     pub run: Option<String>,

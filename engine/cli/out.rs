@@ -48,29 +48,33 @@ pub fn line(text: impl AsRef<str>) -> Result<()> {
 }
 
 /// Columns with two spaces between, each as wide as its widest cell; columns named in `right` are flushed right.
-pub fn table(rows: &[Vec<String>], right: &[usize]) -> String {
+pub fn table<R: AsRef<[String]>>(rows: &[R], right: &[usize]) -> String {
     use unicode_width::UnicodeWidthStr;
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns)
-        .map(|c| rows.iter().filter_map(|row| row.get(c)).map(|cell| cell.width()).max().unwrap_or(0))
-        .collect();
-    let mut text = String::new();
+    let mut widths: Vec<usize> = Vec::new();
     for row in rows {
-        let mut line = String::new();
-        for (c, cell) in row.iter().enumerate() {
-            if c > 0 {
-                line.push_str("  ");
-            }
-            let space = " ".repeat(widths[c] - cell.width());
-            if right.contains(&c) {
-                line.push_str(&space);
-                line.push_str(cell);
-            } else {
-                line.push_str(cell);
-                line.push_str(&space);
+        for (c, cell) in row.as_ref().iter().enumerate() {
+            match widths.get_mut(c) {
+                Some(width) => *width = cell.width().max(*width),
+                None => widths.push(cell.width()),
             }
         }
-        text.push_str(line.trim_end());
+    }
+    let mut text = String::new();
+    for row in rows {
+        for (c, cell) in row.as_ref().iter().enumerate() {
+            if c > 0 {
+                text.push_str("  ");
+            }
+            let space = std::iter::repeat_n(' ', widths[c] - cell.width());
+            if right.contains(&c) {
+                text.extend(space);
+                text.push_str(cell);
+            } else {
+                text.push_str(cell);
+                text.extend(space);
+            }
+        }
+        text.truncate(text.trim_end_matches([' ', '\t']).len());
         text.push('\n');
     }
     text

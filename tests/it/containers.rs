@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::MetadataExt as _, path::Path, process::Command};
 
 use crate::{
-    engines::{Docker, engines, flow, registry},
+    engines::{Docker, engines, flow, registry, worker_image},
     servers::{answering, plain},
     support::{Output, Sandbox, until},
 };
@@ -335,20 +335,10 @@ fn workers_run_in_an_image() {
         eprintln!("left out: FLOW_TORCH names no trainer (`cargo xtask test` builds it)");
         return;
     };
-    // The image of all tests, and the system's libraries that the worker takes from an image.
     let sandbox = Sandbox::new();
-    let image = sandbox.outside("image");
-    let done = Command::new("cp").arg("-a").arg(engines().join("image")).arg(&image).status().unwrap();
-    assert!(done.success());
-    let libraries = Output::of(Command::new("ldd").arg(&worker).output().unwrap()).stdout;
-    for word in libraries.split_whitespace().filter(|word| word.starts_with("/lib")) {
-        let target = image.join(&word[1..]);
-        fs::create_dir_all(target.parent().unwrap()).unwrap();
-        fs::copy(word, target).unwrap();
-    }
     let file = sandbox.outside("worker.sif");
     let mut build = Command::new(engines().join("bin/apptainer"));
-    build.args(["-q", "build"]).args([&file, &image]);
+    build.args(["-q", "build"]).args([&file, &worker_image(&sandbox, Path::new(&worker))]);
     ends_well(build);
     sandbox.ok(&["init", "tiny", "--template", "train"]);
     let way = ("apptainer", String::new(), String::new());

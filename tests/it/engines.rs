@@ -32,6 +32,20 @@ pub fn flow(sandbox: &Sandbox, args: &[&str]) -> Command {
     flow
 }
 
+/// The image of all tests, in a directory, with the system's libraries that a worker takes from its image.
+pub fn worker_image(sandbox: &Sandbox, worker: &Path) -> PathBuf {
+    let image = sandbox.outside("image");
+    let done = Command::new("cp").arg("-a").arg(engines().join("image")).arg(&image).status().unwrap();
+    assert!(done.success());
+    let libraries = Output::of(Command::new("ldd").arg(worker).output().unwrap()).stdout;
+    for word in libraries.split_whitespace().filter(|word| word.starts_with("/lib")) {
+        let target = image.join(&word[1..]);
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        fs::copy(word, target).unwrap();
+    }
+    image
+}
+
 /// A server of Docker's with the image `localhost/box:1`; killed when dropped.
 pub struct Docker {
     child: Child,

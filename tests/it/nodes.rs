@@ -9,7 +9,10 @@ use std::{
     sync::OnceLock,
 };
 
-use crate::support::{Events, Sandbox, copy, until};
+use crate::{
+    engines::{engines, worker_image},
+    support::{Events, Sandbox, copy, until},
+};
 
 const SSHD: &str = "/usr/sbin/sshd";
 
@@ -146,6 +149,61 @@ fn hosts_are_reached_by_ssh_and_give_the_same_bytes() {
     assert_eq!(Events::of(&output.stdout).digests()["train"], expected());
     assert!(output.stdout.contains("1 of 2 ranks, cores"), "{output}");
     assert!(processes(&sandbox.cache().display().to_string()).is_empty(), "nothing is left");
+    // One log a rank, and one of all.
+    let log = |more: &[&str]| sandbox.ok(&[&["log", "train"], more].concat());
+    let of_rank = |text: &str, rank: &str| text.lines().filter(|line| line.starts_with(rank)).count();
+    let all = log(&[]);
+    for (rank, host, label) in [("0", "alpha", "[rank 0 on alpha] "), ("1", "beta", "[rank 1 on beta] ")] {
+        let own = log(&["--rank", rank]);
+        assert!(own.lines().count() > 0 && of_rank(&own, label) == own.lines().count(), "{host}: {own}");
+        assert_eq!(of_rank(&own, label), of_rank(&all, label), "{own}{all}");
+    }
+    let none = sandbox.run(&["log", "train", "--rank", "2"]);
+    assert!(none.code == Some(2) && none.stderr.contains("has no log of a rank 2"), "{none}");
+}
+
+#[test]
+fn each_machine_has_its_container_and_they_give_the_same_bytes() {
+    if !is_possible() {
+        return;
+    }
+    let sandbox = project();
+    let server = Server::start(&sandbox);
+    let bin = engines().join("bin");
+    let image = worker_image(&sandbox, Path::new(&std::env::var_os("FLOW_TORCH").unwrap()));
+    let file = sandbox.outside("worker.sif");
+    let done = |command: &mut Command| assert!(command.status().unwrap().success());
+    done(Command::new(bin.join("apptainer")).args(["-q", "build"]).args([&file, &image]));
+    let tar = sandbox.outside("image.tar");
+    done(Command::new("tar").arg("-C").arg(&image).arg("-cf").arg(&tar).arg("."));
+    let name = format!("localhost/worker:{}", std::process::id());
+    done(Command::new(bin.join("podman")).arg("import").arg(&tar).arg(&name).stdout(Stdio::null()));
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    for (engine, image) in [("apptainer", file.display().to_string()), ("podman", format!("docker://{name}"))] {
+        let begin = || {
+            let mut command = flow(&sandbox, &server, "['alpha','beta']");
+            command.args(["--set", &format!("stage.train.container=\"{image}\"")]);
+            command.env("FLOW_CONTAINER", engine).env("DOCKER_HOST", "unix:///nowhere").env("PATH", &path);
+            command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            command.spawn().unwrap()
+        };
+        // flow is killed: what runs in the containers sees its orders end.
+        let mut child = begin();
+        until("the ranks are there", || ranks(&sandbox).len() == 2);
+        let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/mnt")).unwrap();
+        for rank in ranks(&sandbox) {
+            assert_ne!(namespace(&rank.to_string()), namespace("self"), "{engine}: it is inside");
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        until("all died with flow", || processes(&sandbox.cache().display().to_string()).is_empty());
+        let output = crate::support::Output::of(begin().wait_with_output().unwrap());
+        assert_eq!(output.code, Some(0), "{engine}: {output}");
+        assert_eq!(Events::of(&output.stdout).digests()["train"], expected(), "{engine}");
+        assert!(output.stdout.contains("1 of 2 ranks, cores"), "{engine}: {output}");
+        until("nothing is left", || processes(&sandbox.cache().display().to_string()).is_empty());
+    }
+    done(Command::new(bin.join("podman")).args(["image", "rm", &name]).stdout(Stdio::null()));
 }
 
 #[test]

@@ -27,7 +27,8 @@ pub fn log(args: &args::Log) -> Done {
         Some(id) => Box::new(std::iter::once(find(&history, id)?)),
         None => Box::new(history.busy()?),
     };
-    let with_log = |run: &RunInfo| !logs(run, &args.stage).is_empty();
+    let wanted = Wanted { stage: &args.stage, rank: args.rank };
+    let with_log = |run: &RunInfo| !wanted.logs(run).is_empty();
     if !args.follow {
         let (mut runs, mut without) = (runs, Vec::new());
         let newest = runs.find(|run| {
@@ -38,8 +39,8 @@ pub fn log(args: &args::Log) -> Done {
             found
         });
         return match newest {
-            Some(run) => Ok(print(&logs(&run, &args.stage))?),
-            None => without_log(&without, &args.stage),
+            Some(run) => Ok(print(&wanted.logs(&run))?),
+            None => without_log(&without, wanted),
         };
     }
     // One that goes on and is not done with it: that runs it, or else will. Or the newest run in which it ran.
@@ -50,18 +51,35 @@ pub fn log(args: &args::Log) -> Done {
     if chosen.is_none()
         && let Some(job) = jobs(&cache, &settings.executors, true).into_iter().find(|job| makes(job, &args.stage))
     {
-        return Ok(follow_job(&job, &args.stage, &|| {
+        return Ok(follow_job(&job, wanted, &|| {
             jobs(&cache, &settings.executors, true).iter().any(|other| other.id == job.id && makes(other, &args.stage))
         })?);
     }
     match chosen.copied().or_else(|| runs.iter().find(|run| with_log(run))) {
-        Some(run) => Ok(follow(&history, &run.id, &args.stage)?),
-        None => without_log(&runs, &args.stage),
+        Some(run) => Ok(follow(&history, &run.id, wanted)?),
+        None => without_log(&runs, wanted),
     }
 }
 
+/// Whose log is asked for.
+#[derive(Clone, Copy)]
+struct Wanted<'a> {
+    /// A stage or a node.
+    stage: &'a str,
+    /// One of its ranks alone.
+    rank: Option<usize>,
+}
+
 /// Says why there is no log of a stage.
-fn without_log(runs: &[RunInfo], stage: &str) -> Done {
+fn without_log(runs: &[RunInfo], Wanted { stage, rank }: Wanted<'_>) -> Done {
+    if let Some(rank) = rank
+        && runs.iter().take(LOOK_BACK).any(|run| !Wanted { stage, rank: None }.logs(run).is_empty())
+    {
+        let wrong = Diagnostic::new(format!("`{stage}` has no log of a rank {rank}"));
+        return Err(wrong
+            .hint("where there is one rank, or the rank wrote nothing, `flow log` without `--rank` has all")
+            .into());
+    }
     let ran = |how: Option<How>| matches!(how, None | Some(How::Ran | How::Resumed));
     let mut known = BTreeSet::new();
     let mut was_there = false;
@@ -90,23 +108,29 @@ fn without_log(runs: &[RunInfo], stage: &str) -> Done {
     .into())
 }
 
-/// The logs of a node, or of every node of a stage: name and file, in order.
-fn logs(run: &RunInfo, stage: &str) -> Vec<(String, PathBuf)> {
-    let own = run.log_path(stage);
-    if own.is_file() {
-        return vec![(stage.to_owned(), own)];
+impl Wanted<'_> {
+    /// The logs of a node, or of every node of a stage: name and file, in order.
+    fn logs(self, run: &RunInfo) -> Vec<(String, PathBuf)> {
+        let own = match self.rank {
+            Some(rank) => run.rank_log_path(self.stage, rank),
+            None => run.log_path(self.stage),
+        };
+        if own.is_file() {
+            return vec![(self.stage.to_owned(), own)];
+        }
+        // One that was cached has no log.
+        let Some(dir) = own.parent() else { return Vec::new() };
+        let is_it = run.chooser(self.stage);
+        let end = self.rank.map_or_else(|| ".log".to_owned(), |rank| format!(".rank{rank}.log"));
+        let nodes = std::fs::read_dir(dir).into_iter().flatten().filter_map(|entry| {
+            let file = entry.ok()?.file_name().into_string().ok()?;
+            let node = file.strip_suffix(&end).filter(|node| node.ends_with(']') && is_it(node))?;
+            Some((node.to_owned(), dir.join(&file)))
+        });
+        let mut nodes: Vec<_> = nodes.collect();
+        nodes.sort_by_cached_key(|(node, _)| natural(node));
+        nodes
     }
-    // One that was cached has no log.
-    let Some(dir) = own.parent() else { return Vec::new() };
-    let is_it = run.chooser(stage);
-    let nodes = std::fs::read_dir(dir).into_iter().flatten().filter_map(|entry| {
-        let file = entry.ok()?.file_name().into_string().ok()?;
-        let node = file.strip_suffix(".log").filter(|node| node.ends_with(']') && is_it(node))?;
-        Some((node.to_owned(), dir.join(&file)))
-    });
-    let mut nodes: Vec<_> = nodes.collect();
-    nodes.sort_by_cached_key(|(node, _)| natural(node));
-    nodes
 }
 
 fn print(logs: &[(String, PathBuf)]) -> Result<()> {
@@ -126,17 +150,17 @@ fn is_over(run: &RunInfo, stage: &str) -> Result<bool> {
 }
 
 /// Prints what comes, until the stage or the run is over.
-fn follow(history: &History, run: &str, stage: &str) -> Result<()> {
+fn follow(history: &History, run: &str, wanted: Wanted<'_>) -> Result<()> {
     let mut read: Vec<(String, u64)> = Vec::new();
     let mut last = None;
     let info = history.find(run)?;
-    let (nodes, is_it) = (info.count(stage), info.chooser(stage));
+    let (nodes, is_it) = (info.count(wanted.stage), info.chooser(wanted.stage));
     let mut ends = Ends::new(&info, &is_it);
     loop {
         // Whether it is over must be known before its last lines are read.
         let info = history.find(run)?;
         let over = !info.alive || ends.count()? >= nodes;
-        let logs = logs(&info, stage);
+        let logs = wanted.logs(&info);
         for (name, path) in &logs {
             let at = read.iter().position(|(known, _)| known == name).unwrap_or_else(|| {
                 read.push((name.clone(), 0));
@@ -168,14 +192,15 @@ fn is_of(node: &str, stage: &str) -> bool {
 }
 
 /// Prints what a job in a cluster says of a stage whose run is gone, until it is done with it.
-fn follow_job(job: &ClusterJob, stage: &str, lives: &dyn Fn() -> bool) -> Result<()> {
+fn follow_job(job: &ClusterJob, wanted: Wanted<'_>, lives: &dyn Fn() -> bool) -> Result<()> {
     let mut told = Told::of(job);
     loop {
         // Whether it is over must be known before its last lines are read.
         let over = !lives();
         for event in told.read() {
-            if let Event::Log { node, text, .. } = event
-                && is_of(&node, stage)
+            if let Event::Log { node, text, rank, .. } = event
+                && is_of(&node, wanted.stage)
+                && (wanted.rank.is_none() || rank == wanted.rank)
             {
                 out::line(text)?;
             }

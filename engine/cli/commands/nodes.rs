@@ -31,8 +31,11 @@ pub fn table(rows: Vec<Row>) -> String {
     let mut below: Vec<Vec<String>> = Vec::new();
     let mut cells = Vec::new();
     for (row, last) in fold(rows) {
-        let node = last.map_or_else(|| row.node.clone(), |last| format!("{}{last}]", &row.node[..row.node.len() - 1]));
-        cells.push(vec![
+        let node = match last {
+            Some(last) => format!("{}{last}]", &row.node[..row.node.len() - 1]),
+            None => row.node,
+        };
+        cells.push([
             row.state,
             node,
             row.seconds.map(duration).unwrap_or_default(),
@@ -44,13 +47,14 @@ pub fn table(rows: Vec<Row>) -> String {
         ]);
         below.push(row.below);
     }
-    let text = out::table(&cells, &[2, 3]);
-    let mut lines: Vec<String> = Vec::new();
-    for (line, below) in text.lines().zip(below) {
-        lines.push(line.to_owned());
-        lines.extend(below.into_iter().map(|line| format!("    {line}")));
+    let table = out::table(&cells, &[2, 3]);
+    let mut text = String::with_capacity(table.len());
+    for (line, below) in table.lines().zip(below) {
+        text += line;
+        text.push('\n');
+        below.iter().for_each(|line| text.extend(["    ", line, "\n"]));
     }
-    lines.into_iter().fold(String::new(), |text, line| text + &line + "\n")
+    text
 }
 
 /// What comes of a result that the team has.

@@ -2,6 +2,7 @@
 
 use flow_core::{Diagnostic, Facts, Key};
 use flow_engine::{Checked, Graph, Need, Planned, Project, Settings, Verdict};
+use rayon::prelude::*;
 use serde::Serialize;
 
 use super::{
@@ -17,6 +18,9 @@ use crate::{
         format::{WHY, bytes, clock, duration, fit, plural},
     },
 };
+
+/// So many lines are made by one thread.
+const TOGETHER: usize = 512;
 
 /// Says what would run and why.
 pub fn plan(args: &args::Plan) -> Done {
@@ -53,13 +57,14 @@ pub fn plan(args: &args::Plan) -> Done {
         });
         return Ok(out::write(&lines.map(|line| line.json() + "\n").collect::<String>())?);
     }
-    let mut noted = vec![false; graph.stages.len()];
+    let stage = |nth: usize| graph.nodes[wanted[nth].node].stage;
     let rows = wanted
-        .iter()
+        .par_iter()
         .enumerate()
-        .flat_map(|(nth, planned)| {
-            let stage = graph.nodes[planned.node].stage;
-            let notes = if std::mem::replace(&mut noted[stage], true) { Vec::new() } else { notes(&facts, planned) };
+        .with_min_len(TOGETHER)
+        .flat_map_iter(|(nth, planned)| {
+            let first = nth == 0 || stage(nth - 1) != stage(nth);
+            let notes = if first { notes(&facts, planned) } else { Vec::new() };
             let off = off(nth).map(|(node, why)| {
                 let state = state(&Verdict::Off).to_owned();
                 Row { state, node: node.clone(), note: why.clone(), ..Row::default() }

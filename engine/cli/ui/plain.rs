@@ -76,7 +76,7 @@ impl State {
                 line(&paint.cyan("started "), node, &fit(why, WHY))
             }
             Event::Progress { node, .. } | Event::Metrics { node, .. } => self.tell_progress(node, now, paint),
-            Event::Log { node, level, text } if *level >= Level::Warning => {
+            Event::Log { node, level, text, .. } if *level >= Level::Warning => {
                 self.tell_warning(node, *level, text, paint)
             }
             Event::Log { .. } => String::new(),

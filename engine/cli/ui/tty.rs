@@ -150,7 +150,7 @@ impl State {
             Event::Failed { node, causes, seconds, log, retry_after: None } => {
                 failure(node, causes, *seconds, log, rerun, paint)
             }
-            Event::Log { node, level, text } if *level >= Level::Warning => {
+            Event::Log { node, level, text, .. } if *level >= Level::Warning => {
                 let warned = self.warned.entry(node.clone()).or_default();
                 *warned += 1;
                 if *warned > WARNINGS {

@@ -72,6 +72,9 @@ pub enum Event {
         level: Level,
         /// The line, without its end.
         text: String,
+        /// The rank that wrote it, where a node has several.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rank: Option<usize>,
     },
     /// A node is done.
     Finished {
@@ -202,6 +205,12 @@ impl<F: Fn(Event) + Send + Sync> Sink for F {
 }
 
 impl Event {
+    /// A line of a node's log that is no rank's.
+    #[must_use]
+    pub fn log(node: impl Into<String>, level: Level, text: impl Into<String>) -> Self {
+        Self::Log { node: node.into(), level, text: text.into(), rank: None }
+    }
+
     /// The node that this is about.
     #[must_use]
     pub fn node(&self) -> Option<&str> {

@@ -361,7 +361,7 @@ impl Ctx<'_> {
 
     /// Writes a line to the node's log.
     pub fn log(&self, level: Level, text: impl Into<String>) {
-        self.sink.emit(Event::Log { node: self.node.to_owned(), level, text: text.into() });
+        self.sink.emit(Event::log(self.node, level, text));
     }
 
     /// A file that will be of the result, and to which nobody writes any more: it is hashed now, while its bytes are still in

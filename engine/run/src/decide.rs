@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow};
-use flow_cache::{Cache, Outcome, Remote, TeamResult};
+use flow_cache::{Cache, Found, Outcome, Remote, TeamResult};
 use flow_core::{Diagnostic, Digest, Entry, Input, KEY_FORMAT, Key, KeyParts, Pinned, Tree};
 use rayon::prelude::*;
 
@@ -226,7 +226,7 @@ impl<'a> Decider<'a> {
             (_, false) => Reason::NotCached,
             _ => Reason::NoResult,
         };
-        let found = if reason == Reason::NoResult { self.cache.lookup(&key)? } else { None };
+        let found = if reason == Reason::NoResult { self.cache.find_result(&key)? } else { Found::Nothing };
         let before = match known.filter(|_| pinned.is_none() && !self.selection.forced[id]) {
             Some(known) => {
                 let mut parts = parts.clone();
@@ -236,10 +236,12 @@ impl<'a> Decider<'a> {
             None => None,
         };
         let work = || Box::new(Work { key, parts, pinned: pinned.cloned(), before, pin_url, known: None, reason });
-        if let Some(outcome) = found {
-            return Ok(Decision::Hit(outcome, unpinned.then(work)));
-        }
-        let absent = if reason == Reason::NoResult { self.absent(&key)? } else { None };
+        let absent = match found {
+            Found::Here(outcome) => return Ok(Decision::Hit(outcome, unpinned.then(work))),
+            Found::Absent(outcome) => Some(outcome),
+            Found::Nothing if reason == Reason::NoResult => self.told_of(&key),
+            Found::Nothing => None,
+        };
         Ok(match absent.filter(|outcome| pinned.is_none_or(|pinned| pinned.digest == outcome.tree.digest())) {
             Some(outcome) => {
                 let known = Some(outcome.tree.digest());
@@ -249,13 +251,10 @@ impl<'a> Decider<'a> {
         })
     }
 
-    /// What is known of a result that is not here.
-    fn absent(&self, key: &Key) -> Result<Option<Outcome>> {
-        let told = || {
-            let record = &self.team.get(key)?.as_ref()?.record;
-            Some(Outcome { key: *key, tree: Arc::new(record.tree.clone()), cost: record.cost })
-        };
-        Ok(self.cache.absent(key)?.or_else(told))
+    /// What the team said of a result.
+    fn told_of(&self, key: &Key) -> Option<Outcome> {
+        let record = &self.team.get(key)?.as_ref()?.record;
+        Some(Outcome { key: *key, tree: Arc::new(record.tree.clone()), cost: record.cost })
     }
 
     /// The team's cache, if it is to be asked for the result of a node: not twice, and not for what runs anyway.

@@ -289,7 +289,7 @@ impl Env<'_> {
         for dir in empty {
             let name = dir.strip_prefix(out).unwrap_or(&dir).display();
             let text = format!("the directory `{name}` that it made is empty, and is not kept: a result is files");
-            self.sink.emit(Event::Log { node: node.to_owned(), level: Level::Warning, text });
+            self.sink.emit(Event::log(node, Level::Warning, text));
         }
     }
 

@@ -7,6 +7,7 @@ use std::{
 };
 
 use flow_core::{Diagnostic, did_you_mean, expand_braces};
+use rayon::prelude::*;
 
 use crate::{
     graph::{StageId, bracket},
@@ -14,6 +15,9 @@ use crate::{
     looks,
     outside::{self, Named},
 };
+
+/// The places of so many stages are gathered by one thread.
+const TOGETHER: usize = 256;
 
 /// What a reference means.
 #[derive(Debug)]
@@ -78,15 +82,41 @@ pub fn goes_back(path: &str) -> bool {
 }
 
 /// Where stages put what they make, besides the cache.
-pub fn collect_places(drafts: &[Draft], ground: &Ground<'_>, errors: &mut Vec<Diagnostic>) -> Places {
-    let mut outs = Outs::new();
-    let mut named = Vec::new();
-    let mut parts = HashMap::new();
-    for (stage, draft) in drafts.iter().enumerate() {
+pub fn collect_places<'d>(drafts: &'d [Draft], ground: &Ground<'_>, errors: &mut Vec<Diagnostic>) -> Places {
+    let gather = |(nth, drafts): (usize, &'d [Draft])| {
+        let mut gathered = Gathered::default();
+        (nth * TOGETHER..).zip(drafts).for_each(|(stage, draft)| gathered.add(stage, draft));
+        gathered
+    };
+    let gathered: Vec<Gathered<'_>> = drafts.par_chunks(TOGETHER).enumerate().map(gather).collect();
+    let (mut outs, mut parts, mut named) = (Outs::with_capacity(drafts.len()), HashMap::new(), Vec::new());
+    for of_some in gathered {
+        outs.extend(of_some.outs);
+        parts.extend(of_some.parts);
+        named.extend(of_some.named);
+        errors.extend(of_some.errors);
+    }
+    let checked = outside::check(&named, ground, errors);
+    let exports = checked.into_iter().filter(|(_, one)| one.export);
+    let exports = exports.map(|(place, one)| (place, one.text.to_owned(), one.stage.clone())).collect();
+    Places { outs, parts, exports }
+}
+
+/// The places of some stages.
+#[derive(Default)]
+struct Gathered<'d> {
+    outs: Vec<(String, (StageId, usize, String))>,
+    parts: Vec<(StageId, Option<Vec<String>>)>,
+    named: Vec<Named<'d>>,
+    errors: Vec<Diagnostic>,
+}
+
+impl<'d> Gathered<'d> {
+    fn add(&mut self, stage: StageId, draft: &'d Draft) {
         if draft.actions.iter().any(|action| !action.sound) {
-            parts.insert(stage, None);
+            self.parts.push((stage, None));
         } else if let Some(action) = draft.actions.iter().find(|action| !action.stage.parts().is_empty()) {
-            parts.insert(stage, Some(action.stage.parts().to_vec()));
+            self.parts.push((stage, Some(action.stage.parts().to_vec())));
         }
         for (nth, action) in draft.actions.iter().enumerate() {
             let variant = &draft.variants[action.variant];
@@ -98,8 +128,8 @@ pub fn collect_places(drafts: &[Draft], ground: &Ground<'_>, errors: &mut Vec<Di
                     continue; // It is made up.
                 }
                 let span = variant.value.nearest(&format!("outs.{at}")).span.clone();
-                named.push(Named { stage: draft.name_of(action.variant), text: out, span, export: false });
-                outs.insert(normal(out), (stage, nth, out.clone()));
+                self.named.push(Named { stage: draft.name_of(action.variant), text: out, span, export: false });
+                self.outs.push((normal(out), (stage, nth, out.clone())));
             }
         }
         for (nth, variant) in draft.variants.iter().enumerate().filter(|(_, variant)| variant.common.when) {
@@ -108,18 +138,14 @@ pub fn collect_places(drafts: &[Draft], ground: &Ground<'_>, errors: &mut Vec<Di
                 let what = if outs { "outs" } else { "export" };
                 let error = Diagnostic::new(format!("`{}` is `temp` and has `{what}`: its files go", draft.name));
                 let error = error.at(variant.place("temp"));
-                errors.push(error.hint(format!("leave one of `temp` and `{what}` away")));
+                self.errors.push(error.hint(format!("leave one of `temp` and `{what}` away")));
             }
             if let Some(export) = variant.common.export_to() {
                 let span = variant.place("export");
-                named.push(Named { stage: draft.name_of(nth), text: export, span, export: true });
+                self.named.push(Named { stage: draft.name_of(nth), text: export, span, export: true });
             }
         }
     }
-    let checked = outside::check(&named, ground, errors);
-    let exports = checked.into_iter().filter(|(_, one)| one.export);
-    let exports = exports.map(|(place, one)| (place, one.text.to_owned(), one.stage.clone())).collect();
-    Places { outs, parts, exports }
 }
 
 /// `./a//b/../c` → `a/c`.

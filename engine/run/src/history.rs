@@ -436,6 +436,12 @@ impl RunInfo {
     /// Where the log of a node is, if it wrote one: plain lines.
     #[must_use]
     pub fn log_path(&self, node: &str) -> PathBuf {
-        log_path(&self.dir, node)
+        log_path(&self.dir, node, None)
+    }
+
+    /// Where the log of one of its ranks is, if it has several and this one wrote something.
+    #[must_use]
+    pub fn rank_log_path(&self, node: &str, rank: usize) -> PathBuf {
+        log_path(&self.dir, node, Some(rank))
     }
 }

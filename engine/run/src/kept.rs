@@ -2,13 +2,11 @@
 //! a directory that enters only the digest.
 
 use std::{
-    cell::RefCell,
     collections::{BTreeMap, HashMap, HashSet},
     fs::{self, OpenOptions},
     io::Write as _,
     path::Path,
-    rc::Rc,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use anyhow::Result;
@@ -105,14 +103,14 @@ pub(crate) fn changed_files(before: &Files, now: &Tree) -> Option<String> {
 #[derive(Debug)]
 pub struct Past {
     history: History,
-    runs: RefCell<HashMap<String, Rc<Said>>>,
+    runs: Mutex<HashMap<String, Arc<Said>>>,
 }
 
 impl Past {
     /// Of the runs of a cache.
     #[must_use]
     pub fn new(cache: &Cache) -> Self {
-        Self { history: History::open(cache), runs: RefCell::default() }
+        Self { history: History::open(cache), runs: Mutex::default() }
     }
 
     /// What a key was made of that a node had in a run: as the cache or else the run says, or one before.
@@ -142,9 +140,10 @@ impl Past {
         })
     }
 
-    fn read(&self, run: &str) -> Rc<Said> {
-        if let Some(known) = self.runs.borrow().get(run) {
-            return Rc::clone(known);
+    fn read(&self, run: &str) -> Arc<Said> {
+        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = runs.get(run) {
+            return Arc::clone(known);
         }
         let text = fs::read(self.history.dir(run).join(FILE)).unwrap_or_default();
         let mut said = Said::default();
@@ -154,8 +153,8 @@ impl Past {
                 Line::Directory { directory, files } => drop(said.directories.insert(directory, files)),
             }
         }
-        let read = Rc::new(said);
-        self.runs.borrow_mut().insert(run.to_owned(), Rc::clone(&read));
+        let read = Arc::new(said);
+        runs.insert(run.to_owned(), Arc::clone(&read));
         read
     }
 }

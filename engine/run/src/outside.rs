@@ -8,8 +8,12 @@ use std::{
 };
 
 use flow_core::{Diagnostic, Span, is_safe_name};
+use rayon::prelude::*;
 
 use crate::{graph::bracket, ledger::FLOW_DIR, link::Ground, lockfile::LOCK_FILE, settings::SETTINGS_FILE};
+
+/// The places of so many are looked at by one thread.
+const TOGETHER: usize = 256;
 
 /// What a stage names as a place of its result.
 pub struct Named<'a> {
@@ -35,9 +39,13 @@ pub fn check<'n>(
     reserved.extend(project.ancestors().map(|dir| dir.join(SETTINGS_FILE)));
     let mut places: HashMap<PathBuf, &Named<'_>> = HashMap::with_capacity(named.len());
     let mut checked = Vec::with_capacity(named.len());
-    let mut parent = Parent::default();
-    for one in named {
-        match place(one, project, &reserved, &mut parent) {
+    let found = named.par_chunks(TOGETHER).flat_map_iter(|named| {
+        let (reserved, mut parent) = (&reserved, Parent::default());
+        named.iter().map(move |one| place(one, project, reserved, &mut parent))
+    });
+    let found: Vec<Result<PathBuf, Diagnostic>> = found.collect();
+    for (one, found) in named.iter().zip(found) {
+        match found {
             Ok(place) => {
                 if let Some(other) = places.insert(place.clone(), one) {
                     errors.push(both(one, other, "is"));

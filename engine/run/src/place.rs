@@ -138,7 +138,7 @@ impl<'a> Placer<'a> {
     }
 
     pub(crate) fn warn(&self, text: String) {
-        self.sink.emit(Event::Log { node: String::new(), level: Level::Warning, text });
+        self.sink.emit(Event::log("", Level::Warning, text));
     }
 
     /// The place of an out, which is in the project's folder.

@@ -21,6 +21,9 @@ use crate::{
     why::Explainer,
 };
 
+/// So many nodes are looked at by one thread.
+const TOGETHER: usize = 64;
+
 /// What a run would do.
 #[derive(Debug)]
 pub struct Plan {
@@ -177,6 +180,20 @@ pub(crate) fn plan_with<'a>(
     if refused.is_empty() { Ok((Plan { nodes }, decider)) } else { Err(RunError::Pipeline(refused)) }
 }
 
+/// What a look at a node gave.
+enum Looked {
+    /// What it takes is not known yet.
+    Later,
+    /// The team may have it.
+    Ask(Key),
+    /// What is to be done about it.
+    Known(Verdict),
+    /// It must run, and why is to be said.
+    Run(Box<Work>),
+    /// Its result; with the work that it is to have it here, if it is not.
+    Result(Outcome, Option<Box<Work>>),
+}
+
 /// A plan that is being made.
 struct Planner<'a, 'b> {
     project: &'a Project,
@@ -199,18 +216,21 @@ impl Planner<'_, '_> {
         loop {
             let (mut later, mut ask) = (Vec::new(), Vec::new());
             for group in self.project.graph().groups(&mut open) {
-                for (&id, decision) in group.iter().zip(self.look(group)) {
-                    self.verdicts[id] = match decision.transpose()? {
-                        None => {
+                for (&id, looked) in group.iter().zip(self.look(group)) {
+                    self.verdicts[id] = match looked? {
+                        Looked::Later => {
                             later.push(id);
                             None
                         }
-                        Some(Decision::Run(work)) if self.ask && self.decider.to_ask(&work).is_some() => {
-                            ask.push(work.key);
+                        Looked::Ask(key) => {
+                            ask.push(key);
                             later.push(id);
                             None
                         }
-                        Some(decision) => Some(self.verdict(id, decision)),
+                        Looked::Known(verdict) => Some(verdict),
+                        Looked::Run(work) => Some(self.run(id, &work)),
+                        Looked::Result(outcome, None) => Some(self.here(id, outcome)),
+                        Looked::Result(outcome, Some(work)) => Some(self.absent(id, outcome, work)),
                     };
                 }
             }
@@ -228,29 +248,44 @@ impl Planner<'_, '_> {
     }
 
     /// Decides about those of these nodes about which can be decided.
-    fn look(&self, group: &[NodeId]) -> Vec<Option<anyhow::Result<Decision>>> {
-        let decider = &self.decider;
-        let look = |&id: &NodeId| decider.is_decidable(id).then(|| decider.decide(id));
-        group.par_iter().with_min_len(64).map(look).collect()
+    fn look(&self, group: &[NodeId]) -> Vec<anyhow::Result<Looked>> {
+        let look = |&id: &NodeId| {
+            if !self.decider.is_decidable(id) {
+                return Ok(Looked::Later);
+            }
+            Ok(match self.decider.decide(id)? {
+                Decision::Off => Looked::Known(Verdict::Off),
+                Decision::Hit(outcome, _) => Looked::Result(outcome, None),
+                Decision::Absent(outcome, work) => Looked::Result(outcome, Some(work)),
+                Decision::Run(work) if self.ask && self.decider.to_ask(&work).is_some() => Looked::Ask(work.key),
+                Decision::Run(work) => Looked::Run(work),
+            })
+        };
+        let looked: Vec<anyhow::Result<Looked>> = group.par_iter().with_min_len(TOGETHER).map(look).collect();
+        if !looked.iter().any(|looked| matches!(looked, Ok(Looked::Run(_)))) {
+            return looked;
+        }
+        self.explainer.look_back();
+        let explain = |(looked, &id)| match looked {
+            Ok(Looked::Run(work)) => Ok(Looked::Known(self.run(id, &work))),
+            other => other,
+        };
+        looked.into_par_iter().zip(group).with_min_len(TOGETHER).map(explain).collect()
     }
 
-    /// Notes what is known of a node.
-    fn verdict(&mut self, id: NodeId, decision: Decision) -> Verdict {
-        match decision {
-            Decision::Off => Verdict::Off,
-            Decision::Hit(outcome, _) => {
-                let (key, bytes, cost) = (outcome.key, outcome.tree.size(), outcome.cost);
-                self.decider.set(id, key, outcome.tree);
-                Verdict::Cached { key, bytes, cost, here: true }
-            }
-            Decision::Absent(outcome, work) => {
-                let (key, cost) = (outcome.key, outcome.cost);
-                self.decider.set(id, key, Arc::clone(&outcome.tree));
-                self.absent.insert(id, (outcome, work));
-                Verdict::Cached { key, bytes: 0, cost, here: false }
-            }
-            Decision::Run(work) => self.run(id, &work),
-        }
+    /// Notes a result that is here.
+    fn here(&mut self, id: NodeId, outcome: Outcome) -> Verdict {
+        let (key, bytes, cost) = (outcome.key, outcome.tree.size(), outcome.cost);
+        self.decider.set(id, key, outcome.tree);
+        Verdict::Cached { key, bytes, cost, here: true }
+    }
+
+    /// Notes a result of which it is known what it is.
+    fn absent(&mut self, id: NodeId, outcome: Outcome, work: Box<Work>) -> Verdict {
+        let (key, cost) = (outcome.key, outcome.cost);
+        self.decider.set(id, key, Arc::clone(&outcome.tree));
+        self.absent.insert(id, (outcome, work));
+        Verdict::Cached { key, bytes: 0, cost, here: false }
     }
 
     fn ask(&mut self, keys: &[Key]) {

@@ -7,6 +7,7 @@ use std::{
 };
 
 use flow_core::{Cancel, Check, Diagnostic, Facts, Kind, Known};
+use rayon::prelude::*;
 
 use crate::{
     clash::clashes,
@@ -19,6 +20,9 @@ use crate::{
     obstacles::wrong_machines,
     settings::Settings,
 };
+
+/// So many nodes are asked by one thread.
+const TOGETHER: usize = 128;
 
 /// A pipeline with its graph. Nothing in it changes; a run, a plan, a question are asked of it.
 #[derive(Debug)]
@@ -46,6 +50,25 @@ pub struct Checked {
     pub files: Vec<Vec<String>>,
     /// By node: where its result lies now, if it does.
     paths: Vec<Option<PathBuf>>,
+}
+
+/// What a node says before a run.
+#[derive(Default)]
+struct Said {
+    facts: Facts,
+    files: Vec<String>,
+    path: Option<PathBuf>,
+    errors: Vec<Diagnostic>,
+    warnings: Vec<Diagnostic>,
+}
+
+impl Checked {
+    /// Notes what others may ask of a node.
+    fn note(&mut self, id: usize, said: &mut Said) {
+        self.facts[id] = std::mem::take(&mut said.facts);
+        self.files[id] = std::mem::take(&mut said.files);
+        self.paths[id] = said.path.take();
+    }
 }
 
 /// How stages are asked.
@@ -241,19 +264,29 @@ impl Project {
             files: vec![Vec::new(); count],
             paths: vec![None; count],
         };
+        let is_on = |id: &usize| self.graph.stage_of(*id).off.is_none() && asked(*id);
+        let mut on: Vec<usize> = (0..count).filter(is_on).collect();
+        let mut wants = vec![false; count];
+        on.iter().for_each(|&id| wants[id] = wanted(id));
+        let mut said: Vec<(usize, Said)> = Vec::with_capacity(count);
+        for group in self.graph.groups(&mut on) {
+            let ask = |&id: &usize| (id, self.hear(id, &done, wants[id], asking));
+            let begin = said.len();
+            // What stages look at is small and mostly a stat or two; they may not wait for each other.
+            said.par_extend(group.par_iter().with_min_len(TOGETHER).map(ask));
+            said[begin..].iter_mut().for_each(|(id, said)| done.note(*id, said));
+        }
+        said.sort_unstable_by_key(|(id, _)| *id);
         let mut errors = Vec::new();
         // What nodes of a stage with a matrix say is gathered by stage: (stage, node, error).
         let mut of_matrix: Vec<(usize, usize, Diagnostic)> = Vec::new();
-        for (id, node) in self.graph.nodes.iter().enumerate() {
-            let stage = self.graph.stage_of(id);
-            if stage.off.is_some() || !asked(id) {
-                continue;
-            }
-            let wrong = self.ask_one(id, &mut done, wanted(id), asking);
-            if stage.variants.len() > 1 {
-                of_matrix.extend(wrong.into_iter().map(|error| (node.stage, id, error)));
+        for (id, said) in said {
+            done.warnings.extend(said.warnings);
+            let stage = self.graph.nodes[id].stage;
+            if self.graph.stages[stage].variants.len() > 1 {
+                of_matrix.extend(said.errors.into_iter().map(|error| (stage, id, error)));
             } else {
-                errors.extend(wrong);
+                errors.extend(said.errors);
             }
         }
         for said in of_matrix.chunk_by(|one, other| one.0 == other.0) {
@@ -268,6 +301,14 @@ impl Project {
 
     /// Asks one node, with what is known of those before it. `wanted`: it may complain; what cannot work is returned.
     pub(crate) fn ask_one(&self, id: usize, done: &mut Checked, wanted: bool, asking: &Asking<'_>) -> Vec<Diagnostic> {
+        let mut said = self.hear(id, done, wanted, asking);
+        done.note(id, &mut said);
+        done.warnings.extend(said.warnings);
+        said.errors
+    }
+
+    /// What a node says, with what is known of those before it.
+    fn hear(&self, id: usize, done: &Checked, wanted: bool, asking: &Asking<'_>) -> Said {
         let (node, stage) = (&self.graph.nodes[id], self.graph.stage_of(id));
         let known = |source: &Source| self.known(source, done);
         let inputs: BTreeMap<String, Vec<Known>> =
@@ -289,15 +330,15 @@ impl Project {
             warnings: Vec::new(),
         };
         node.action.check(&mut check);
-        (done.facts[id], done.files[id], done.paths[id]) = (check.facts, check.files, check.result_path);
+        let Check { facts, files, result_path: path, errors, warnings, .. } = check;
         if !wanted {
-            return Vec::new();
+            return Said { facts, files, path, ..Said::default() };
         }
         let placed = |error: Diagnostic| place(error, &self.graph.variant(id).value, stage.span.as_ref());
-        done.warnings.extend(check.warnings.into_iter().map(placed));
         // Shards take the same machines.
         let machines = (stage.nodes.start == id).then(|| wrong_machines(&self.graph, id)).flatten();
-        check.errors.into_iter().map(placed).chain(machines).collect()
+        let errors = errors.into_iter().map(placed).chain(machines).collect();
+        Said { facts, files, path, errors, warnings: warnings.into_iter().map(placed).collect() }
     }
 
     fn known(&self, source: &Source, done: &Checked) -> Known {

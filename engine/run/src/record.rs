@@ -1,10 +1,11 @@
-//! What a run leaves behind while it goes on: `runs/<id>/run.json`, `events.jsonl`, `logs/<node>.log`.
+//! What a run leaves behind while it goes on: `runs/<id>/run.json`, `events.jsonl`, `logs/<node>.log`, and
+//! of a node with several ranks one each, `logs/<node>.rank<rank>.log`.
 //!
 //! A run that finds everything in the cache, as the last one left it, leaves only a small `run.json` that names that
 //! last one: nothing is written a node.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeMap, HashMap, VecDeque},
     fs::{self, File, OpenOptions},
     io::Write,
     path::{Path, PathBuf},
@@ -184,7 +185,8 @@ struct Disk {
     /// Locked as long as the run goes on, and touched every [`HEARTBEAT`]: this is how others know that it does.
     alive: File,
     beat: Instant,
-    logs: HashMap<String, Log>,
+    /// By node, and in it by rank: that of all, and one each.
+    logs: HashMap<String, BTreeMap<Option<usize>, Log>>,
     progress: HashMap<String, f64>,
 }
 
@@ -267,7 +269,7 @@ impl<'a> Recorder<'a> {
     /// The last lines of a node's log.
     pub fn tail(&self, node: &str) -> Vec<String> {
         let state = self.lock();
-        let log = state.disk.as_ref().and_then(|disk| disk.logs.get(node));
+        let log = state.disk.as_ref().and_then(|disk| disk.logs.get(node)?.get(&None));
         log.map_or_else(Vec::new, |log| log.tail.iter().cloned().collect())
     }
 
@@ -291,7 +293,7 @@ impl<'a> Recorder<'a> {
         // The run itself is none the worse for it.
         if let Err(error) = self.finish(summary, ended) {
             let text = format!("{error:#}");
-            self.emit(Event::Log { node: String::new(), level: Level::Warning, text });
+            self.emit(Event::log("", Level::Warning, text));
         }
     }
 
@@ -388,15 +390,16 @@ impl State {
         }
     }
 
-    fn log(&mut self, node: &str, text: &str) {
+    /// Adds a line to the log of a node, or of one rank of it.
+    fn log(&mut self, node: &str, rank: Option<usize>, text: &str) {
         let Some(disk) = &mut self.disk else { return };
-        let log = disk.logs.entry(node.to_owned()).or_default();
+        let log = disk.logs.entry(node.to_owned()).or_default().entry(rank).or_default();
         if log.tail.len() == TAIL {
             log.tail.pop_front();
         }
         log.tail.push_back(text.to_owned());
         if log.file.is_none() {
-            match OpenOptions::new().create(true).append(true).open(log_path(&disk.dir, node)) {
+            match OpenOptions::new().create(true).append(true).open(log_path(&disk.dir, node, rank)) {
                 Ok(file) => log.file = Some(file),
                 Err(error) => return self.note(&error.into()),
             }
@@ -437,8 +440,11 @@ impl State {
     /// Notes an event; what of it belongs into `events.jsonl` is added to `text`.
     fn keep(&mut self, record: &Record, text: &mut Vec<u8>) {
         match &record.event {
-            Event::Log { node, level, text } => {
-                self.log(node, text);
+            Event::Log { node, level, text, rank } => {
+                self.log(node, None, text);
+                if rank.is_some() {
+                    self.log(node, *rank, text);
+                }
                 if *level < Level::Warning {
                     return;
                 }
@@ -469,9 +475,11 @@ pub(crate) const EVENTS: &str = "events.jsonl";
 const LOGS: &str = "logs";
 pub(crate) const ALIVE: &str = "alive.lock";
 
-/// Where a node's log is. A node's name is fit to be a file's.
-pub(crate) fn log_path(run: &Path, node: &str) -> PathBuf {
-    run.join(LOGS).join(format!("{}.log", if node.is_empty() { "flow" } else { node }))
+/// Where a node's log is, or that of one rank of it: `train.log`, `train.rank3.log`. A node's name is fit to be a file's, and
+/// ends with no such word: a dot stands in none but between brackets.
+pub(crate) fn log_path(run: &Path, node: &str, rank: Option<usize>) -> PathBuf {
+    let rank = rank.map(|rank| format!(".rank{rank}")).unwrap_or_default();
+    run.join(LOGS).join(format!("{}{rank}.log", if node.is_empty() { "flow" } else { node }))
 }
 
 fn append(text: &mut Vec<u8>, record: &Record) {

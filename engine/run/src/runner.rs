@@ -311,7 +311,7 @@ impl<'a> Runner<'a> {
     }
 
     fn warn(&self, text: String) {
-        self.recorder.emit(Event::Log { node: String::new(), level: Level::Warning, text });
+        self.recorder.emit(Event::log("", Level::Warning, text));
     }
 
     fn pass_on_warnings(&self) {

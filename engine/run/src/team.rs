@@ -58,7 +58,7 @@ impl Env<'_> {
 /// Waits for what is on its way to the team. An interrupt leaves that to the next run.
 pub(crate) fn finish_uploads(cache: &Cache, sink: &dyn Sink, cancel: &Cancel) {
     let Some(remote) = cache.remote().filter(|remote| remote.uploads().left > 0) else { return };
-    let say = |text: String| sink.emit(Event::Log { node: String::new(), level: Level::Info, text });
+    let say = |text: String| sink.emit(Event::log("", Level::Info, text));
     let mut said: Option<Instant> = None;
     remote.finish(cancel, |Uploads { left, bytes, .. }| {
         if said.is_none_or(|said| said.elapsed() >= SAY) {

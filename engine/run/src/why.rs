@@ -1,8 +1,8 @@
 //! Why a node runs, or does not: the difference of what its key is made of now and what it was made of before.
 
 use std::{
-    cell::OnceCell,
     collections::{BTreeMap, BTreeSet, HashSet},
+    sync::OnceLock,
 };
 
 use flow_cache::Cache;
@@ -193,8 +193,8 @@ pub struct Explainer<'a> {
     cache: &'a Cache,
     /// Who may be asked about, by node.
     wanted: &'a [bool],
-    last: OnceCell<BTreeMap<String, (String, NodeRecord)>>,
-    times: OnceCell<BTreeMap<String, Vec<f64>>>,
+    last: OnceLock<BTreeMap<String, (String, NodeRecord)>>,
+    times: OnceLock<BTreeMap<String, Vec<f64>>>,
     past: Past,
 }
 
@@ -206,7 +206,7 @@ const LOOK_BACK: usize = 20;
 impl<'a> Explainer<'a> {
     /// For those of the nodes that are `wanted`.
     pub fn new(project: &'a Project, cache: &'a Cache, wanted: &'a [bool]) -> Self {
-        Self { project, cache, wanted, last: OnceCell::new(), times: OnceCell::new(), past: Past::new(cache) }
+        Self { project, cache, wanted, last: OnceLock::new(), times: OnceLock::new(), past: Past::new(cache) }
     }
 
     fn nodes(&self) -> impl Iterator<Item = &'a Node> {
@@ -221,10 +221,17 @@ impl<'a> Explainer<'a> {
 
     /// The last run that had the node, and what became of it there.
     pub fn previous(&self, node: &str) -> Option<&(String, NodeRecord)> {
-        self.last.get_or_init(|| self.look_back()).get(node)
+        self.last.get_or_init(|| self.look_at_last()).get(node)
     }
 
-    fn look_back(&self) -> BTreeMap<String, (String, NodeRecord)> {
+    /// Looks into past runs, where it was not done: before many threads ask at once. Who reads them is helped by others, which must
+    /// not wait for the same.
+    pub fn look_back(&self) {
+        self.last.get_or_init(|| self.look_at_last());
+        self.times.get_or_init(|| self.look_at_times());
+    }
+
+    fn look_at_last(&self) -> BTreeMap<String, (String, NodeRecord)> {
         let mut last = BTreeMap::new();
         // What cannot be read explains nothing, and hinders nothing.
         let (history, file) = (History::open(self.cache), self.project.absolute_file());

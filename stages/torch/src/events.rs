@@ -42,12 +42,12 @@ impl Voice {
 
     /// Good to know.
     pub fn info(&self, text: impl Into<String>) {
-        self.emit(&Event::Log { node: self.node.clone(), level: Level::Info, text: text.into() });
+        self.emit(&Event::log(&self.node, Level::Info, text));
     }
 
     /// May surprise.
     pub fn warn(&self, text: impl Into<String>) {
-        self.emit(&Event::Log { node: self.node.clone(), level: Level::Warning, text: text.into() });
+        self.emit(&Event::log(&self.node, Level::Warning, text));
     }
 
     fn emit(&self, event: &Event) {

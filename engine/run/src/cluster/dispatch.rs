@@ -1,5 +1,8 @@
 //! The head's thread: gathers nodes into batches, submits them, hears how they are, and tells the runner what came of them.
 
+mod room;
+mod submit;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     path::PathBuf,
@@ -11,24 +14,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Result, anyhow};
 use flow_core::{Cancel, Cancelled, Event, Level};
+use room::Room;
 
 use super::{
     adopt::{Known, Others},
     item::Item,
-    scheduler::{Batch, Refused, Scheduler},
+    scheduler::Scheduler,
     settings::{Executor, Executors},
-    shape::Shape,
-    spec::{Jobs, Maker, Spec, Submitted, Task as TaskSpec, script, user},
-    track::{FEW, Fate, Track},
+    spec::{Jobs, Maker},
+    track::{Fate, Track},
 };
 use crate::{
     exec::{Env, Made, Tried},
     graph::NodeId,
     kept::keep,
-    record::now,
-    run_id::new_id,
 };
 
 /// How often the thread looks at what its jobs say.
@@ -86,6 +87,7 @@ impl Cluster {
                     queue: Vec::new(),
                     track: Track::default(),
                     others: Others::default(),
+                    room: Room::default(),
                     left: false,
                     batches: 0,
                     flow: std::env::current_exe().ok(),
@@ -132,6 +134,7 @@ struct Dispatch<'a, 'scope> {
     queue: Vec<Queued>,
     track: Track,
     others: Others,
+    room: Room,
     /// The run was interrupted: nothing is looked after any more.
     left: bool,
     batches: usize,
@@ -225,182 +228,7 @@ impl Dispatch<'_, '_> {
     }
 
     fn log(&self, node: &str, level: Level, text: String) {
-        self.env.sink.emit(Event::Log { node: node.to_owned(), level, text });
-    }
-
-    /// Submits what has waited for others to come with it.
-    fn submit(&mut self) {
-        let now = Instant::now();
-        let newest = self.queue.iter().map(|queued| queued.at).filter(|at| *at <= now).max();
-        let oldest = self.queue.iter().map(|queued| queued.at).min();
-        let gathered = newest.is_some_and(|newest| now - newest >= GATHER)
-            || oldest.is_some_and(|oldest| now.saturating_duration_since(oldest) >= 4 * GATHER);
-        if !gathered {
-            return;
-        }
-        let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.queue).into_iter().partition(|it| it.at <= now);
-        self.queue = later;
-        let (look, due): (Vec<_>, Vec<_>) = due.into_iter().partition(|it| it.look);
-        look.into_iter().for_each(|Queued { item, part, .. }| self.begin(item, part));
-        let mut shapes: Vec<(Shape, Vec<Queued>)> = Vec::new();
-        for queued in due {
-            match shapes.iter_mut().find(|(shape, _)| *shape == queued.item.shape) {
-                Some((_, same)) => same.push(queued),
-                None => shapes.push((queued.item.shape.clone(), vec![queued])),
-            }
-        }
-        for (shape, mut nodes) in shapes {
-            let Some(scheduler) = self.scheduler(&shape.executor) else {
-                let gone = || anyhow!("there is no executor `{}`", shape.executor);
-                nodes.iter().for_each(|node| (self.tell)(Heard::Done(node.item.job.id, Err(gone()))));
-                continue;
-            };
-            let most = scheduler.most_tasks().max(1) * shape.together();
-            while !nodes.is_empty() && !self.cancel.is_set() {
-                let rest = nodes.split_off(most.min(nodes.len()));
-                self.submit_batch(std::mem::replace(&mut nodes, rest), &shape, &*scheduler);
-            }
-            self.queue.append(&mut nodes);
-            self.schedulers.insert(shape.executor.clone(), scheduler);
-        }
-    }
-
-    fn submit_batch(&mut self, nodes: Vec<Queued>, shape: &Shape, scheduler: &dyn Scheduler) {
-        self.batches += 1;
-        let id = format!("{}{:x}", new_id(now()), self.batches);
-        let maker = |task: usize, part: u32| Maker { batch: id.clone(), task, part };
-        // Who is noted first makes it; the others wait for that.
-        let mut won: Vec<Queued> = Vec::with_capacity(nodes.len());
-        let mut trouble = None;
-        for queued in nodes {
-            let (key, maker) =
-                (queued.item.job.work.run_parts().key(), maker(won.len() / shape.together(), queued.part));
-            let claimed = match &trouble {
-                None if !self.cancel.is_set() => self.jobs.claim(&key, &maker, queued.item.is_forced()),
-                _ => Ok(false),
-            };
-            match claimed {
-                Ok(true) => won.push(queued),
-                Ok(false) => self.queue.push(Queued { at: Instant::now() + TURN, look: true, ..queued }),
-                Err(error) => {
-                    trouble = Some(error);
-                    won.push(queued);
-                }
-            }
-        }
-        let nodes = won;
-        if nodes.is_empty() {
-            return;
-        }
-        let tasks: Vec<Vec<&Queued>> = nodes.chunks(shape.together()).map(|nodes| nodes.iter().collect()).collect();
-        let count = tasks.len();
-        let written = match trouble {
-            Some(error) => Err(error),
-            None => self.write(&id, shape, &tasks),
-        };
-        let project = self.env.project.dir();
-        let submitted = written.map_err(Refused::Never).and_then(|dir| {
-            let batch = Batch { id: &id, dir: &dir, project, tasks: count, shape };
-            match scheduler.submit(&batch) {
-                // It may have heard us all the same.
-                Err(Refused::Later(error)) => scheduler.find(&id, count).ok().flatten().ok_or(Refused::Later(error)),
-                done => done,
-            }
-        });
-        let submitted = submitted.and_then(|ids| {
-            let submitted = Submitted { executor: shape.executor.clone(), user: user(), ids };
-            if let Err(error) = self.jobs.set_submitted(&id, &submitted) {
-                // Nobody would know of them.
-                scheduler.cancel(&submitted.ids.iter().map(String::as_str).collect::<Vec<_>>()).ok();
-                return Err(Refused::Never(error));
-            }
-            Ok(submitted.ids)
-        });
-        match submitted {
-            Ok(ids) => {
-                self.say_submitted(&ids, &nodes, shape, scheduler);
-                let together = shape.together();
-                for (at, queued) in nodes.into_iter().enumerate() {
-                    let maker = maker(at / together, queued.part);
-                    self.track.add(queued.item, maker, &self.jobs, &ids[at / together]);
-                }
-            }
-            Err(refused) => {
-                // A run that is stopped while it submits does not know whether it did: who comes next looks.
-                if !self.cancel.is_set() {
-                    for (at, queued) in nodes.iter().enumerate() {
-                        let maker = maker(at / shape.together(), queued.part);
-                        self.jobs.forget(&queued.item.job.work.run_parts().key(), &maker);
-                    }
-                    self.jobs.remove(&id);
-                }
-                self.refused(refused, nodes, scheduler);
-            }
-        }
-    }
-
-    fn refused(&mut self, refused: Refused, nodes: Vec<Queued>, scheduler: &dyn Scheduler) {
-        match refused {
-            Refused::Never(error) => {
-                let text = format!("{error:#}");
-                for queued in nodes {
-                    let error = anyhow!(text.clone()).context(format!("{} does not take its job", scheduler.name()));
-                    (self.tell)(Heard::Done(queued.item.job.id, Err(error)));
-                }
-            }
-            Refused::Later(error) => {
-                let tries = nodes.iter().map(|queued| queued.refused).max().unwrap_or_default();
-                let wait = AGAIN.saturating_mul(1 << tries.min(8)).min(LONGEST);
-                if tries == 0 {
-                    let text = format!("{} cannot be given jobs now, and is tried again: {error:#}", scheduler.name());
-                    self.log("", Level::Warning, text);
-                }
-                let at = Instant::now() + wait;
-                self.queue.extend(nodes.into_iter().map(|queued| Queued { at, refused: tries + 1, ..queued }));
-            }
-        }
-    }
-
-    fn write(&self, id: &str, shape: &Shape, tasks: &[Vec<&Queued>]) -> Result<PathBuf> {
-        let run = self.env.record.map(crate::record::Recorder::id).unwrap_or_default();
-        let sources = self.env.sources.clone();
-        let mut spec = Spec::new(self.env.project, self.env.cache, sources, run, &shape.executor, now());
-        (spec.limit, spec.margin) = (shape.time, shape.margin());
-        let task = |queued: &&Queued| {
-            let Item { job, node, .. } = &*queued.item;
-            TaskSpec {
-                node: node.clone(),
-                key: job.work.run_parts().key(),
-                why: job.why.clone(),
-                threads: job.threads,
-                force: queued.item.is_forced(),
-                overwrite: job.overwrite,
-                part: queued.part,
-            }
-        };
-        spec.tasks = tasks.iter().map(|nodes| nodes.iter().map(task).collect()).collect();
-        let flow = self.flow.as_deref().context("cannot find out where this program is")?;
-        self.jobs.write(id, &spec, &script(flow, &self.jobs.batch(id), shape.options.setup.as_deref()))
-    }
-
-    fn say_submitted(&self, ids: &[String], nodes: &[Queued], shape: &Shape, scheduler: &dyn Scheduler) {
-        let (Some(first), Some(last)) = (ids.first(), ids.last()) else { return };
-        if nodes.len() > FEW {
-            let (stage, name, count, jobs) = (&shape.stage, scheduler.name(), nodes.len(), ids.len());
-            let text = format!("`{stage}`: {count} nodes wait for {name} in {jobs} jobs, {first} to {last}");
-            return self.log("", Level::Info, text);
-        }
-        for (at, queued) in nodes.iter().enumerate() {
-            let (node, part) = (&queued.item.node, queued.part);
-            let text = format!("submitted to {} as job {}", scheduler.name(), ids[at / shape.together()]);
-            match part {
-                1 => self.say(node, text),
-                _ => {
-                    self.log(node, Level::Info, format!("{text}, part {part}"));
-                    self.say(node, format!("{text}, part {part}"));
-                }
-            }
-        }
+        self.env.sink.emit(Event::log(node, level, text));
     }
 
     /// Looks how what was submitted is.

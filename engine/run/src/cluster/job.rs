@@ -18,6 +18,7 @@ use flow_core::{Cancel, Cancelled, Diagnostic, Event, How, Kind, Sink as _};
 use super::{
     spec::{Spec, Task, read_spec},
     stream::{Ending, Word, Writer},
+    track::lag,
 };
 use crate::{
     decide::{Decider, Decision, Work},
@@ -170,7 +171,7 @@ impl Worker {
         let selection = Selection::new(graph, &options).map_err(all)?;
         let mut decider = Decider::new(&self.project, &self.cache, &selection).map_err(all)?;
         for before in (0..graph.nodes.len()).filter(|&before| selection.wanted[before] && before != id) {
-            self.take(&mut decider, before)?;
+            self.take(&mut decider, before, now)?;
         }
         let work = match decider.decide(id)? {
             Decision::Hit(..) => return Ok(How::Shared),
@@ -185,16 +186,26 @@ impl Worker {
         self.execute(id, *work, &decider, task, writer, now)
     }
 
-    /// What another node gave: it is in the cache, or the head would not have submitted this one.
-    fn take(&self, decider: &mut Decider<'_>, id: NodeId) -> Result<()> {
-        let outcome = match decider.decide(id)? {
-            Decision::Off => return Ok(()),
-            Decision::Hit(outcome, _) | Decision::Absent(outcome, _) => outcome,
+    /// What another node gave: it is in the cache, or the head would not have submitted this one. But what this machine knows of
+    /// a network's disk may be older.
+    fn take(&self, decider: &mut Decider<'_>, id: NodeId, now: &Mutex<Now>) -> Result<()> {
+        let (began, lag) = (Instant::now(), lag(self.cache.root()));
+        let outcome = loop {
+            let work = match decider.decide(id)? {
+                Decision::Off => return Ok(()),
+                Decision::Hit(outcome, _) | Decision::Absent(outcome, _) => break outcome,
+                Decision::Run(work) => work,
+            };
             // A stage that is never taken from the cache has a record all the same.
-            Decision::Run(work) => self.cache.lookup(&work.key)?.with_context(|| {
+            if let Some(outcome) = self.cache.lookup(&work.key)? {
+                break outcome;
+            }
+            let stopped = now.lock().unwrap_or_else(PoisonError::into_inner).cancel.is_set();
+            if stopped || began.elapsed() >= lag {
                 let node = &self.project.graph().nodes[id].name;
-                format!("the result of `{node}` is not in the cache {} any more", self.cache.root().display())
-            })?,
+                bail!("the result of `{node}` is not in the cache {} any more", self.cache.root().display());
+            }
+            thread::sleep(TRY);
         };
         decider.set(id, outcome.key, outcome.tree);
         Ok(())

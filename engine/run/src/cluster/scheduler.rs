@@ -26,8 +26,10 @@ pub struct Batch<'a> {
 pub enum Refused {
     /// It can never be: the same again gives the same.
     Never(anyhow::Error),
-    /// The scheduler does not answer, or has no room: to be tried again.
+    /// The scheduler does not answer: to be tried again.
     Later(anyhow::Error),
+    /// It has no room for so many jobs now: to be tried with fewer, and later.
+    Room(anyhow::Error),
 }
 
 /// How a job is.

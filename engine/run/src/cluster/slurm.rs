@@ -33,15 +33,13 @@ const ARRAY: usize = 1001;
 const MOST: usize = 10_000;
 
 /// What `sbatch` says when it is the moment that is wrong, and not the job.
-const LATER: [&str; 13] = [
+const LATER: [&str; 12] = [
     "Unable to contact slurm controller",
     "Socket timed out",
     "temporarily unable to accept job",
     "Connection refused",
     "Connection timed out",
     "Zero Bytes were transmitted",
-    // AssocMaxSubmitJobLimit, QOSMaxSubmitJobPerUserLimit and their like: a user has too many jobs just now.
-    "SubmitJob",
     "Message receive failure",
     "Message send failure",
     "Communication connection failure",
@@ -49,6 +47,9 @@ const LATER: [&str; 13] = [
     "Resource temporarily unavailable",
     "did not answer within",
 ];
+
+/// AssocMaxSubmitJobLimit, QOSMaxSubmitJobPerUserLimit and their like: a user has too many jobs just now.
+const ROOM: &str = "SubmitJob";
 
 /// Reasons to wait that no time mends (`job_reason_string` of Slurm), with what they mean.
 const NEVER: [(&str, &str); 7] = [
@@ -289,8 +290,12 @@ impl Scheduler for Slurm {
         let said = complaint(&output);
         if !output.status.success() {
             let error = anyhow!("sbatch: {said}");
-            let later = LATER.iter().any(|words| said.contains(words));
-            return Err(if later { Refused::Later(error) } else { Refused::Never(error) });
+            let has = |words: &str| said.contains(words);
+            return Err(match LATER.iter().any(|words| has(words)) {
+                _ if has(ROOM) => Refused::Room(error),
+                true => Refused::Later(error),
+                false => Refused::Never(error),
+            });
         }
         // `17` or `17;cluster`
         let text = String::from_utf8_lossy(&output.stdout);

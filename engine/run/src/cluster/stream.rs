@@ -187,7 +187,7 @@ mod tests {
         let mut tail = Tail::new(path.clone());
         assert_eq!(tail.read(), (Vec::new(), false));
         let writer = Writer::open(&path).unwrap();
-        let event = Event::Log { node: "a".into(), level: Level::Output, text: "x".into() };
+        let event = Event::log("a", Level::Output, "x");
         writer.emit(event.clone());
         writer.say(Word::Ended { node: "a".into(), end: Ending::Made(How::Ran) });
         let (lines, _) = tail.read();

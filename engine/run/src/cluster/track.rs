@@ -416,7 +416,7 @@ fn last_lines(log: &Path) -> String {
 }
 
 /// How late what others write may be seen in a directory: NFS, Lustre, GPFS and BeeGFS keep what they know for a while.
-fn lag(dir: &Path) -> Duration {
+pub fn lag(dir: &Path) -> Duration {
     const SHARED: [i64; 4] = [0x6969, 0x0bd0_0bd0, 0x4750_4653, 0x1983_0326];
     let shared = rustix::fs::statfs(dir).is_ok_and(|fs| SHARED.contains(&{ fs.f_type }));
     LAG[usize::from(shared)]

@@ -27,6 +27,8 @@ pub struct Start<'a> {
     /// Variables that are no secret.
     pub set: &'a [(String, String)],
     pub gpus: bool,
+    /// What comes on the standard input goes in. pyxis's `srun` is started by whoever has it.
+    pub hears: bool,
     /// Who is to own what is written: user, group, further groups.
     pub user: (u32, u32, &'a [u32]),
     /// Where Docker and Podman write what they call it.
@@ -98,11 +100,17 @@ impl Start<'_> {
         let (node, cores) = self.slurm;
         argv.extend(node.map(|node| format!("--nodelist={node}")));
         argv.extend(cores.map(|cores| format!("--cpus-per-task={cores}")));
+        argv.extend(self.pyxis_options());
+        argv.extend(["sh".into(), self.enter()]);
+    }
+
+    /// What `srun` is told of the container that its tasks run in.
+    pub fn pyxis_options(&self) -> Vec<String> {
         let names: Vec<&str> =
             self.pass.iter().chain(self.set.iter().map(|(name, _)| name)).map(String::as_str).collect();
         // Slurm's word for no variable at all.
         let names = if names.is_empty() { "NIL".to_owned() } else { names.join(",") };
-        argv.push(format!("--export={names}"));
+        let mut argv = vec![format!("--export={names}")];
         argv.extend((names != "NIL").then(|| format!("--container-env={names}")));
         let image = match self.image {
             At::File(path) => path.clone(),
@@ -113,13 +121,14 @@ impl Start<'_> {
         argv.push(format!("--container-mounts={}", binds.collect::<Vec<_>>().join(",")));
         argv.extend(["--no-container-mount-home", "--no-container-entrypoint"].map(str::to_owned));
         argv.extend_from_slice(self.args);
-        argv.extend(["sh".into(), self.enter()]);
+        argv
     }
 
     /// Network and shared memory are the machine's, as they are with the others. A process of its own (`--init`) hands signals on and
     /// takes all with it that the program left.
     fn docker(&self, argv: &mut Vec<String>) {
         argv.extend(["run", "--rm", "--init", "--network=host", "--ipc=host"].map(str::to_owned));
+        argv.extend(self.hears.then(|| "--interactive".to_owned()));
         argv.extend(["--security-opt=label=disable".to_owned(), format!("--cidfile={}", self.id.display())]);
         let (user, group, groups) = self.user;
         if self.engine == Engine::Podman && user != 0 {
@@ -169,6 +178,7 @@ mod tests {
                 pass: &pass,
                 set: &set,
                 gpus,
+                hears: false,
                 user: (1000, 100, &groups),
                 id: Path::new("/c/id"),
                 enter: Path::new("/c/enter"),

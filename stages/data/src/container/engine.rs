@@ -56,6 +56,15 @@ impl Engine {
         }
     }
 
+    /// How the variables are called by which it hands others in.
+    pub fn prefix(self) -> Option<&'static str> {
+        match self {
+            Self::Apptainer => Some("APPTAINERENV_"),
+            Self::Singularity => Some("SINGULARITYENV_"),
+            Self::Enroot | Self::Pyxis | Self::Podman | Self::Docker => None,
+        }
+    }
+
     fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|engine| engine.name() == name)
     }

@@ -88,11 +88,11 @@ impl Bind {
 /// A container that is ready.
 #[derive(Debug)]
 pub struct Inside {
-    engine: Engine,
+    pub(super) engine: Engine,
     image: At,
     binds: Vec<Bind>,
     args: Vec<String>,
-    pass: Vec<String>,
+    pub(super) pass: Vec<String>,
     gpus: bool,
     /// The variable that shows a node's GPUs, and the mark of its family.
     own: Vec<(String, String)>,
@@ -101,6 +101,8 @@ pub struct Inside {
     libraries: Vec<PathBuf>,
     /// A directory of its own in the scratch directory.
     place: PathBuf,
+    /// Who is to own what is written.
+    user: (u32, u32, Vec<u32>),
 }
 
 impl Inside {
@@ -137,6 +139,7 @@ impl Inside {
             workdir: container.workdir.as_ref().map(PathBuf::from),
             libraries: Vec::new(),
             place,
+            user: rights(),
         })
     }
 
@@ -169,13 +172,6 @@ impl Inside {
     pub fn wrap(&self, command: &Command, name: &str) -> Result<Command> {
         let text = |text: &OsStr| text.to_str().map(str::to_owned).context("an argument is no UTF-8");
         let mut words = String::new();
-        let libraries: Vec<String> = self.libraries.iter().map(|path| path.display().to_string()).collect();
-        let libraries = libraries.join(":");
-        if !libraries.is_empty() {
-            words.push_str("export LD_LIBRARY_PATH=");
-            quote(&libraries, &mut words);
-            words.push_str("${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}\n");
-        }
         words.push_str("exec");
         for word in std::iter::once(command.get_program()).chain(command.get_args()) {
             words.push(' ');
@@ -187,8 +183,7 @@ impl Inside {
                 env.insert(text(name)?, text(value)?);
             }
         }
-        let directory = self.workdir.as_deref().unwrap_or(&self.place);
-        let argv = self.enter(name, &words, directory, &env)?;
+        let argv = self.enter(name, &words, self.directory(), &env)?;
         let mut wrapped = Command::new(&argv[0]);
         wrapped.args(&argv[1..]).current_dir(&self.place).envs(self.environment());
         wrapped.envs(self.own.iter().map(|(name, value)| (name, value)));
@@ -225,31 +220,23 @@ impl Inside {
         done
     }
 
-    /// Writes the script that is begun with, and tells how it is begun. Values of variables stand in the script: they are seen by
-    /// nobody else, may hold anything, and are none of the engine's own.
+    /// Where a program begins that has no directory of its own.
+    pub(super) fn directory(&self) -> &Path {
+        self.workdir.as_deref().unwrap_or(&self.place)
+    }
+
+    /// Writes the script that is begun with, and tells how it is begun.
     fn enter(&self, name: &str, words: &str, directory: &Path, env: &BTreeMap<String, String>) -> Result<Vec<String>> {
-        let mut script = String::from("export HOME=");
-        let utf8 =
-            |path: &Path| path.to_str().map(str::to_owned).with_context(|| format!("{} is no UTF-8", path.display()));
-        quote(&utf8(&self.place.join("home"))?, &mut script);
-        for (name, value) in env {
-            let is_name = |name: &str| {
-                name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-                    && !name.starts_with(|c: char| c.is_ascii_digit())
-            };
-            ensure!(is_name(name), "`{name}` cannot be set by the shell that begins in a container");
-            script.push_str(&format!("\nexport {name}="));
-            quote(value, &mut script);
-        }
-        script.push_str("\ncd ");
-        quote(&utf8(directory)?, &mut script);
-        script.push_str(&format!(" || exit 126\n{words}\n"));
-        let enter = self.place.join(name);
-        fs::write(&enter, script)
-            .and_then(|()| fs::set_permissions(&enter, fs::Permissions::from_mode(0o600)))
-            .with_context(|| format!("cannot write {}", enter.display()))?;
+        let enter = self.script(name, words, directory, env)?;
         let (node, cores) = (env::var("SLURMD_NODENAME").ok(), env::var("SLURM_CPUS_ON_NODE").ok());
-        let start = Start {
+        let id = self.place.join(format!("{name}.id"));
+        let start = Start { slurm: (node.as_deref(), cores.as_deref()), ..self.start(&enter, &id) };
+        Ok(start.argv())
+    }
+
+    /// A program that is started by a script.
+    pub(super) fn start<'a>(&'a self, enter: &'a Path, id: &'a Path) -> Start<'a> {
+        Start {
             engine: self.engine,
             image: &self.image,
             binds: &self.binds,
@@ -257,27 +244,63 @@ impl Inside {
             pass: &self.pass,
             set: &self.own,
             gpus: self.gpus,
-            user: (rights().0, rights().1, &rights().2),
-            id: &self.place.join(format!("{name}.id")),
-            enter: &enter,
-            slurm: (node.as_deref(), cores.as_deref()),
-        };
-        Ok(start.argv())
+            hears: false,
+            user: (self.user.0, self.user.1, &self.user.2),
+            id,
+            enter,
+            slurm: (None, None),
+        }
+    }
+
+    /// Writes what is run inside. Values of variables stand in it: they are seen by nobody else, may hold anything, and are none of
+    /// the engine's own.
+    pub(super) fn script(
+        &self,
+        name: &str,
+        words: &str,
+        directory: &Path,
+        env: &BTreeMap<String, String>,
+    ) -> Result<PathBuf> {
+        let mut script = String::from("export HOME=");
+        let utf8 =
+            |path: &Path| path.to_str().map(str::to_owned).with_context(|| format!("{} is no UTF-8", path.display()));
+        quote(&utf8(&self.place.join("home"))?, &mut script);
+        for (name, value) in env {
+            ensure!(is_variable(name), "`{name}` cannot be set by the shell that begins in a container");
+            script.push_str(&format!("\nexport {name}="));
+            quote(value, &mut script);
+        }
+        script.push_str("\ncd ");
+        quote(&utf8(directory)?, &mut script);
+        script.push_str(" || exit 126\n");
+        let libraries: Vec<String> = self.libraries.iter().map(|path| path.display().to_string()).collect();
+        if !libraries.is_empty() {
+            script.push_str("export LD_LIBRARY_PATH=");
+            quote(&libraries.join(":"), &mut script);
+            script.push_str("${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}\n");
+        }
+        script.push_str(&format!("{words}\n"));
+        self.write(name, &script)
+    }
+
+    /// Writes a script, which this user alone may read.
+    pub(super) fn write(&self, name: &str, script: &str) -> Result<PathBuf> {
+        let path = self.place.join(name);
+        fs::write(&path, script)
+            .and_then(|()| fs::set_permissions(&path, fs::Permissions::from_mode(0o600)))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(path)
     }
 
     /// What the engine's own environment has besides flow's.
     fn environment(&self) -> BTreeMap<String, String> {
-        let prefix = match self.engine {
-            Engine::Apptainer => "APPTAINERENV_",
-            Engine::Singularity => "SINGULARITYENV_",
-            _ => return BTreeMap::new(),
-        };
+        let Some(prefix) = self.engine.prefix() else { return BTreeMap::new() };
         let passed = self.pass.iter().filter_map(|name| Some((name.clone(), env::var(name).ok()?)));
         passed.chain(self.own.iter().cloned()).map(|(name, value)| (format!("{prefix}{name}"), value)).collect()
     }
 
     /// Whether somebody else than the engine's program is the parent of what runs inside.
-    fn is_kept(&self) -> bool {
+    pub(super) fn is_kept(&self) -> bool {
         matches!(self.engine, Engine::Docker | Engine::Podman)
     }
 
@@ -302,6 +325,13 @@ impl Container {
             None => pattern == name,
         })
     }
+}
+
+/// Whether a shell takes this for the name of a variable.
+pub fn is_variable(name: &str) -> bool {
+    name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+        && !name.starts_with(|c: char| c.is_ascii_digit())
+        && !name.is_empty()
 }
 
 /// Where a program of this machine has its libraries, but for those that every image has its own of.

@@ -10,11 +10,12 @@ mod argv;
 mod engine;
 mod image;
 mod inside;
+mod machines;
 mod registry;
 mod stage;
 mod store;
 
-use flow_core::{Check, Diagnostic, Implied, Machine, Port, Ref};
+use flow_core::{Diagnostic, Implied, Machine, Port, Ref};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{
     Deserialize, Deserializer, Serialize,
@@ -155,15 +156,6 @@ impl Container {
     pub fn lacks(&self, machine: &Machine<'_>) -> Option<Diagnostic> {
         let form = Form::of(self.image.text());
         engine::choose(form, self.engine, machine.container_engine).err().map(|error| error.field(PORT))
-    }
-
-    /// What is wrong with what it says of workers.
-    pub fn check_workers(&self, check: &mut Check<'_>) {
-        self.check(&mut check.errors);
-        if check.nodes > 1 {
-            let error = Diagnostic::new(format!("workers of {} machines do not run in containers", check.nodes));
-            check.error(PORT, error.hint("leave `container` away, or take one machine"));
-        }
     }
 
     /// What is wrong with what it says.

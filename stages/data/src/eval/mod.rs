@@ -219,7 +219,7 @@ impl Stage for Eval {
         check.provide("plan_notes", notes);
         self.check_data(check);
         match &self.container {
-            Some(container) => container.check_workers(check),
+            Some(container) => container.check(&mut check.errors),
             None => worker::check(check),
         }
     }

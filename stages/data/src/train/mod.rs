@@ -101,7 +101,7 @@ impl Stage for Train {
             check.provide(name, fact.clone());
         }
         match &self.container {
-            Some(container) => container.check_workers(check),
+            Some(container) => container.check(&mut check.errors),
             None => worker::check(check),
         }
     }

@@ -73,7 +73,7 @@ impl Agents {
     ///
     /// Must be called on a thread that lives as long as they do.
     pub fn start(launch: &Launch<'_>, job: &Path, ctx: &Ctx<'_>) -> Result<Self> {
-        let carriers = carriers(launch.program, job, launch.world_size, ctx)?;
+        let carriers = carriers(launch, job, ctx)?;
         let (sender, words) = sync_channel(1024);
         let mut agents = Self {
             ranks: (0..launch.world_size).map(|_| Rank::default()).collect(),

@@ -10,7 +10,8 @@ use std::{
 use anyhow::{Result, ensure};
 use flow_core::{Ctx, SECRETS};
 
-use super::ranks::tie;
+use super::{ranks::tie, supervise::Launch};
+use crate::container::Inside;
 
 /// A process that carries one agent, or all of them.
 pub struct Carrier {
@@ -39,31 +40,40 @@ const CARRIED_ALL: [&str; 10] =
 /// What starts the agents of a job on the machines of a stage.
 ///
 /// # Errors
-/// There are not so many machines.
-pub fn carriers(program: &Path, job: &Path, world_size: usize, ctx: &Ctx<'_>) -> Result<Vec<Carrier>> {
-    let mut agent = vec![shown(program)?, "worker".to_owned(), "--tied".to_owned()];
+/// There are not so many machines; no container can begin on them in this way.
+pub fn carriers(launch: &Launch<'_>, job: &Path, ctx: &Ctx<'_>) -> Result<Vec<Carrier>> {
+    let entrance = launch.inside.map(Inside::entrance).transpose()?;
+    let mut agent = entrance.as_ref().map(|entrance| entrance.words.clone()).unwrap_or_default();
+    agent.extend([shown(launch.program)?, "worker".to_owned(), "--tied".to_owned()]);
     if let Some(place) = env::var("FLOW_RDZV").ok().filter(|place| !place.is_empty()) {
         // A name alone leaves the port to the first machine.
         let place = if place.contains(':') { place } else { format!("{place}:0") };
         agent.extend(["--rdzv".to_owned(), place]);
     }
     agent.extend(["--nnodes".to_owned(), ctx.nodes.to_string()]);
-    agent.extend(["--nproc-per-node".to_owned(), (world_size / ctx.nodes).to_string()]);
+    agent.extend(["--nproc-per-node".to_owned(), (launch.world_size / ctx.nodes).to_string()]);
     let job = shown(job)?;
+    let options = entrance.map(|entrance| entrance.srun).unwrap_or_default();
     if ctx.hosts.is_empty() {
-        return Ok(vec![srun(&agent, &job, ctx.nodes)?]);
+        return Ok(vec![srun(&options, &agent, &job, ctx.nodes)?]);
     }
+    ensure!(
+        options.is_empty(),
+        "pyxis's containers are started by `srun`, and `hosts` are reached by ssh: name another `container_engine`"
+    );
     Ok(ctx.hosts.iter().enumerate().map(|(node, host)| ssh(&agent, &job, node, host)).collect())
 }
 
 /// One task a machine of the allocation that this flow runs in; each knows its number from Slurm.
-fn srun(agent: &[String], job: &str, nodes: usize) -> Result<Carrier> {
+fn srun(options: &[String], agent: &[String], job: &str, nodes: usize) -> Result<Carrier> {
     let has = env::var("SLURM_JOB_NUM_NODES").ok().and_then(|nodes| nodes.parse().ok()).unwrap_or(1);
     ensure!(nodes <= has, "{nodes} machines are asked for, and the allocation of Slurm's that flow runs in has {has}");
     let mut command = Command::new("srun");
     command.args([&format!("--nodes={nodes}"), &format!("--ntasks={nodes}"), "--ntasks-per-node=1"]);
     // All that the allocation has of a machine: the agent shares it out. flow itself may be a step of it.
-    command.args(["--overlap", "--cpu-bind=none", "--mpi=none", "--export=ALL"]);
+    command.args(["--overlap", "--cpu-bind=none", "--mpi=none"]);
+    // pyxis's say which variables.
+    command.args(options.is_empty().then_some("--export=ALL")).args(options);
     // Agents say how their ranks ended, and end well themselves: one that does not has crashed.
     command.args(["--kill-on-bad-exit=1", "--wait=0"]);
     command.args(agent).arg(job);

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Context as _, Result, anyhow};
 use flow_core::{Cancelled, Ctx, Event, Level};
 use flow_plan::Job;
 
@@ -61,7 +61,6 @@ impl Launch<'_> {
         fs::write(&job, serde_json::to_vec_pretty(self.job)?)
             .with_context(|| format!("cannot write {}", job.display()))?;
         if ctx.nodes > 1 || !ctx.hosts.is_empty() {
-            ensure!(self.inside.is_none(), "workers run in containers on one machine alone");
             return self.watch(&mut Agents::start(self, &job, ctx)?, ctx);
         }
         // When flow is killed, the kernel ends the ranks; but of what a container's own server has started it knows nothing.
@@ -156,7 +155,8 @@ impl Launch<'_> {
             None if self.world_size == 1 => text,
             None => format!("[rank {rank}] {text}"),
         };
-        ctx.log(level, text);
+        let rank = (self.world_size > 1).then_some(rank);
+        ctx.sink.emit(Event::Log { node: node(), level, text, rank });
     }
 }
 

@@ -90,7 +90,7 @@ impl<'a> Run<'a> {
     }
 
     fn warn(&self, text: String) {
-        self.to.emit(Event::Log { node: self.node.to_owned(), level: Level::Warning, text });
+        self.to.emit(Event::log(self.node, Level::Warning, text));
     }
 }
 
