@@ -8,7 +8,10 @@ use std::{
     time::Duration,
 };
 
-use crate::support::{Events, Output, Running, Sandbox, until};
+use crate::{
+    engines::{engines, worker_image},
+    support::{Events, Output, Running, Sandbox, until},
+};
 
 /// A cluster of its own.
 struct Cluster {
@@ -253,10 +256,10 @@ fn who_edits_the_pipeline_changes_the_next_run() {
 /// Needs `flow-torch`: run where FLOW_TORCH names it.
 #[test]
 fn training_on_two_machines_goes_on_after_its_limit_and_gives_what_one_machine_does() {
-    if std::env::var_os("FLOW_TORCH").is_none() {
+    let Some(worker) = std::env::var_os("FLOW_TORCH") else {
         eprintln!("left out: FLOW_TORCH names no trainer (`cargo xtask test` builds it)");
         return;
-    }
+    };
     let cluster = Cluster::start(2);
     let sandbox = Sandbox::new();
     sandbox.ok(&["init", "tiny", "--template", "train"]);
@@ -266,7 +269,7 @@ fn training_on_two_machines_goes_on_after_its_limit_and_gives_what_one_machine_d
     assert_ne!(two, text);
     sandbox.write("tiny/pipeline.toml", &two);
     sandbox.write("tiny/flow.toml", "executor = \"slurm\"\n[slurm]\npoll = \"1s\"\n");
-    let head = cluster.start_flow(&sandbox, &["run", "tiny/pipeline.toml"]);
+    let head = cluster.start_flow(&sandbox, &["run", "tiny/pipeline.toml", "--json"]);
     let trains = || {
         let jobs = cluster.ask(&["squeue", "-h", "-t", "R", "-o", "%i %j"]);
         jobs.lines().find(|job| job.contains(" train@")).map(|job| job.split(' ').next().unwrap().to_owned())
@@ -286,6 +289,19 @@ fn training_on_two_machines_goes_on_after_its_limit_and_gives_what_one_machine_d
     alone.write("tiny/pipeline.toml", &two.replace(", nodes = 2", ""));
     alone.ok(&["run", "tiny/pipeline.toml", "hf"]);
     assert!(fs::read(alone.path("tiny/model/model.safetensors")).unwrap() == model, "the weights differ");
+
+    // The same on two machines, each with its container: another key, the same bytes.
+    let image = sandbox.outside("worker.sif");
+    let mut build = Command::new(engines().join("bin/apptainer"));
+    build.args(["-q", "build"]).args([&image, &worker_image(&sandbox, Path::new(&worker))]);
+    assert_eq!(Output::of(build.output().unwrap()).code, Some(0));
+    let container = format!("stage.train.container=\"{}\"", image.display());
+    let mut inside = cluster.flow(&sandbox, &["run", "tiny/pipeline.toml", "train", "--json", "--set", &container]);
+    inside.env("PATH", format!("{}:{}", engines().join("bin").display(), path())).env("FLOW_CONTAINER", "apptainer");
+    let inside = Output::of(inside.output().unwrap());
+    assert_eq!((inside.code, Events::of(&inside.stdout).ran()), (Some(0), vec!["train"]), "{inside}");
+    assert_eq!(Events::of(&inside.stdout).digests()["train"], Events::of(&output.stdout).digests()["train"]);
+    assert!(inside.stdout.contains("1 of 2 ranks, cores"), "{inside}");
 }
 
 #[test]

@@ -66,7 +66,7 @@ fn a_killed_run_is_known_to_be_dead_and_is_continued() {
     let scratch = lab.cache.root().join("scratch");
     let stepped = || {
         let slots = std::fs::read_dir(&scratch).into_iter().flatten().flatten();
-        slots.into_iter().any(|slot| slot.path().join("steps").exists())
+        slots.into_iter().any(|slot| std::fs::read(slot.path().join("steps")).is_ok_and(|steps| !steps.is_empty()))
     };
     wait_for("the stage makes its first step", stepped);
     let history = History::open(&lab.cache);
