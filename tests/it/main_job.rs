@@ -4,7 +4,7 @@
 
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
-use crate::support::{Events, Running, Sandbox, copy, until};
+use crate::support::{Events, Running, Sandbox, until};
 
 /// The mini profile, made smaller still: the same stages, the same two ranks.
 const SMALL: [&str; 22] = [
@@ -40,15 +40,6 @@ fn has_trainer() -> bool {
     has
 }
 
-fn project() -> Sandbox {
-    let sandbox = Sandbox::new();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for dir in ["pipelines", "examples"] {
-        copy(&root.join(dir), &sandbox.path(dir));
-    }
-    sandbox
-}
-
 fn arguments(command: &'static str) -> Vec<&'static str> {
     [command].into_iter().chain(SMALL).collect()
 }
@@ -59,7 +50,7 @@ fn run(sandbox: &Sandbox) -> Events {
 
 /// Node → digest of an undisturbed run.
 fn undisturbed() -> BTreeMap<String, String> {
-    let events = run(&project());
+    let events = run(&Sandbox::shipped());
     events.digests().into_iter().map(|(node, digest)| (node.to_owned(), digest.to_owned())).collect()
 }
 
@@ -103,7 +94,7 @@ fn the_whole_pipeline_runs_is_skipped_and_survives_kill_9() {
     if !has_trainer() {
         return;
     }
-    let sandbox = project();
+    let sandbox = Sandbox::shipped();
     let first = run(&sandbox);
     assert!(first.how().values().all(|how| *how == "ran"), "{:?}", first.how());
     let expected: BTreeMap<String, String> =
@@ -122,7 +113,7 @@ fn the_whole_pipeline_runs_is_skipped_and_survives_kill_9() {
 
 /// `flow` dies in the middle of training; the next run goes on from the last checkpoint to the same bytes.
 fn flow_killed(expected: &BTreeMap<String, String>, weights: &[u8]) {
-    let sandbox = project();
+    let sandbox = Sandbox::shipped();
     let flow = sandbox.start(&arguments("run"));
     until("a checkpoint is there", || has_checkpoint(&sandbox));
     let ranks = children(&flow);
@@ -139,7 +130,7 @@ fn flow_killed(expected: &BTreeMap<String, String>, weights: &[u8]) {
 
 /// Stopped on two data-parallel ranks, a training goes on with two that share each layer, and other micro batches.
 fn another_mesh(undisturbed: &Sandbox) {
-    let sandbox = project();
+    let sandbox = Sandbox::shipped();
     let flow = sandbox.start(&arguments("run"));
     until("a checkpoint is there", || has_checkpoint(&sandbox));
     flow.signal(libc::SIGKILL);
@@ -167,7 +158,7 @@ fn losses(sandbox: &Sandbox) -> Vec<f64> {
 
 /// With `retries` the run itself goes on from the last checkpoint.
 fn rank_killed_with_retries(expected: &BTreeMap<String, String>) {
-    let sandbox = project();
+    let sandbox = Sandbox::shipped();
     let flow = sandbox.start(&[&arguments("run")[..], &["--set", "stage.train.retries=1"]].concat());
     until("a checkpoint is there", || has_checkpoint(&sandbox));
     let victim = *children(&flow).last().unwrap();
@@ -183,7 +174,7 @@ fn rank_killed_with_retries(expected: &BTreeMap<String, String>) {
 
 /// One rank dies: said, with its last words; the next run goes on.
 fn rank_killed(expected: &BTreeMap<String, String>) {
-    let sandbox = project();
+    let sandbox = Sandbox::shipped();
     let flow = sandbox.start(&arguments("run"));
     until("a checkpoint is there", || has_checkpoint(&sandbox));
     let victim = *children(&flow).last().unwrap();
@@ -200,7 +191,7 @@ fn rank_killed(expected: &BTreeMap<String, String>) {
 
 /// Two runs on one cache: each node is made once.
 fn two_at_once(expected: &BTreeMap<String, String>) {
-    let sandbox = project();
+    let sandbox = Sandbox::shipped();
     let both = [sandbox.start(&arguments("run")), sandbox.start(&arguments("run"))];
     let mut made: BTreeMap<String, usize> = BTreeMap::new();
     for output in both.into_iter().map(Running::end) {
@@ -221,7 +212,7 @@ fn killed_again_and_again_at_any_moment_it_still_ends_right() {
         return;
     }
     let expected = undisturbed();
-    let sandbox = project();
+    let sandbox = Sandbox::shipped();
     // Ever longer, with odd steps, so that the kill falls into every stage.
     for round in 1..=12u64 {
         let flow = sandbox.start(&arguments("run"));
@@ -235,7 +226,7 @@ fn killed_again_and_again_at_any_moment_it_still_ends_right() {
 
 #[test]
 fn a_model_too_small_for_the_tokenizer_is_said_before_anything_runs() {
-    let sandbox = project();
+    let sandbox = Sandbox::shipped();
     let config = sandbox.path("examples/ja_wiki_mini/config.json");
     let text = fs::read_to_string(&config).unwrap().replace("\"vocab_size\": 8192", "\"vocab_size\": 4096");
     fs::write(config, text).unwrap();

@@ -11,7 +11,7 @@ use std::{
 
 use crate::{
     engines::{engines, worker_image},
-    support::{Events, Sandbox, copy, until},
+    support::{Events, Sandbox, until},
 };
 
 const SSHD: &str = "/usr/sbin/sshd";
@@ -78,15 +78,6 @@ const TRAIN: &str = "run pipelines/ja_wiki.toml train --profile mini --json --se
     --set stage.train.max_steps=12 --set stage.train.sched.warmup_steps=2 --set stage.train.val_interval=4 \
     --set stage.train.checkpoint.interval=3";
 
-fn project() -> Sandbox {
-    let sandbox = Sandbox::new();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for dir in ["pipelines", "examples"] {
-        copy(&root.join(dir), &sandbox.path(dir));
-    }
-    sandbox
-}
-
 /// `flow` with these hosts, reached by the server's client file.
 fn flow(sandbox: &Sandbox, server: &Server, hosts: &str) -> Command {
     let mut command = sandbox.flow(&TRAIN.split_whitespace().collect::<Vec<_>>());
@@ -99,7 +90,7 @@ fn flow(sandbox: &Sandbox, server: &Server, hosts: &str) -> Command {
 fn expected() -> &'static str {
     static DIGEST: OnceLock<String> = OnceLock::new();
     DIGEST.get_or_init(|| {
-        let sandbox = project();
+        let sandbox = Sandbox::shipped();
         let mut command = sandbox.flow(&TRAIN.split_whitespace().collect::<Vec<_>>());
         command.args(["--set", "stage.train.resources={cpus=2}"]);
         let output = crate::support::Output::of(command.output().unwrap());
@@ -142,7 +133,7 @@ fn hosts_are_reached_by_ssh_and_give_the_same_bytes() {
     if !is_possible() {
         return;
     }
-    let sandbox = project();
+    let sandbox = Sandbox::shipped();
     let server = Server::start(&sandbox);
     let output = crate::support::Output::of(flow(&sandbox, &server, "['alpha','beta']").output().unwrap());
     assert_eq!(output.code, Some(0), "{output}");
@@ -167,7 +158,7 @@ fn each_machine_has_its_container_and_they_give_the_same_bytes() {
     if !is_possible() {
         return;
     }
-    let sandbox = project();
+    let sandbox = Sandbox::shipped();
     let server = Server::start(&sandbox);
     let bin = engines().join("bin");
     let image = worker_image(&sandbox, Path::new(&std::env::var_os("FLOW_TORCH").unwrap()));
@@ -211,7 +202,7 @@ fn whoever_dies_nothing_is_left_and_the_next_run_goes_on() {
     if !is_possible() {
         return;
     }
-    let sandbox = project();
+    let sandbox = Sandbox::shipped();
     let server = Server::start(&sandbox);
     let begin = || {
         let child = flow(&sandbox, &server, "['alpha','beta']").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
@@ -249,7 +240,7 @@ fn a_host_that_is_not_there_is_named_and_the_others_end() {
     if !is_possible() {
         return;
     }
-    let sandbox = project();
+    let sandbox = Sandbox::shipped();
     let server = Server::start(&sandbox);
     let output = crate::support::Output::of(flow(&sandbox, &server, "['alpha','nowhere']").output().unwrap());
     assert_eq!(output.code, Some(1), "{output}");

@@ -6,7 +6,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-use crate::support::{Output, Sandbox, copy};
+use crate::support::{Output, Sandbox};
 
 /// The commands of the `console` blocks of a Markdown text.
 fn blocks(markdown: &str) -> Vec<Vec<&str>> {
@@ -42,10 +42,7 @@ fn blocks_are_found() {
 #[test]
 fn what_the_readme_shows_works() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let sandbox = Sandbox::new();
-    for dir in ["pipelines", "examples"] {
-        copy(&root.join(dir), &sandbox.path(dir));
-    }
+    let sandbox = Sandbox::shipped();
     let bin = Path::new(env!("CARGO_BIN_EXE_flow")).parent().unwrap();
     let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
     let markdown = fs::read_to_string(root.join("README.md")).unwrap();

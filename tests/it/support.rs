@@ -33,6 +33,13 @@ impl Sandbox {
         sandbox
     }
 
+    /// With the pipelines and examples that flow is shipped with.
+    pub fn shipped() -> Self {
+        let (sandbox, root) = (Self::new(), Path::new(env!("CARGO_MANIFEST_DIR")));
+        ["pipelines", "examples"].iter().for_each(|dir| copy(&root.join(dir), &sandbox.path(dir)));
+        sandbox
+    }
+
     /// With `text` as `p.toml`, after a `[pipeline]` head.
     pub fn with(text: &str) -> Self {
         let sandbox = Self::new();

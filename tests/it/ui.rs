@@ -130,10 +130,7 @@ fn curves_grow_while_a_training_goes_on() {
         return;
     }
     let Some(browser) = Browser::start() else { return };
-    let sandbox = Sandbox::new();
-    for dir in ["pipelines", "examples"] {
-        copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join(dir), &sandbox.path(dir));
-    }
+    let sandbox = Sandbox::shipped();
     let small = ["params.shards={0..1}", "stage.train.max_steps=60", "stage.train.seq_length=64", "stage.eval.limit=2"];
     let small = small.iter().flat_map(|set| ["--set", set]);
     let args = ["run", "pipelines/ja_wiki.toml", "--profile", "mini"].into_iter().chain(small).collect::<Vec<_>>();

@@ -111,7 +111,12 @@ fn write_canonical(value: &Json, out: &mut String) {
 }
 
 fn write_string(text: &str, out: &mut String) {
-    out.push_str(&Json::from(text).to_string());
+    // Most texts are as they are.
+    if text.bytes().any(|byte| byte < b' ' || byte == b'"' || byte == b'\\') {
+        out.push_str(&Json::from(text).to_string());
+    } else {
+        out.extend(["\"", text, "\""]);
+    }
 }
 
 impl Key {

@@ -234,7 +234,26 @@ pub struct Check<'a> {
     pub warnings: Vec<Diagnostic>,
 }
 
-impl Check<'_> {
+impl<'a> Check<'a> {
+    /// Of a stage that asks for one machine and no GPU, before a plan.
+    #[must_use]
+    pub fn new(project: &'a Path, inputs: &'a BTreeMap<String, Vec<Known>>) -> Self {
+        Self {
+            project,
+            inputs,
+            facts: Facts::new(),
+            nodes: 1,
+            gpus: 0,
+            hosts: &[],
+            elsewhere: false,
+            about_to_run: None,
+            files: Vec::new(),
+            result_path: None,
+            errors: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+
     /// What is known of the inputs of a port.
     #[must_use]
     pub fn input(&self, port: &str) -> &[Known] {

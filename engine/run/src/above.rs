@@ -14,6 +14,8 @@ pub struct Above {
     will: PathBuf,
     /// The nearest thing above it or in its place that is there and no directory.
     blocked: Option<PathBuf>,
+    /// The last place in it at which nothing was found.
+    absent: Option<PathBuf>,
 }
 
 impl Above {
@@ -46,8 +48,17 @@ impl Above {
         let Some(own) = self.directory(place).map(|directory| directory.join(name)) else {
             return self.will.join(name);
         };
-        let is_link = |own: &Path| own.symlink_metadata().is_ok_and(|metadata| metadata.is_symlink());
-        if is_link(&own) { below_what_is_there(place) } else { own }
+        match own.symlink_metadata() {
+            Ok(metadata) if metadata.is_symlink() => return below_what_is_there(place),
+            Ok(_) => {}
+            Err(_) => self.absent = Some(place.to_owned()),
+        }
+        own
+    }
+
+    /// Whether it was just seen that nothing is at a place.
+    pub fn is_absent(&self, place: &Path) -> bool {
+        self.absent.as_ref().is_some_and(|absent| absent.as_os_str() == place.as_os_str())
     }
 }
 

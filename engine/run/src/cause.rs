@@ -10,7 +10,7 @@ use crate::{
     decide::{Decider, Decision},
     graph::{Graph, NodeId, Source},
     kept::{Past, changed_files},
-    plan::{Plan, Verdict},
+    verdict::{Plan, Verdict},
     why::{Change, Previous, changes},
 };
 

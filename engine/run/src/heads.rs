@@ -11,7 +11,7 @@ use std::{
 
 use flow_cache::Cache;
 
-use crate::record::RunHead;
+use crate::run_head::RunHead;
 
 /// Where they are in the index.
 const RUNS: &str = "runs";

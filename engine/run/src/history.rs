@@ -18,7 +18,8 @@ use serde::{Deserialize, Serialize};
 use crate::{
     graph::{bracket, chooses},
     heads::Heads,
-    record::{ALIVE, EVENTS, HEARTBEAT, RUN, RunHead, StageHead, host, log_path, now},
+    record::{ALIVE, EVENTS, HEARTBEAT, RUN, host, log_path, now},
+    run_head::{RunHead, StageHead},
 };
 
 /// A run on another machine that did not show itself for so long is dead.

@@ -21,12 +21,13 @@ use crate::{
     lacks::lacking_programs,
     lockfile::LockFile,
     place::Placer,
-    plan::{Plan, Verdict, plan},
+    plan::plan,
     project::{Checked, Project},
     select::{RunOptions, Selection},
     settings::Settings,
     summary::RunError,
     taken::{Taken, taken},
+    verdict::{Plan, Verdict},
 };
 
 /// What stands in the way of a run, and what it finds in its places.

@@ -367,7 +367,7 @@ impl<'a> Placer<'a> {
             let spot = self.out_spot(out, Vec::new());
             if let Some(ancestor) = above.blocking(&spot.root) {
                 refused.push(ancestor.to_owned());
-            } else if !repair && spot.root.symlink_metadata().is_err() {
+            } else if !repair && (above.is_absent(&spot.root) || spot.root.symlink_metadata().is_err()) {
                 // What is not there is in nobody's way.
             } else if !self.ledger.has(&spot.page) {
                 self.not_ours(&Note::default(), "", &spot.root, &mut refused)?;

@@ -316,18 +316,12 @@ impl Project {
         let resources = &self.graph.common(id).resources;
         let elsewhere = asking.settings.is_some_and(|settings| executor(&self.graph, settings, id).is_some());
         let mut check = Check {
-            project: &self.dir,
-            inputs: &inputs,
             nodes: resources.machines(),
             gpus: resources.gpus as usize,
             hosts: &resources.hosts,
-            facts: Facts::new(),
-            files: Vec::new(),
             elsewhere,
             about_to_run: asking.about_to_run.filter(|_| wanted),
-            result_path: None,
-            errors: Vec::new(),
-            warnings: Vec::new(),
+            ..Check::new(&self.dir, &inputs)
         };
         node.action.check(&mut check);
         let Check { facts, files, result_path: path, errors, warnings, .. } = check;

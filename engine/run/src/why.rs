@@ -16,10 +16,11 @@ use crate::{
     graph::Node,
     history::{History, NodeRecord},
     kept::Past,
-    plan::{Expected, Verdict, plan_with},
+    plan::plan_with,
     project::Project,
     select::{RunOptions, Selection},
     summary::RunError,
+    verdict::{Expected, Verdict},
 };
 
 /// One part of a key that is not what it was.

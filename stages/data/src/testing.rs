@@ -164,20 +164,7 @@ fn check(
     project: &Path,
     inputs: &BTreeMap<String, Vec<Known>>,
 ) -> (Vec<Diagnostic>, Facts, Option<PathBuf>) {
-    let mut check = Check {
-        project,
-        inputs,
-        facts: Facts::new(),
-        files: Vec::new(),
-        nodes: 1,
-        gpus: 0,
-        hosts: &[],
-        elsewhere: false,
-        about_to_run: None,
-        result_path: None,
-        errors: Vec::new(),
-        warnings: Vec::new(),
-    };
+    let mut check = Check::new(project, inputs);
     stage.check(&mut check);
     (check.errors, check.facts, check.result_path)
 }

@@ -35,27 +35,12 @@ pub fn check(
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use std::collections::BTreeMap;
 
-    use flow_core::Facts;
-
-    use super::*;
-
     fn said(nodes: usize, gpus: usize, data: usize, on_gpus: bool) -> String {
-        let mut asked = Check {
-            project: "/".as_ref(),
-            inputs: &BTreeMap::new(),
-            facts: Facts::new(),
-            files: Vec::new(),
-            nodes,
-            gpus,
-            hosts: &[],
-            elsewhere: false,
-            about_to_run: None,
-            result_path: None,
-            errors: Vec::new(),
-            warnings: Vec::new(),
-        };
+        let inputs = BTreeMap::new();
+        let mut asked = Check { nodes, gpus, ..Check::new("/".as_ref(), &inputs) };
         let line = check(&mut asked, "parallel", &[("tensor", 2), ("data", data)], 2 * data, on_gpus);
         asked.errors.first().map_or_else(|| line.unwrap_or_default(), |error| error.message.clone())
     }
