@@ -87,7 +87,12 @@ impl Index {
                 return None;
             }
             match self.open(warn.map_or(Duration::ZERO, |_| PATIENCE)) {
-                Ok(Some(open)) => {
+                Ok(Some((open, damage))) => {
+                    if let (Some(damage), Some(warn)) = (damage, warn)
+                        && !std::mem::replace(&mut state.told, true)
+                    {
+                        warn(format!("the index {} is damaged ({damage}): it is made anew", self.dir.display()));
+                    }
                     state.open = Some(open);
                     state.paused = None;
                     self.close_when_idle();
@@ -125,8 +130,8 @@ impl Index {
         }
     }
 
-    /// `None` when another process has it, and keeps it for longer than `patience`.
-    fn open(&self, patience: Duration) -> io::Result<Option<Open>> {
+    /// `None` when another process has it, and keeps it for longer than `patience`. With why it could not be kept as it was, if so.
+    fn open(&self, patience: Duration) -> io::Result<Option<(Open, Option<io::Error>)>> {
         let lock = OpenOptions::new()
             .read(true)
             .write(true)
@@ -148,14 +153,14 @@ impl Index {
             Ok(Err(e)) => Err(io::Error::new(io::ErrorKind::InvalidData, e.to_string())),
             Err(_) => Err(io::Error::new(io::ErrorKind::InvalidData, "it is damaged")),
         };
-        let db = match open() {
+        let (db, damage) = match open() {
             Err(e) if !matches!(e.kind(), io::ErrorKind::StorageFull | io::ErrorKind::PermissionDenied) => {
                 self.discard()?;
-                open()?
+                (open()?, Some(e))
             }
-            opened => opened?,
+            opened => (opened?, None),
         };
-        Ok(Some(Open { db, _lock: lock, used: Instant::now() }))
+        Ok(Some((Open { db, _lock: lock, used: Instant::now() }, damage)))
     }
 
     fn move_away(&self, warn: &dyn Fn(String), state: &mut State, what: &str) {
@@ -323,11 +328,16 @@ mod tests {
             if kind < 4 {
                 fs::write(&db, bytes).unwrap();
             }
-            let warn = |_: String| ();
+            let told = Mutex::new(Vec::new());
+            let warn = |text: String| told.lock().unwrap().push(text);
             let index = Index::new(path.clone());
             // Whatever is still found must be right.
             for n in 0..2000 {
                 assert!(index.get(id(n), &warn).is_none_or(|found| found == proof(n)), "kind {kind}");
+            }
+            if kind > 3 {
+                let told = told.lock().unwrap();
+                assert!(told.len() == 1 && told[0].contains("is damaged"), "kind {kind}: {told:?}");
             }
             index.state().paused = None;
             index.put(id(9), &proof(9), &warn);

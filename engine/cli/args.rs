@@ -378,25 +378,15 @@ pub enum Cache {
     /// Read everything again, put aside what is damaged, and fetch it again if the team has it
     Verify,
     /// Keep results of a pipeline whatever gc is asked for; without a pipeline, list what is kept
-    Pin {
-        /// The pipeline file
-        #[arg(value_hint = clap::ValueHint::FilePath)]
-        file: Option<std::path::PathBuf>,
-        /// A stage, or one node as `tokens[2]` [default: all]
-        #[arg(add = complete::stages())]
-        stage: Option<String>,
-        /// The profile to lay over the file
-        #[arg(long, short, add = complete::profiles())]
-        profile: Option<String>,
-    },
+    Pin(Part),
     /// Let go of what was pinned, also of results that the pipeline no longer has
     Unpin {
         /// The pipeline file
         #[arg(value_hint = clap::ValueHint::FilePath)]
         file: std::path::PathBuf,
-        /// A stage, or one node as `tokens[2]` [default: all]
-        #[arg(add = complete::stages())]
-        stage: Option<String>,
+        /// These stages, or nodes as `tokens[2]` [default: all]
+        #[arg(value_name = "STAGE", add = complete::stages())]
+        stages: Vec<String>,
     },
     /// Give results to the team: a pipeline's, or all
     Push(Part),

@@ -7,6 +7,7 @@ mod complete;
 mod failure;
 mod interrupt;
 mod live;
+mod metrics;
 mod out;
 mod report;
 mod ui;

@@ -309,3 +309,36 @@ fn a_command_may_run_once_for_each_thing_that_enters() {
         assert!(check.code == Some(2) && check.stderr.contains(why), "{check}");
     }
 }
+
+#[test]
+fn settings_are_the_projects_wherever_in_it_one_stands() {
+    let sandbox = sandbox();
+    sandbox.write("flow.toml", "cache_dir = \"mine\"\n[remote]\nurl = \"team\"\n");
+    fs::create_dir_all(sandbox.path("team")).unwrap();
+    fs::create_dir_all(sandbox.path("sub/deep")).unwrap();
+    let flow = |dir: &str, args: &[&str]| {
+        let mut command = sandbox.flow(args);
+        let output = Output::of(command.env_remove("FLOW_CACHE_DIR").current_dir(sandbox.path(dir)).output().unwrap());
+        assert_eq!(output.code, Some(0), "flow {}\n{output}", args.join(" "));
+        output
+    };
+    flow("", &["run", "p.toml"]);
+    for dir in ["", "sub", "sub/deep"] {
+        assert!(flow(dir, &["runs"]).stdout.contains("p.toml"), "{dir}");
+        assert!(flow(dir, &["show"]).stdout.contains("p.toml"), "{dir}");
+        assert!(flow(dir, &["cache", "stats"]).stdout.contains("project/mine"), "{dir}");
+        assert!(flow(dir, &["doctor"]).stdout.contains("project/team"), "{dir}");
+    }
+}
+
+#[test]
+fn results_of_what_was_set_are_pinned_as_such() {
+    let sandbox = sandbox();
+    sandbox.ok(&["run", "p.toml", "--set", "params.word=two"]);
+    let none = sandbox.run(&["cache", "pin", "p.toml", "a"]);
+    assert_eq!(none.code, Some(1), "{none}");
+    sandbox.ok(&["cache", "pin", "p.toml", "a", "b", "--set", "params.word=two"]);
+    assert_eq!(sandbox.ok(&["cache", "pin"]).lines().count(), 2);
+    sandbox.ok(&["cache", "unpin", "p.toml", "a"]);
+    assert_eq!(sandbox.ok(&["cache", "pin"]).lines().count(), 1);
+}

@@ -255,3 +255,47 @@ fn the_files_are_the_truth_of_history() {
     fs::write(sandbox.cache().join("runs/neither"), "x").unwrap();
     assert_eq!(told(), before);
 }
+
+#[test]
+fn a_run_in_which_a_stage_was_off_hides_none_before_it() {
+    let sandbox = Sandbox::with(
+        "[params]\non = true\nn = 1\n[stage.a]\nkind = \"command\"\nwhen = \"${on}\"\nrun = \"echo ${n} > {out}/x\"\n\
+         [stage.new]\nkind = \"command\"\nwhen = \"${n} > 2\"\nrun = \"echo > {out}/x\"\n",
+    );
+    sandbox.ok(&["run", "p.toml"]);
+    sandbox.ok(&["run", "p.toml", "--set", "params.on=false"]);
+    let why = sandbox.ok(&["why", "p.toml", "a", "--set", "params.n=2"]);
+    assert!(why.contains("echo 1") && why.contains("echo 2") && !why.contains("000000"), "{why}");
+    let plan = sandbox.ok(&["plan", "p.toml", "--set", "params.n=3"]);
+    assert!(plan.contains("never ran before") && plan.contains("echo 1"), "{plan}");
+}
+
+#[test]
+fn variables_are_part_of_what_a_run_is_and_of_how_it_is_repeated() {
+    let sandbox = Sandbox::with(
+        "[params]\nn = 1\n[stage.a]\nkind = \"command\"\nrun = \"test ${n} != 8 && echo ${n} > {out}/x\"\n",
+    );
+    sandbox.ok(&["run", "p.toml"]);
+    let with = |n: &str| Output::of(sandbox.flow(&["run", "p.toml"]).env("FLOW_PARAM_N", n).output().unwrap());
+    let failed = with("8");
+    assert!(failed.stderr.contains("FLOW_PARAM_N=8 flow run p.toml --only a"), "{failed}");
+    assert_eq!(with("9").code, Some(0));
+    let diff = sandbox.ok(&["diff", "last-2", "last"]);
+    assert!(diff.contains("FLOW_PARAM_N=9"), "{diff}");
+    assert_eq!(with("9").code, Some(0));
+    assert!(sandbox.ok(&["show"]).contains("FLOW_PARAM_N=9"), "also of a run in which nothing was to do");
+}
+
+#[test]
+fn what_a_command_measures_is_compared() {
+    let sandbox = Sandbox::with(
+        "[params]\nloss = 1.5\n[stage.a]\nkind = \"command\"\n\
+         run = \"printf '{%s: 1, %s: 9}\\\\n{%s: 2, %s: ${loss}}\\\\n' '\\\"step\\\"' '\\\"loss\\\"' '\\\"step\\\"' '\\\"loss\\\"' > {out}/metrics.jsonl\"\n",
+    );
+    sandbox.ok(&["run", "p.toml"]);
+    assert!(sandbox.ok(&["show"]).contains("step 2 · loss 1.5"));
+    sandbox.ok(&["run", "p.toml", "--set", "params.loss=2.5"]);
+    let diff = sandbox.ok(&["diff", "last-1", "last"]);
+    let row = diff.lines().find(|line| line.split_whitespace().nth(1) == Some("loss")).unwrap_or_default();
+    assert!(row.contains("1.5") && row.contains("2.5"), "{diff}");
+}

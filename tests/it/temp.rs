@@ -220,3 +220,11 @@ fn who_has_the_same_key_is_made_again_with_it() {
     };
     assert!(made("ta") == made("tb") && made("tb") == made("tc"));
 }
+
+#[test]
+fn why_says_of_what_was_freed_what_a_run_would_do() {
+    let sandbox = sandbox();
+    sandbox.ok(&["run", "p.toml"]);
+    let why = sandbox.ok(&["why", "p.toml", "raw"]);
+    assert!(why.contains("cached") && !why.contains("would run"), "{why}");
+}

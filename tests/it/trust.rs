@@ -35,7 +35,7 @@ fn secrets_are_nowhere() {
          [stage.ps]\nkind = \"command\"\nin = {{ x = \"words\" }}\nrun = \"cat /proc/[0-9]*/cmdline > {{out}}/ps 2>/dev/null || true\"\n\
          [stage.env]\nkind = \"command\"\nin = {{ x = \"words\" }}\n\
          run = \"env | grep -c FLOW_REMOTE_[TUP] > {{out}}/own; echo $AWS_SECRET_ACCESS_KEY | wc -c > {{out}}/aws\"\n\
-         [stage.fails]\nkind = \"command\"\nin = {{ x = \"words\" }}\nneeds = [\"env\", \"ps\"]\nrun = \"exit 7\"\n",
+         [stage.fails]\nkind = \"command\"\nin = {{ x = \"words\" }}\nneeds = [\"env\", \"ps\"]\nrun = \"echo its key is $AWS_SECRET_ACCESS_KEY; exit 7\"\n",
         server.port
     ));
     let flow = |args: &[&str]| {

@@ -4,13 +4,12 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
-    path::Path,
     process::{Child, Stdio},
 };
 
 use crate::{
     browser::Browser,
-    support::{Sandbox, copy, until},
+    support::{Sandbox, until},
 };
 
 /// `flow ui` that listens. Killed when dropped.

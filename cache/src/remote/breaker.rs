@@ -50,6 +50,13 @@ impl Breaker {
         self.tripped.load(Ordering::Relaxed)
     }
 
+    /// Notes that it answers: the next flow asks it again.
+    pub fn mend(&self) {
+        if !self.has_tripped() {
+            let _ = fs::remove_file(&self.file);
+        }
+    }
+
     /// Notes that it does not answer. Whether that is news.
     pub fn trip(&self, why: &str) -> bool {
         if self.tripped.swap(true, Ordering::Relaxed) {
@@ -79,6 +86,12 @@ mod tests {
         let mut said = String::new();
         assert!(!Breaker::new(file.clone()).closed(|why| why.clone_into(&mut said)));
         assert_eq!(said, "no route");
+        let mended = Breaker::new(file.clone());
+        mended.mend();
+        assert!(Breaker::new(file.clone()).closed(|_| ()), "it has answered since");
+        assert!(mended.trip("gone again"));
+        mended.mend();
+        assert!(!Breaker::new(file.clone()).closed(|_| ()), "what it said before that is old");
         for (back, forth) in [(REST, Duration::ZERO), (Duration::ZERO, Duration::from_secs(1000))] {
             let time = SystemTime::now() - back + forth;
             fs::File::options().write(true).open(&file).unwrap().set_modified(time).unwrap();

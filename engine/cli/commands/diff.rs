@@ -108,7 +108,13 @@ fn nodes(cache: &Cache, history: &History, runs: &[RunInfo; 2], all: bool) -> Re
     for (run, records) in runs.iter().zip(&records) {
         let keys: BTreeMap<String, Key> =
             wanted.iter().filter_map(|node| Some(((*node).clone(), records.get(*node)?.key))).collect();
-        metrics.push(history.measured(run, keys)?);
+        let mut measured = history.measured(run, keys.clone())?;
+        // A command says it in its result alone.
+        let of_results = keys.into_iter().filter(|(node, _)| !measured.contains_key(node));
+        let of_results: Vec<_> =
+            of_results.filter_map(|(node, key)| Some((node, crate::metrics::of_result(cache, &key)?))).collect();
+        measured.extend(of_results);
+        metrics.push(measured);
     }
     let past = Past::new(cache);
     let mut rows = Vec::new();

@@ -31,13 +31,15 @@ pub fn list() -> Done {
 }
 
 /// Pins the results that a pipeline has now.
-pub fn pin(file: &Path, stage: Option<&str>, profile: Option<&str>) -> Done {
-    let pipeline = Pipeline { file: file.to_owned(), profile: profile.map(str::to_owned), set: Vec::new() };
-    let (project, _, cache) = load_and_open(&pipeline)?;
-    let wanted = match stage {
-        Some(stage) => project.graph().select(stage)?,
-        None => (0..project.graph().nodes.len()).collect(),
-    };
+pub fn pin(pipeline: &Pipeline, stages: &[String]) -> Done {
+    let (project, _, cache) = load_and_open(pipeline)?;
+    let mut wanted = Vec::new();
+    for stage in stages {
+        wanted.extend(project.graph().select(stage)?);
+    }
+    if stages.is_empty() {
+        wanted.extend(0..project.graph().nodes.len());
+    }
     let plan = flow_engine::plan(&project, &cache, &RunOptions::default())?;
     let graph = project.graph();
     let key = |id: usize| match &plan.nodes[id].verdict {
@@ -65,11 +67,11 @@ pub fn pin(file: &Path, stage: Option<&str>, profile: Option<&str>) -> Done {
         return Ok(());
     }
     let error = Diagnostic::new(format!("{} without a result: {}", plural(without.len(), "node"), without.join(", ")));
-    Err(Failure::absent(error.hint(format!("run it first: flow run {}", file.display()))))
+    Err(Failure::absent(error.hint(format!("run it first: flow run {}", pipeline.words()))))
 }
 
 /// Lets go of what was pinned for a pipeline or one of its stages, whatever the file says by now.
-pub fn unpin(path: &Path, stage: Option<&str>) -> Done {
+pub fn unpin(path: &Path, stages: &[String]) -> Done {
     let dir = project_dir(path);
     let (_, cache) = open(&dir)?;
     let file = path.file_name().map_or_else(|| dir.clone(), |name| dir.join(name)).display().to_string();
@@ -77,8 +79,8 @@ pub fn unpin(path: &Path, stage: Option<&str>) -> Done {
     for Pin { key, note, .. } in cache.pins()?.into_iter().filter(|pin| pin.whole) {
         let mut lines = note.lines();
         let (of, node) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
-        let of_stage = |stage: &str| node == stage || node.split('[').next() == Some(stage);
-        if of == file && stage.is_none_or(of_stage) && cache.unpin(&key)? {
+        let of_stage = |stage: &String| node == stage || node.split('[').next() == Some(stage);
+        if of == file && (stages.is_empty() || stages.iter().any(of_stage)) && cache.unpin(&key)? {
             unpinned += 1;
         }
     }

@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal as _;
 
+use flow_core::masked;
 use flow_engine::{Asked, RunOptions, Settings, project_dir};
 
 use super::{Done, load, open};
@@ -31,8 +32,11 @@ pub struct How {
 /// Runs a pipeline with `options`.
 pub fn run_with(pipeline: &args::Pipeline, options: &RunOptions, how: &How) -> Done {
     let (mut settings, cache) = open(&project_dir(&pipeline.file))?;
-    let rerun = Rerun::new(typed(), pipeline.words(), cache.runs_dir());
     let load_options = pipeline.load_options();
+    let shown = |(name, value): &(String, String)| format!("{name}={} ", shell_word(&masked(value)));
+    let mut variables: Vec<String> = load_options.variables().map(shown).collect();
+    variables.sort_unstable();
+    let rerun = Rerun::new(variables.concat(), typed(), pipeline.words(), cache.runs_dir());
     let view = ui::view(how.json, &rerun);
     let asked =
         Asked { file: &pipeline.file, kinds: flow_data::KINDS, load: &load_options, run: options, settings: &settings };

@@ -4,7 +4,7 @@ use std::{fmt::Write, fs::File, io::BufReader};
 
 use anyhow::Result;
 use flow_cache::Cache;
-use flow_core::{Diagnostic, Event, did_you_mean, masked_json};
+use flow_core::{Diagnostic, Event, How, did_you_mean, masked_json};
 use flow_engine::{History, Measured, NodeRecord, Past, RunInfo};
 
 use super::{Done, open_here, runs, status};
@@ -40,7 +40,7 @@ pub fn show(args: &args::Show) -> Done {
     }
     let (table, to_go) = status::table(&run)?;
     let to_go = if to_go.is_empty() { to_go } else { format!("{to_go}\n") };
-    let text = [head(&run), "\n".to_owned(), table, to_go, metrics(&run)?, failures(&run, &|_| true)?].concat();
+    let text = [head(&run), "\n".to_owned(), table, to_go, metrics(&cache, &run)?, failures(&run, &|_| true)?].concat();
     Ok(out::write(&text)?)
 }
 
@@ -82,8 +82,14 @@ pub fn machine(run: &RunInfo) -> String {
 }
 
 /// What was measured, a line a node.
-fn metrics(run: &RunInfo) -> Result<String> {
-    let metrics = run.metrics()?;
+fn metrics(cache: &Cache, run: &RunInfo) -> Result<String> {
+    let mut metrics = run.metrics()?;
+    for (node, record) in run.nodes()? {
+        // A command says it in its result alone.
+        if matches!(record.how, Some(How::Ran | How::Resumed)) && !metrics.contains_key(&node) {
+            metrics.extend(crate::metrics::of_result(cache, &record.key).map(|measured| (node, measured)));
+        }
+    }
     let lines = metrics.iter().map(|(node, measured)| vec![node.clone(), measured_text(measured)]);
     let table = out::table(&lines.collect::<Vec<_>>(), &[]);
     Ok(if table.is_empty() { table } else { format!("\n{table}") })

@@ -35,6 +35,7 @@ pub fn push(part: &Part) -> Done {
         return Err(Failure::Interrupted);
     }
     pushed.with_context(|| format!("cannot push to the team's cache {}", remote.location()))?;
+    remote.has_answered();
     draw_warnings(&cache);
     let mut text = format!("{} pushed ({}), {} there before", results(new), bytes(sent), count(known));
     if too_big > 0 {
@@ -84,7 +85,8 @@ pub fn pull(part: &Part) -> Done {
     }
     pulled?;
     let refused = remote.refused(&open);
-    let absent = open.len() - found.len() - bare.len() - refused + unknown;
+    remote.has_answered();
+    let absent = open.len() - found.len() - bare.len() - refused;
     draw_warnings(&cache);
     let mut text = format!("{} fetched ({})", results(taken), bytes(fetched));
     if !bare.is_empty() {
@@ -92,6 +94,9 @@ pub fn pull(part: &Part) -> Done {
     }
     if absent > 0 {
         text += &format!(", {} that the team does not have", count(absent as u64));
+    }
+    if unknown > 0 {
+        text += &format!(", {} that can be asked for when what they take is here", count(unknown as u64));
     }
     // Why each is not was said.
     if refused > 0 {
@@ -190,7 +195,7 @@ fn find(part: &Part) -> Result<(Settings, Cache, Vec<Key>), Failure> {
 }
 
 impl Part {
-    fn pipeline(&self) -> Pipeline {
+    pub(super) fn pipeline(&self) -> Pipeline {
         let file = self.file.clone().unwrap_or_default();
         Pipeline { file, profile: self.profile.clone(), set: self.set.clone() }
     }

@@ -5,7 +5,7 @@ use std::{
     cell::RefCell,
     collections::{BTreeMap, HashMap},
     fs::File,
-    io::{BufRead, BufReader},
+    io::BufReader,
     path::PathBuf,
     rc::Rc,
 };
@@ -24,15 +24,12 @@ use super::{
     samples::{self, Sample},
     tale::{State, Tale, Told},
 };
+use crate::metrics;
 
 /// So many files of a result are named.
 const FILES: usize = 12;
 /// So many runs are looked through for those that worked at a result before.
 const LOOK_BACK: usize = 200;
-/// What a stage writes that trains: an object a step.
-const METRICS: &str = "metrics.jsonl";
-/// Numbers of a step that are no measurement.
-const COUNTS: [&str; 3] = ["step", "consumed_samples", "consumed_tokens"];
 
 type Curves = BTreeMap<String, Curve>;
 
@@ -125,7 +122,7 @@ impl<'a> Library<'a> {
             samples: samples::read(&record.tree, &open),
             stats: corpus::read(&record.tree, &open),
             lengths: self.lengths(record),
-            curves: open(METRICS).map(steps).unwrap_or_default(),
+            curves: open(metrics::FILE).map(steps).unwrap_or_default(),
         }
     }
 
@@ -214,15 +211,6 @@ impl<'a> Library<'a> {
 /// The curves of a file with an object a step.
 fn steps(file: BufReader<File>) -> Curves {
     let mut curves = Curves::new();
-    // Not by `lines`: one that is no text ends nothing.
-    for line in file.split(b'\n').map_while(Result::ok) {
-        let Ok(Json::Object(values)) = serde_json::from_slice(&line) else { continue };
-        let Some(step) = values.get("step").and_then(Json::as_u64) else { continue };
-        for (name, value) in values.iter().filter(|(name, _)| !COUNTS.contains(&name.as_str())) {
-            if let Some(value) = value.as_f64() {
-                curves.entry(name.clone()).or_default().push(step, value);
-            }
-        }
-    }
+    metrics::read(file, &mut |step, name, value| curves.entry(name.to_owned()).or_default().push(step, value));
     curves
 }

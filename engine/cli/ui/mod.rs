@@ -20,6 +20,7 @@ use paint::Paint;
 /// The words with which this run was started, so that a view can say how to go on.
 #[derive(Debug, Default)]
 pub struct Rerun {
+    variables: String,
     typed: String,
     pipeline: String,
     runs: PathBuf,
@@ -28,20 +29,20 @@ pub struct Rerun {
 }
 
 impl Rerun {
-    /// `typed` is the whole command; `pipeline` what names the pipeline in it: `p.toml --profile mini`; `runs` is
-    /// where runs are recorded.
-    pub fn new(typed: String, pipeline: String, runs: PathBuf) -> Self {
-        Self { typed, pipeline, runs, run: OnceLock::new(), unwritten: OnceLock::new() }
+    /// `typed` is the whole command, with `variables` (`FLOW_PARAM_N=8 `) before it; `pipeline` what names the pipeline in it:
+    /// `p.toml --profile mini`; `runs` is where runs are recorded.
+    pub fn new(variables: String, typed: String, pipeline: String, runs: PathBuf) -> Self {
+        Self { variables, typed, pipeline, runs, run: OnceLock::new(), unwritten: OnceLock::new() }
     }
 
     /// The command for the whole run.
-    pub fn whole(&self) -> &str {
-        &self.typed
+    pub fn whole(&self) -> String {
+        format!("{}{}", self.variables, self.typed)
     }
 
     /// The command for just this node.
     pub fn only(&self, node: &str) -> String {
-        format!("flow run {} --only {}", self.pipeline, shell_word(node))
+        format!("{}flow run {} --only {}", self.variables, self.pipeline, shell_word(node))
     }
 
     /// Why some of what was to be written to stdout is not there, if so.

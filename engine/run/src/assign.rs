@@ -7,7 +7,7 @@ use flow_core::{Diagnostic, Source, Span, Table, Value, ValueKind, did_you_mean}
 use crate::syntax;
 
 /// How variables that set parameters begin.
-const PREFIX: &str = "FLOW_PARAM_";
+pub const PREFIX: &str = "FLOW_PARAM_";
 
 /// `FLOW_PARAM_<NAME>` sets the parameter of that name. Others may be for other pipelines, and are only told.
 pub fn apply_env(

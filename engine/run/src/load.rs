@@ -6,7 +6,7 @@ use std::path::Path;
 use flow_core::{Diagnostic, Span, Table, Value, ValueKind, did_you_mean};
 
 use crate::{
-    assign::{apply_env, apply_set},
+    assign::{PREFIX, apply_env, apply_set},
     include::{self, Whole, merge},
     matrix::{self, Combination},
     params::Params,
@@ -21,6 +21,22 @@ pub struct LoadOptions {
     pub set: Vec<String>,
     /// The environment: `FLOW_PARAM_SHARDS` sets `params.shards`.
     pub env: Vec<(String, String)>,
+}
+
+impl LoadOptions {
+    /// The variables that set parameters, as a shell takes them before a command: name and value.
+    pub fn variables(&self) -> impl Iterator<Item = &(String, String)> {
+        self.env.iter().filter(|(name, _)| name.starts_with(PREFIX))
+    }
+
+    /// What was set, as it was said: by variables, and by `--set`.
+    #[must_use]
+    pub fn said(&self) -> Vec<String> {
+        let mut variables: Vec<String> = self.variables().map(|(name, value)| format!("{name}={value}")).collect();
+        variables.sort_unstable();
+        variables.extend_from_slice(&self.set);
+        variables
+    }
 }
 
 /// The names in a pipeline file, for completions.

@@ -39,8 +39,8 @@ pub struct Head<'a> {
     pub file: PathBuf,
     /// The profile that was chosen.
     pub profile: Option<&'a str>,
-    /// What was set on the command line.
-    pub set: &'a [String],
+    /// What was set on the command line, and by variables.
+    pub set: Vec<String>,
     /// How many nodes are asked for.
     pub nodes: usize,
     /// The stages that they are of.
@@ -319,6 +319,7 @@ impl State {
 
 impl Sink for Recorder<'_> {
     fn emit(&self, event: Event) {
+        let event = event.hidden();
         let mut state = self.lock();
         let quiet = matches!(
             &event,

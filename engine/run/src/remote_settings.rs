@@ -151,8 +151,9 @@ impl RemoteFile {
     pub fn settings(self) -> Result<Option<RemoteSettings>, Diagnostic> {
         let trust = self.trust();
         let Some(url) = self.url.filter(|url| url != OFF) else { return Ok(None) };
-        let location =
-            Location::parse(&url).map_err(|why| Diagnostic::new("the URL of FLOW_REMOTE cannot be used").cause(why))?;
+        let location = Location::parse(&url).map_err(|why| {
+            Diagnostic::new("the URL of the team's cache (`[remote] url`, FLOW_REMOTE) cannot be used").cause(why)
+        })?;
         let write = self.mode.as_deref().map_or(Ok(false), mode)?;
         let config = RemoteConfig {
             location,

@@ -17,7 +17,7 @@ pub struct RunHead {
     pub file: PathBuf,
     /// The profile that was chosen.
     pub profile: Option<String>,
-    /// What was set on the command line.
+    /// What was set on the command line, and by variables: `FLOW_PARAM_…=…`.
     pub set: Vec<String>,
     /// When it began, in seconds since 1970.
     pub started: f64,

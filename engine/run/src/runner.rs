@@ -78,7 +78,7 @@ pub fn run(
         pipeline: project.name(),
         file: project.absolute_file(),
         profile: project.profile(),
-        set: project.set(),
+        set: project.options().said(),
         nodes: selection.wanted.iter().filter(|wanted| **wanted).count(),
         stages: stage_heads(project.graph(), &selection.wanted),
         machine: (settings.cpus, settings.gpus, settings.memory),

@@ -107,6 +107,9 @@ impl Settings {
             let named = env(variable).filter(|path| Path::new(path).is_absolute()).map(PathBuf::from);
             named.or_else(|| home.as_ref().map(|home| home.join(below)))
         };
+        // Also of `.`: the folders above it, and what a setting's path is relative to.
+        let project =
+            &project.canonicalize().or_else(|_| std::path::absolute(project)).unwrap_or_else(|_| project.into());
         let user = directory("XDG_CONFIG_HOME", ".config").map(|dir| dir.join("flow/config.toml"));
         let projects = project.ancestors().map(|dir| dir.join(SETTINGS_FILE)).find(|path| path.is_file());
 

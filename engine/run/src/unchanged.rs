@@ -66,7 +66,7 @@ pub fn unchanged(asked: &Asked<'_>, cache: &Cache, sink: &dyn Sink) -> Option<Su
         pipeline: conclusion.name,
         file,
         profile,
-        set: &asked.load.set,
+        set: asked.load.said(),
         nodes: conclusion.nodes.len(),
         stages: Vec::new(),
         machine: (settings.cpus, settings.gpus, settings.memory),

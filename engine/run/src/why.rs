@@ -16,7 +16,7 @@ use crate::{
     graph::Node,
     history::{History, NodeRecord},
     kept::Past,
-    plan::plan_with,
+    plan::{plan as plan_of, plan_with},
     project::Project,
     select::{RunOptions, Selection},
     summary::RunError,
@@ -179,7 +179,14 @@ pub fn why(project: &Project, cache: &Cache, name: &str, against: Option<&str>) 
         let comparable = before.is_some() && parts.is_some();
         let mut changes = before.zip(parts.as_ref()).map_or_else(Vec::new, |(before, now)| changes(&before, now));
         tracer.trace(id, &mut changes).map_err(RunError::Cache)?;
-        let verdict = plan.nodes[id].verdict.clone();
+        let mut verdict = plan.nodes[id].verdict.clone();
+        // Who asks about it does not need its files: that is for those to say that take from it.
+        if let Verdict::Run { key, .. } = &verdict
+            && cache.absent(key).map_err(RunError::Cache)?.is_some()
+        {
+            let whole = plan_of(project, cache, &RunOptions::default())?;
+            verdict = whole.nodes.into_iter().nth(id).map_or(verdict, |planned| planned.verdict);
+        }
         let waits = matches!(verdict, Verdict::After { .. });
         let waits_for = if waits { tracer.waits_for(id, &plan).map_err(RunError::Cache)? } else { Vec::new() };
         let key = parts.as_ref().map(KeyParts::key);
@@ -243,7 +250,9 @@ impl<'a> Explainer<'a> {
             if !seen.insert(run.head.same_nodes_as.clone().unwrap_or_else(|| run.id.clone())) {
                 continue;
             }
-            for (node, record) in run.nodes_of(&|node| stages.contains(stage_of(node))).unwrap_or_default() {
+            let nodes = run.nodes_of(&|node| stages.contains(stage_of(node))).unwrap_or_default();
+            // Where its stage was off, it had no key.
+            for (node, record) in nodes.into_iter().filter(|(_, record)| record.how != Some(How::Off)) {
                 last.entry(node).or_insert_with(|| (run.id.clone(), record));
             }
             if self.nodes().all(|node| last.contains_key(&node.name)) {

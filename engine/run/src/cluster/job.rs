@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use flow_cache::{Cache, Unusable};
-use flow_core::{Cancel, Cancelled, Diagnostic, Event, How, Kind, Sink as _};
+use flow_core::{Cancel, Cancelled, Diagnostic, Event, How, Kind, Sink as _, hidden};
 
 use super::{
     spec::{Spec, Task, read_spec},
@@ -130,7 +130,8 @@ fn ending(made: Result<How>, stop: &Stop) -> Ending {
 
 fn failed(error: &anyhow::Error) -> Ending {
     // Of a time that is over it was told; how the stage was stopped then says nothing.
-    let causes = error.chain().filter(|cause| !cause.is::<Cancelled>()).map(ToString::to_string).collect();
+    let said = error.chain().filter(|cause| !cause.is::<Cancelled>());
+    let causes = said.map(|cause| hidden(cause.to_string())).collect();
     Ending::Failed { causes, unusable: error.downcast_ref::<Unusable>().is_some() }
 }
 

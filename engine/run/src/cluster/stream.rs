@@ -128,6 +128,7 @@ impl State {
 
 impl Sink for Writer {
     fn emit(&self, event: Event) {
+        let event = event.hidden();
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Event::Progress { node, .. } = &event {
             let soon = |(last, said): &(String, Instant)| last == node && said.elapsed() < PROGRESS;
