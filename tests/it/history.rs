@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use crate::support::{Sandbox, until};
+use crate::support::{Output, Sandbox, until};
 
 const PIPELINE: &str = "\
 [stage.gen]
@@ -288,13 +288,13 @@ fn variables_are_part_of_what_a_run_is_and_of_how_it_is_repeated() {
 
 #[test]
 fn what_a_command_measures_is_compared() {
-    let sandbox = Sandbox::with(
-        "[params]\nloss = 1.5\n[stage.a]\nkind = \"command\"\n\
-         run = \"printf '{%s: 1, %s: 9}\\\\n{%s: 2, %s: ${loss}}\\\\n' '\\\"step\\\"' '\\\"loss\\\"' '\\\"step\\\"' '\\\"loss\\\"' > {out}/metrics.jsonl\"\n",
-    );
+    let sandbox = Sandbox::with("[stage.a]\nkind = \"command\"\nfiles = [\"m\"]\nrun = \"cp m {out}/metrics.jsonl\"\n");
+    let measured = |loss: &str| format!("{{\"step\": 1, \"loss\": 9}}\n{{\"step\": 2, \"loss\": {loss}}}\n");
+    sandbox.write("m", &measured("1.5"));
     sandbox.ok(&["run", "p.toml"]);
     assert!(sandbox.ok(&["show"]).contains("step 2 · loss 1.5"));
-    sandbox.ok(&["run", "p.toml", "--set", "params.loss=2.5"]);
+    sandbox.write("m", &measured("2.5"));
+    sandbox.ok(&["run", "p.toml"]);
     let diff = sandbox.ok(&["diff", "last-1", "last"]);
     let row = diff.lines().find(|line| line.split_whitespace().nth(1) == Some("loss")).unwrap_or_default();
     assert!(row.contains("1.5") && row.contains("2.5"), "{diff}");

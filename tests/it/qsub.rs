@@ -1,9 +1,17 @@
-//! Stages as jobs of schedulers with `qsub`, by the templates that flow brings along. The schedulers are stand-ins
-//! (`tests/qsub`): real ones cannot be had, so their formats are from their manuals.
+//! Stages as jobs of schedulers with `qsub`, by the templates that flow brings along: of Grid Engine itself, which
+//! `tests/qsub/age-up` starts as root, and of stand-ins (`tests/qsub`) that say what was asked of them.
 
-use std::{fs, os::unix::fs::symlink, path::Path, process::Command};
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
-use crate::support::{Events, Output, Running, Sandbox, until};
+use crate::{
+    servers::directory,
+    support::{Events, Output, Running, Sandbox, until},
+};
 
 struct Site {
     sandbox: Sandbox,
@@ -132,4 +140,115 @@ fn a_killed_run_leaves_its_jobs_to_the_next_and_cancel_ends_them() {
         assert!(cancelled.code == Some(0) && cancelled.stderr.contains("cancelled 1 job"), "{preset}: {cancelled}");
         until("it is gone", || fs::read_to_string(site.sandbox.outside("state/101/ended")).is_ok());
     }
+}
+
+/// A Grid Engine of its own.
+struct GridEngine {
+    dir: tempfile::TempDir,
+    /// What its commands need to find it.
+    env: Vec<(String, String)>,
+}
+
+impl GridEngine {
+    fn start() -> Self {
+        let dir = tempfile::Builder::new().prefix("ge").tempdir_in("/tmp").unwrap();
+        let mut engine = Self { dir, env: Vec::new() };
+        engine.up();
+        engine
+    }
+
+    /// Starts what of it does not run.
+    fn up(&mut self) {
+        let mut up = Command::new("sh");
+        up.args(["-c", "set -e; said=$(\"$0\" \"$1\" 4); eval \"$said\"; env | grep -e ^SGE_ -e ^PATH="]);
+        up.arg(script("age-up")).arg(self.dir.path()).env("AGE_PACKAGES", directory().join("grid-engine"));
+        let output = Output::of(up.output().unwrap());
+        assert_eq!(output.code, Some(0), "Grid Engine does not start (it needs root and Debian's packages)\n{output}");
+        let pair = |line: &str| line.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+        self.env = output.stdout.lines().filter_map(pair).collect();
+    }
+
+    fn flow(&self, sandbox: &Sandbox, args: &[&str]) -> Command {
+        let mut command = sandbox.flow(args);
+        command.envs(self.env.iter().map(|(name, value)| (name, value)));
+        command
+    }
+
+    fn run(&self, sandbox: &Sandbox, args: &[&str]) -> Output {
+        Output::of(self.flow(sandbox, args).output().unwrap())
+    }
+}
+
+impl Drop for GridEngine {
+    fn drop(&mut self) {
+        Command::new(script("age-down")).arg(self.dir.path()).output().ok();
+    }
+}
+
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/qsub").join(name)
+}
+
+#[test]
+fn grid_engine_itself_takes_the_jobs_of_the_template() {
+    let mut engine = GridEngine::start();
+    let sandbox = Sandbox::new();
+    sandbox.write(
+        "a b/flow.toml",
+        "executor = \"there\"\n[executors.there]\npreset = \"age\"\ntime = \"10m\"\npoll = \"500ms\"\nsetup = \"export SITE=here\"\n",
+    );
+    let pipeline = |text: &str| sandbox.write("a b/p.toml", &format!("[pipeline]\nname = \"p\"\n{text}"));
+    pipeline(
+        "[stage.here]\nkind = \"command\"\nexecutor = \"local\"\nrun = \"echo here$JOB_ID > {out}/x\"\n\
+         [stage.many]\nkind = \"command\"\nmatrix = { i = [1, 2, 3] }\nin = { here = \"here\" }\n\
+         run = \"test -n $JOB_ID && cat {in.here}/x && echo $SITE ${matrix.i} > {out}/x\"\n\
+         [stage.all]\nkind = \"command\"\nin = { many = \"many\" }\nrun = \"cat {in.many}/x > {out}/all\"\n\
+         [stage.wrong]\nkind = \"command\"\nneeds = [\"all\"]\nrun = \"echo why; exit 7\"\n",
+    );
+    let output = engine.run(&sandbox, &["run", "a b/p.toml"]);
+    assert!(output.code == Some(1) && output.stderr.contains("exit status 7"), "{output}");
+    assert!(output.stderr.contains("why") && output.stderr.contains("5 ran"), "{output}");
+    let path = sandbox.ok(&["path", "a b/p.toml", "all"]);
+    assert_eq!(fs::read_to_string(Path::new(path.trim_end()).join("all")).unwrap(), "here 1\nhere 2\nhere 3\n");
+
+    // One that runs when its head dies is taken up; who submits while the master is away waits.
+    let (began, go) = (sandbox.outside("began"), sandbox.outside("go"));
+    pipeline(&format!(
+        "[stage.slow]\nkind = \"command\"\nrun = \"echo >> {}; while ! test -e {}; do sleep 0.1; done; echo > {{out}}/x\"\n\
+         [stage.next]\nkind = \"command\"\nin = {{ x = \"slow\" }}\nrun = \"cat {{in.x}}/x > {{out}}/x\"\n",
+        began.display(),
+        go.display()
+    ));
+    let begins = |times: usize| until("it began", || sandbox.lines("began").len() == times);
+    let batches = || fs::read_dir(sandbox.cache().join("jobs")).unwrap().map(|batch| batch.unwrap().path());
+    let head = Running::of(&mut engine.flow(&sandbox, &["run", "a b/p.toml"]));
+    begins(1);
+    until("its job is known", || batches().any(|batch| batch.join("submitted.json").exists()));
+    drop(head);
+    let head = Running::of(&mut engine.flow(&sandbox, &["run", "a b/p.toml"]));
+    until("it is seen", || engine.run(&sandbox, &["status", "a b/p.toml"]).stderr.contains("slow"));
+    let pid = fs::read_to_string(engine.dir.path().join("run/sge_qmaster.pid")).unwrap();
+    let pid = pid.split_whitespace().next().unwrap();
+    assert!(Command::new("kill").args(["-9", pid]).status().unwrap().success());
+    fs::write(&go, "").unwrap();
+    let said = |text: &str| {
+        let runs = fs::read_dir(sandbox.cache().join("runs")).unwrap().map(|run| run.unwrap().path());
+        let mut events = runs.map(|run| fs::read_to_string(run.join("events.jsonl")).unwrap_or_default());
+        events.any(|events| events.contains(text))
+    };
+    until("the next one has to wait", || said("cannot be given jobs now"));
+    engine.up();
+    let output = head.end();
+    assert!(output.code == Some(0) && output.stderr.contains("2 ran"), "{output}");
+    assert_eq!(sandbox.lines("began").len(), 1);
+
+    fs::remove_file(&go).unwrap();
+    let head = Running::of(&mut engine.flow(&sandbox, &["run", "a b/p.toml", "--force", "slow"]));
+    begins(2);
+    head.signal(libc::SIGINT);
+    assert_eq!(head.end().code, Some(130));
+    let cancelled = engine.run(&sandbox, &["cancel", "a b/p.toml", "slow"]);
+    assert!(cancelled.code == Some(0) && cancelled.stderr.contains("cancelled 1 job"), "{cancelled}");
+    let left = || Output::of(Command::new("qstat").envs(engine.env.iter().cloned()).output().unwrap()).stdout;
+    until("it is gone", || left().is_empty());
 }

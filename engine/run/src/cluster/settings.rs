@@ -186,7 +186,15 @@ pub(crate) fn check(executors: &Executors, slurm: &ExecutorFile, value: &Value) 
             if let Err(error) = Glob::new(pattern) {
                 say("stage", format!("`{pattern}` is no pattern: {}", error.kind()), "such as `train*`");
             }
-            let whole = [of_stage.submit.is_some(), of_stage.status.is_some(), of_stage.cancel.is_some()];
+            let whole = [
+                of_stage.preset.is_some(),
+                of_stage.submit.is_some(),
+                of_stage.id.is_some(),
+                of_stage.status.is_some(),
+                of_stage.line.is_some(),
+                of_stage.states.is_some(),
+                of_stage.cancel.is_some(),
+            ];
             if whole.contains(&true) || of_stage.poll.is_some() || !of_stage.stage.is_empty() {
                 let message = format!("`{at}.stage.{pattern}` says how the scheduler is spoken to");
                 say("stage", message, "that is the same for all stages: it belongs to the executor's own table");

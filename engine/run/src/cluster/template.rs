@@ -29,6 +29,41 @@ const POLL: Duration = Duration::from_secs(10);
 /// Each task is a call of the submitting command.
 const MOST: usize = 200;
 
+/// What submitting commands say when their scheduler does not answer just now: of Grid Engine, then of PBS.
+const LATER: [&str; 9] = [
+    "commlib error",
+    "unable to send message to qmaster",
+    "unable to contact qmaster",
+    "Unable to open a connection to the qmaster",
+    "cannot connect to server",
+    "Connection refused",
+    "Connection timed out",
+    "Communication failure",
+    "did not answer within",
+];
+
+/// A user has too many jobs just now.
+const ROOM: [&str; 4] =
+    ["jobs are allowed per user", "jobs are allowed per cluster", "would exceed", "Maximum number of jobs"];
+
+/// What is said of several jobs when one of them ended meanwhile, which is an error to some: the others are ended.
+const ENDED: [&str; 6] = [
+    "has registered the job",
+    "has deleted job",
+    "is already in deletion",
+    "does not exist",
+    "Unknown Job Id",
+    "Job has finished",
+];
+
+/// What a shell has for itself. Most of it it does not let be set: bash ends a script that tries.
+const SHELL: [&str; 7] = ["PWD", "UID", "EUID", "PPID", "SHELLOPTS", "BASHOPTS", "BASH_VERSINFO"];
+/// What a scheduler says of a job, besides what begins with `SGE_` and `PBS_`: of one that flow was started from it is none of
+/// the new one's.
+const JOB: [&str; 8] = ["HOSTNAME", "JOB_ID", "JOB_NAME", "JOB_SCRIPT", "NHOSTS", "NQUEUES", "NSLOTS", "PE_HOSTFILE"];
+/// What a scheduler may give to a job, and who submits may have, too: the job's own holds.
+const GIVEN: [&str; 5] = ["TMPDIR", "TMP", "CUDA_VISIBLE_DEVICES", "NCPUS", "QUEUE"];
+
 /// A scheduler that is spoken to as its site says.
 #[derive(Clone, Debug)]
 pub struct Template {
@@ -112,7 +147,9 @@ impl Template {
 
     fn submit_one(&self, batch: &Batch<'_>, task: usize, shell: &str, body: &str) -> Result<String, Refused> {
         let value = |name: &str| value(batch, task, name);
-        let header: String = self.header.iter().filter_map(|line| fill(line, &value)).map(|line| line + "\n").collect();
+        // What is said of its stage alone holds for a header, too.
+        let header = batch.shape.options.header.as_ref().unwrap_or(&self.header);
+        let header: String = header.iter().filter_map(|line| fill(line, &value)).map(|line| line + "\n").collect();
         let env = quoted(&batch.dir.join(ENV).display().to_string());
         let text = format!("{shell}\n{header}. {env}\n{}={task}\n{body}", spec::TASK);
         let written = fs::write(script(batch, task), text).context("cannot write a job's script");
@@ -120,7 +157,7 @@ impl Template {
         let command = fill(&self.submit, &value).ok_or_else(|| {
             Refused::Never(anyhow!("`{}` has a placeholder without a value: say it in the settings", self.submit))
         })?;
-        let said = Self::shell(&command, None).map_err(Refused::Never)?;
+        let said = Self::shell(&command, None).map_err(refused)?;
         let id = self.id.captures(&said).and_then(|found| found.get(1));
         let id = id.ok_or_else(|| Refused::Never(anyhow!("`{command}` printed no id of a job: {}", said.trim())))?;
         Ok(id.as_str().to_owned())
@@ -135,6 +172,17 @@ impl Template {
             Some("lost") => Seen::Ended(End::Lost(format!("its state is {word}"))),
             _ => Seen::Pending(word.to_owned()),
         }
+    }
+}
+
+/// What follows from what the submitting command said.
+fn refused(error: anyhow::Error) -> Refused {
+    let said = format!("{error:#}");
+    let has = |words: &[&str]| words.iter().any(|words| said.contains(words));
+    match has(&LATER) {
+        _ if has(&ROOM) => Refused::Room(error),
+        true => Refused::Later(error),
+        false => Refused::Never(error),
     }
 }
 
@@ -206,10 +254,16 @@ fn script(batch: &Batch<'_>, task: usize) -> String {
 fn write_env(dir: &Path) -> Result<()> {
     let is_name =
         |name: &str| !name.is_empty() && name.bytes().all(|byte| byte == b'_' || byte.is_ascii_alphanumeric());
-    let own = |name: &str| flow_core::SECRETS.contains(&name) || name == spec::TASK || name == "PWD";
+    let of_job = |name: &str| JOB.contains(&name) || ["SGE_", "PBS_"].iter().any(|start| name.starts_with(start));
+    let of_flow = |name: &str| flow_core::SECRETS.contains(&name) || name == spec::TASK;
+    let own = |name: &str| of_flow(name) || of_job(name) || SHELL.contains(&name);
     let texts = |(name, value): (OsString, OsString)| Some((name.into_string().ok()?, value.into_string().ok()?));
     let vars = std::env::vars_os().filter_map(texts).filter(|(name, _)| is_name(name) && !own(name));
-    let text: String = vars.map(|(name, value)| format!("export {name}={}\n", quoted(&value))).collect();
+    let line = |(name, value): (String, String)| {
+        let unless = if GIVEN.contains(&&*name) { format!("[ \"${{{name}+x}}\" ] || ") } else { String::new() };
+        format!("{unless}export {name}={}\n", quoted(&value))
+    };
+    let text: String = vars.map(line).collect();
     let path = dir.join(ENV);
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path);
     let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
@@ -271,7 +325,14 @@ impl Scheduler for Template {
         }
         let ids = ids.join(" ");
         let command = fill(&self.cancel, &|name| (name == "ids").then(|| ids.clone()));
-        Self::shell(&command.context("`cancel` has a placeholder that is not `{ids}`")?, None).map(drop)
+        let command = command.context("`cancel` has a placeholder that is not `{ids}`")?;
+        let output = ask(Command::new("sh").args(["-c", &command]), None)?;
+        let said = complaint(&output);
+        let is_fine = |part: &str| ENDED.iter().any(|words| part.contains(words));
+        if !output.status.success() && !said.split("; ").all(is_fine) {
+            bail!("`{command}`: {said}");
+        }
+        Ok(())
     }
 }
 
@@ -286,6 +347,17 @@ mod tests {
         assert_eq!(fill("#$ -l gpu={gpus}", &value), None);
         assert_eq!(fill("select=1[:ngpus={gpus}][:t={time}] [x]", &value).as_deref(), Some("select=1:t=1:00:00 [x]"));
         assert_eq!(fill("awk '{print $1}' {time}", &value).as_deref(), Some("awk '{print $1}' 1:00:00"));
+    }
+
+    #[test]
+    fn a_scheduler_that_is_away_or_full_refuses_nothing_for_good() {
+        let said = |text: &str| refused(anyhow!("`qsub x`: {text}"));
+        let away = "error: commlib error: got select error (Connection refused); Unable to run job: unable to send message \
+                    to qmaster using port 6444 on host \"m\": got send error; Exiting.";
+        assert!(matches!(said(away), Refused::Later(_)));
+        let full = "Unable to run job: job rejected: only 6 jobs are allowed per user (current job count: 6); Exiting.";
+        assert!(matches!(said(full), Refused::Room(_)));
+        assert!(matches!(said("Unable to run job: unknown resource \"x\"; Exiting."), Refused::Never(_)));
     }
 
     #[test]
