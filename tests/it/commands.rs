@@ -324,7 +324,7 @@ fn settings_are_the_projects_wherever_in_it_one_stands() {
     };
     flow("", &["run", "p.toml"]);
     for dir in ["", "sub", "sub/deep"] {
-        assert!(flow(dir, &["runs"]).stdout.contains("p.toml"), "{dir}");
+        assert_eq!(flow(dir, &["runs"]).stdout.lines().count(), 1, "{dir}");
         assert!(flow(dir, &["show"]).stdout.contains("p.toml"), "{dir}");
         assert!(flow(dir, &["cache", "stats"]).stdout.contains("project/mine"), "{dir}");
         assert!(flow(dir, &["doctor"]).stdout.contains("project/team"), "{dir}");

@@ -226,5 +226,5 @@ fn why_says_of_what_was_freed_what_a_run_would_do() {
     let sandbox = sandbox();
     sandbox.ok(&["run", "p.toml"]);
     let why = sandbox.ok(&["why", "p.toml", "raw"]);
-    assert!(why.contains("cached") && !why.contains("would run"), "{why}");
+    assert!(why.contains("nobody needs them") && !why.contains("would run"), "{why}");
 }

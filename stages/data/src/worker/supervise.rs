@@ -84,6 +84,8 @@ impl Launch<'_> {
         let mut failed: Option<Instant> = None;
         let mut kill_at: Option<Instant> = None;
         let mut interrupted = false;
+        // A rank that says nothing has a log all the same: that it was there.
+        let mut silent: Vec<usize> = if self.world_size > 1 { (0..self.world_size).collect() } else { Vec::new() };
         while !crew.ranks().iter().all(Rank::is_over) {
             match crew.hear(POLL) {
                 Ok(heard) => {
@@ -98,6 +100,13 @@ impl Launch<'_> {
                 Err(RecvTimeoutError::Disconnected) => std::thread::sleep(POLL),
             }
             crew.poll()?;
+            silent.retain(|&rank| {
+                let begins = ctx.hosts.is_empty() && ctx.nodes == 1 || crew.ranks()[rank].host.is_some();
+                if begins {
+                    self.log(Level::Info, format!("one of {}", self.world_size), rank, crew, ctx);
+                }
+                !begins
+            });
             let now = Instant::now();
             if failed.is_none() && crew.ranks().iter().any(|rank| rank.is_over() && !rank.is_well()) {
                 failed = Some(now);
@@ -148,15 +157,21 @@ impl Launch<'_> {
             Some(Event::Log { level, text, .. }) => (level, text),
             Some(_) | None => (Level::Output, text),
         };
-        let Some(of) = crew.ranks().get_mut(rank) else { return };
-        of.remember(&text);
-        let text = match &of.host {
+        if let Some(of) = crew.ranks().get_mut(rank) {
+            of.remember(&text);
+            self.log(level, text, rank, crew, ctx);
+        }
+    }
+
+    /// Writes a line of a rank to the node's log, with whose it is.
+    fn log(&self, level: Level, text: String, rank: usize, crew: &mut dyn Crew, ctx: &Ctx<'_>) {
+        let text = match &crew.ranks()[rank].host {
             Some(host) => format!("[rank {rank} on {host}] {text}"),
             None if self.world_size == 1 => text,
             None => format!("[rank {rank}] {text}"),
         };
         let rank = (self.world_size > 1).then_some(rank);
-        ctx.sink.emit(Event::Log { node: node(), level, text, rank });
+        ctx.sink.emit(Event::Log { node: ctx.node.to_owned(), level, text, rank });
     }
 }
 
