@@ -39,6 +39,8 @@ const GATHER: Duration = Duration::from_millis(300);
 /// The first wait before a scheduler that had no room is tried again; it doubles, up to [`LONGEST`].
 const AGAIN: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(120);
+/// So long one that is full is left alone.
+const FULL: Duration = Duration::from_secs(10);
 /// Batches that nobody came back to for so long are removed.
 const STALE: Duration = Duration::from_secs(14 * 86_400);
 

@@ -20,11 +20,19 @@ impl Room {
         }
     }
 
-    /// There was no room for so many: half of it is tried next. Whether that is fewer: if not, only time helps.
-    pub fn lacked(&mut self, executor: &str, count: usize) -> bool {
-        self.0.insert(executor.to_owned(), (count / 2).max(1));
-        count > 1
+    /// There was no room for so many: half of it is tried next.
+    pub fn lacked(&mut self, executor: &str, count: usize) -> Lacked {
+        let is_news = self.0.insert(executor.to_owned(), (count / 2).max(1)).is_none();
+        Lacked { fewer: count > 1, is_news }
     }
+}
+
+/// What follows from a lack of room.
+pub struct Lacked {
+    /// Fewer can be tried at once. If not, only time helps.
+    pub fewer: bool,
+    /// It is the first.
+    pub is_news: bool,
 }
 
 #[cfg(test)]
@@ -43,7 +51,7 @@ mod tests {
             if count <= free {
                 room.took("slurm", count);
                 (waiting, free) = (waiting - count, free - count);
-            } else if !room.lacked("slurm", count) {
+            } else if !room.lacked("slurm", count).fewer {
                 // All that were taken are done.
                 free = 60;
             }

@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Instant};
 use anyhow::{Context as _, Result, anyhow};
 use flow_core::Level;
 
-use super::{AGAIN, Dispatch, GATHER, Heard, LONGEST, Queued, TURN};
+use super::{AGAIN, Dispatch, FULL, GATHER, Heard, LONGEST, Queued, TURN, room::Lacked};
 use crate::{
     cluster::{
         item::Item,
@@ -131,52 +131,54 @@ impl Dispatch<'_, '_> {
                     }
                     self.jobs.remove(&id);
                 }
-                let fewer = matches!(refused, Refused::Room(_)) && self.room.lacked(&shape.executor, count);
-                self.refused(refused, nodes, fewer, scheduler)
+                self.refused(refused, nodes, count, scheduler)
             }
         }
     }
 
-    /// Has nodes wait, or fail; when the scheduler may be asked again, if it has to be waited for. `fewer`: it may take some of
-    /// them now.
+    /// Has the nodes of a batch of `count` tasks wait, or fail; when the scheduler may be asked again, if it has to be waited for.
     fn refused(
         &mut self,
         refused: Refused,
         nodes: Vec<Queued>,
-        fewer: bool,
+        count: usize,
         scheduler: &dyn Scheduler,
     ) -> Option<Instant> {
         let name = scheduler.name();
-        match refused {
+        let (error, wait) = match refused {
             Refused::Never(error) => {
                 let text = format!("{error:#}");
                 for queued in nodes {
                     let error = anyhow!(text.clone()).context(format!("{name} does not take its job"));
                     (self.tell)(Heard::Done(queued.item.job.id, Err(error)));
                 }
-                None
+                return None;
             }
-            Refused::Room(error) if fewer => {
-                let count = nodes.len();
-                if nodes.iter().all(|queued| queued.refused == 0) {
-                    let text = format!("{name} has no room for {count} jobs at once, and is given fewer: {error:#}");
+            Refused::Room(error) => {
+                let Lacked { fewer, is_news } = self.room.lacked(&nodes[0].item.shape.executor, count);
+                if is_news {
+                    let text = format!(
+                        "{name} has no room for {count} jobs just now, and is given fewer at a time: {error:#}"
+                    );
                     self.log("", Level::Info, text);
                 }
-                self.queue.extend(nodes.into_iter().map(|queued| Queued { refused: queued.refused.max(1), ..queued }));
-                None
-            }
-            Refused::Later(error) | Refused::Room(error) => {
-                let tries = nodes.iter().map(|queued| queued.refused).max().unwrap_or_default();
-                let wait = AGAIN.saturating_mul(1 << tries.min(8)).min(LONGEST);
-                if tries <= 1 {
-                    let text = format!("{name} cannot be given jobs now, and is tried again: {error:#}");
-                    self.log("", Level::Warning, text);
+                if fewer {
+                    self.queue.extend(nodes);
+                    return None;
                 }
-                let at = Instant::now() + wait;
-                self.queue.extend(nodes.into_iter().map(|queued| Queued { at, refused: tries + 1, ..queued }));
-                Some(at)
+                (None, FULL)
             }
+            Refused::Later(error) => {
+                let tries = nodes.iter().map(|queued| queued.refused).max().unwrap_or_default();
+                (Some(error).filter(|_| tries == 0), AGAIN.saturating_mul(1 << tries.min(8)).min(LONGEST))
+            }
+        };
+        if let Some(error) = error {
+            self.log("", Level::Warning, format!("{name} cannot be given jobs now, and is tried again: {error:#}"));
         }
+        let at = Instant::now() + wait;
+        self.queue.extend(nodes.into_iter().map(|queued| Queued { at, refused: queued.refused + 1, ..queued }));
+        Some(at)
     }
 
     fn write(&self, id: &str, shape: &Shape, tasks: &[Vec<&Queued>]) -> Result<PathBuf> {
