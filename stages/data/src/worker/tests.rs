@@ -107,7 +107,9 @@ fn ranks_get_torchruns_environment_and_one_of_them_reports() {
     // Each rank has a log, whether it says something or not.
     let (begins, mut log): (Vec<_>, Vec<_>) = run.log().into_iter().partition(|line| line.ends_with("] one of 2"));
     assert_eq!(begins, ["[rank 0] one of 2", "[rank 1] one of 2"]);
-    let of = |rank| run.events.iter().filter(|event| matches!(event, Event::Log { rank: Some(of), .. } if *of == rank));
+    let of = |rank: usize| {
+        run.events.iter().filter(move |event| matches!(event, Event::Log { rank: Some(of), .. } if *of == rank))
+    };
     assert_eq!((of(0).count(), of(1).count()), (2, 2));
     log.sort_unstable();
     for (rank, line) in log.iter().enumerate() {
