@@ -160,7 +160,7 @@ impl Dispatch<'_, '_> {
                     let text = format!(
                         "{name} has no room for {count} jobs just now, and is given fewer at a time: {error:#}"
                     );
-                    self.log("", Level::Info, text);
+                    self.log("", Level::Warning, text);
                 }
                 if fewer {
                     self.queue.extend(nodes);
