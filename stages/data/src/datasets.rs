@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use flow_core::{Diagnostic, Known};
 use flow_formats::indexed::{IndexedDataset, bin_path, idx_path};
 use serde_json::json;
 
@@ -26,7 +27,6 @@ pub fn at(path: &Path) -> Vec<PathBuf> {
     if idx_path(path).is_file() && bin_path(path).is_file() {
         return vec![path.to_owned()];
     }
-    let is_part = |path: &Path| path.extension().is_some_and(|ending| ending == "idx" || ending == "bin");
     if path.is_file() && is_part(path) {
         return vec![path.with_extension("")];
     }
@@ -35,6 +35,35 @@ pub fn at(path: &Path) -> Vec<PathBuf> {
     let mut prefixes: Vec<PathBuf> = indices.map(|path| path.with_extension("")).collect();
     prefixes.sort();
     prefixes
+}
+
+fn is_part(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending == "idx" || ending == "bin")
+}
+
+/// What is wrong with something that is there already and is to be tokens: said before the run.
+pub fn wrong(known: &Known) -> Option<Diagnostic> {
+    let path = known.path.as_deref()?;
+    let make = "name what `tokenize` makes: NAME_text_document.bin and .idx";
+    if !path.is_file() {
+        let empty = !holds_an_index(path);
+        return empty.then(|| Diagnostic::new(format!("{} holds no .idx", path.display())).hint(make));
+    }
+    // A file enters alone: what lies beside it does not come along.
+    let wrong = Diagnostic::new(format!("{} is one file, and tokens are a .bin with its .idx", path.display()));
+    let prefix = path.with_extension("");
+    Some(match is_part(path) && idx_path(&prefix).is_file() && bin_path(&prefix).is_file() {
+        true => wrong.hint(format!("without the ending it means both: \"{}\"", prefix.display())),
+        false => wrong.hint(make),
+    })
+}
+
+fn holds_an_index(folder: &Path) -> bool {
+    let Ok(entries) = std::fs::read_dir(folder) else { return true };
+    entries.flatten().any(|entry| {
+        let path = entry.path();
+        path.extension().is_some_and(|ending| ending == "idx") || (path.is_dir() && holds_an_index(&path))
+    })
 }
 
 /// Looks at datasets; with the directory of a tokenizer, at their text too.

@@ -56,7 +56,8 @@ impl Stage for HfToMegatron {
     fn check(&self, check: &mut Check<'_>) {
         check.files.push(torch_dist::LATEST.to_owned());
         let known = check.input("input").to_vec();
-        for error in known.iter().filter_map(|it| models::wrong_model_dir(it).or_else(|| models::without_weights(it))) {
+        let wrong = Some(models::wrong_model(&known)).filter(|wrong| !wrong.is_empty());
+        for error in wrong.unwrap_or_else(|| models::without_weights(&known)) {
             check.error("input", error);
         }
         let facts = facts::of_port(check, "input");

@@ -66,7 +66,7 @@ impl Stage for MegatronToHf {
     fn check(&self, check: &mut Check<'_>) {
         check.files.push("config.json".to_owned());
         let sources = check.input("source").to_vec();
-        for error in sources.iter().filter_map(models::wrong_model_dir) {
+        for error in models::wrong_model(&sources) {
             check.error("source", error);
         }
         let facts = facts::of_port(check, "source");

@@ -8,6 +8,8 @@ use flow_formats::indexed::{IndexedDataset, IndexedWriter};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::datasets;
+
 /// `kind = "merge"`: the `.bin/.idx` of all inputs, in the order of the inputs and within one in the order of names,
 /// as one `.bin/.idx` with the bytes that Megatron's merging gives.
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
@@ -39,6 +41,9 @@ impl Stage for Merge {
         if !is_safe_name(&self.name) || self.name.contains('/') {
             let error = Diagnostic::new(format!("`{}` is not a file name", self.name));
             check.error("name", error.hint("a name without `/`, such as \"train_text_document\""));
+        }
+        for wrong in check.input("input").iter().filter_map(datasets::wrong).collect::<Vec<_>>() {
+            check.error("input", wrong);
         }
         // Ids of the merged data are ids of its parts: what is said of one of them holds only if all say the same.
         for fact in ["tokenizer_vocab", "max_token_id"] {
@@ -164,5 +169,13 @@ mod tests {
         assert_eq!(stand.outs(), Vec::<String>::new());
         let (errors, ..) = stand.check(&stage::<Merge>(json!({"input": "tokens", "name": "a/b"})));
         assert_eq!(errors[0].field.as_deref(), Some("name"));
+
+        let mut stand = Stand::new();
+        stand.write("a.txt", "text");
+        let place = stand.place("a.txt");
+        stand.input("input", &place);
+        let (errors, ..) = stand.check(&merge());
+        assert_eq!(errors[0].field.as_deref(), Some("input"));
+        assert!(errors[0].message.contains("a.txt is one file"), "{errors:?}");
     }
 }

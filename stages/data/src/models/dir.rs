@@ -107,9 +107,32 @@ impl ModelDir {
     }
 }
 
-/// What is wrong with something that is there already and is to be a Hugging Face model: said before the run.
+/// What is wrong with what is there already and is to be a Hugging Face model: said before the run.
 #[must_use]
-pub fn wrong_model_dir(known: &Known) -> Option<Diagnostic> {
+pub fn wrong_model(inputs: &[Known]) -> Vec<Diagnostic> {
+    let mut wrong: Vec<_> = inputs.iter().filter_map(wrong_dir).collect();
+    if let Some(files) = files_alone(inputs)
+        && !files.iter().any(|file| file.ends_with("config.json"))
+    {
+        let what = match files[..] {
+            [file] => format!("{} is a file, and a Hugging Face model is a directory", file.display()),
+            _ => "no config.json is among these files, so they are no Hugging Face model".to_owned(),
+        };
+        wrong.push(Diagnostic::new(what).hint(NAME_IT));
+    }
+    wrong
+}
+
+/// What to write where a model is needed.
+const NAME_IT: &str = "name the directory that holds config.json and *.safetensors";
+
+/// The inputs, if each of them is a file that is there: together they are the model, and nothing comes beside them.
+fn files_alone(inputs: &[Known]) -> Option<Vec<&Path>> {
+    let files = inputs.iter().map(|known| known.path.as_deref().filter(|path| path.is_file()));
+    files.collect::<Option<Vec<_>>>().filter(|files| !files.is_empty())
+}
+
+fn wrong_dir(known: &Known) -> Option<Diagnostic> {
     let path = known.path.as_deref()?;
     let has = |name: &str| path.join(name).exists();
     if has(flow_formats::torch_dist::LATEST) || has(flow_formats::torch_dist::METADATA) {
@@ -124,7 +147,7 @@ pub fn wrong_model_dir(known: &Known) -> Option<Diagnostic> {
     if path.is_dir() && !has("config.json") && !path.join("model.safetensors").exists() {
         return Some(
             Diagnostic::new(format!("{} is no Hugging Face model: it has no config.json", path.display()))
-                .hint("name the directory that holds config.json and *.safetensors"),
+                .hint(NAME_IT),
         );
     }
     None
@@ -132,7 +155,18 @@ pub fn wrong_model_dir(known: &Known) -> Option<Diagnostic> {
 
 /// What is wrong with a model that is there already and is to be read with its weights: it has none that are read here.
 #[must_use]
-pub fn without_weights(known: &Known) -> Option<Diagnostic> {
+pub fn without_weights(inputs: &[Known]) -> Vec<Diagnostic> {
+    let mut wrong: Vec<_> = inputs.iter().filter_map(bare).collect();
+    if let Some(files) = files_alone(inputs)
+        && files.iter().any(|file| file.ends_with("config.json"))
+        && !files.iter().any(|file| file.extension().is_some_and(|ending| ending == "safetensors"))
+    {
+        wrong.push(Diagnostic::new("config.json comes without *.safetensors").hint(NAME_IT));
+    }
+    wrong
+}
+
+fn bare(known: &Known) -> Option<Diagnostic> {
     let path = known.path.as_deref().filter(|path| path.join("config.json").is_file())?;
     let names: Vec<_> =
         fs::read_dir(path).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();

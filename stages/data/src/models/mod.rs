@@ -24,7 +24,7 @@ pub(crate) mod tests;
 pub use cast::{Dtype, cast, to_bf16};
 pub use checkpoint::has_megatron_keys;
 pub use copy::{Copying, TILE, Tile, room, write};
-pub use dir::{COMPANIONS, MODEL, ModelDir, without_weights, wrong_model_dir};
+pub use dir::{COMPANIONS, MODEL, ModelDir, without_weights, wrong_model};
 pub use family::Model;
 pub use layout::Layout;
 pub use work::Work;

@@ -19,7 +19,7 @@ use flow_plan::{DataSource, Device, Job, KnownData, ModelConfig, Splits, TrainJo
 
 use crate::{
     container::{Container, Inside},
-    diagnostic,
+    datasets, diagnostic,
     worker::{self, Launch, worker},
 };
 use params::Mix;
@@ -194,24 +194,10 @@ impl Train {
             let odd = Diagnostic::new("`validation` is given, and val_interval is 0: nothing is validated");
             check.warnings.push(odd.field("validation").hint("set val_interval to the steps between two validations"));
         }
-        let folders = check.inputs.iter().filter(|(port, _)| is_data(port)).flat_map(|(port, inputs)| {
-            inputs.iter().filter_map(move |known| Some((port, known.path.clone().filter(|path| path.is_dir())?)))
-        });
-        let empty: Vec<_> =
-            folders.filter(|(_, path)| !holds_an_index(path)).map(|(port, path)| (port.clone(), path)).collect();
-        for (port, path) in empty {
-            let wrong = Diagnostic::new(format!("{} holds no .idx", path.display()));
-            check.error(&port, wrong.hint("name what `tokenize` makes: NAME_text_document.bin and .idx"));
+        for (port, inputs) in check.inputs.iter().filter(|(port, _)| is_data(port)) {
+            inputs.iter().filter_map(datasets::wrong).for_each(|wrong| check.error(port, wrong));
         }
     }
-}
-
-fn holds_an_index(folder: &Path) -> bool {
-    let Ok(entries) = fs::read_dir(folder) else { return true };
-    entries.flatten().any(|entry| {
-        let path = entry.path();
-        path.extension().is_some_and(|ending| ending == "idx") || (path.is_dir() && holds_an_index(&path))
-    })
 }
 
 /// Whether tokens enter at a port.
@@ -224,7 +210,7 @@ fn known_model(known: &Known) -> Result<Option<ModelConfig>> {
     if let Some(config) = known.facts.get("model_config") {
         return ModelConfig::from_json(config).with_context(|| format!("cannot train {}", known.name)).map(Some);
     }
-    let Some(path) = known.path.as_ref().filter(|path| path.is_dir()) else { return Ok(None) };
+    let Some(path) = &known.path else { return Ok(None) };
     let is_checkpoint = holds_a_checkpoint(path);
     if !is_checkpoint && path.join("config.json").is_file() {
         bail!("{} is a Hugging Face directory: put a stage `hf-to-megatron` between", path.display());

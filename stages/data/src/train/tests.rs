@@ -94,6 +94,23 @@ fn inputs_that_are_something_else_are_refused() {
 }
 
 #[test]
+fn a_file_where_a_directory_is_needed_is_refused() {
+    let mut stand = stand();
+    stand.write("project/a.txt", "text");
+    let [text, bin] = ["project/a.txt", "project/tokens/train_0_text_document.bin"].map(|name| stand.place(name));
+    stand.inputs.clear();
+    stand.input("model", &text).input("train", &text).input("validation", &bin);
+    let found = fields(&stand, &train(|_| ()));
+    let said: Vec<_> = found.iter().map(|(field, text)| (field.as_str(), text.as_str())).collect();
+    assert!(
+        matches!(said[..], [("train", text), ("validation", bin), ("model", model)]
+        if text.contains("a.txt is one file") && model.contains("a.txt holds no Megatron checkpoint")
+            && bin.contains("is one file") && bin.contains("tokens/train_0_text_document\"")),
+        "{said:?}"
+    );
+}
+
+#[test]
 fn weights_are_shared_out_among_the_files_of_a_source() {
     let mut stand = stand();
     let folder = stand.place("project/tokens");

@@ -121,6 +121,36 @@ fn wrong_directories_are_spotted_before_the_run() {
 }
 
 #[test]
+fn a_file_is_no_model_unless_others_come_with_it() {
+    let dir = copy_golden();
+    fs::write(dir.path().join("a.txt"), "text").unwrap();
+    let told = |names: &[&str]| -> Vec<String> {
+        let known = |name: &&str| Known {
+            name: (*name).to_owned(),
+            path: (!name.is_empty()).then(|| dir.path().join(name)),
+            ..Known::default()
+        };
+        let inputs = [("input".to_owned(), names.iter().map(known).collect())].into();
+        let mut check = flow_core::Check::new(dir.path(), &inputs);
+        flow_core::Stage::check(&crate::testing::stage::<HfToMegatron>(json!({"input": "x"})), &mut check);
+        check.errors.iter().map(ToString::to_string).collect()
+    };
+    let only = |names: &[&str], says: &str| {
+        let told = told(names);
+        assert!(matches!(&told[..], [one] if one.contains(says)), "{names:?}: {told:?}");
+    };
+    only(&["a.txt"], "a.txt is a file, and a Hugging Face model is a directory");
+    only(&["a.txt", "model.safetensors"], "no config.json is among");
+    only(&["config.json", "a.txt"], "without *.safetensors");
+    assert_eq!(told(&["config.json", "model.safetensors", "a.txt"]), [""; 0]);
+    // What a stage makes may be anything.
+    assert_eq!(told(&["a.txt", ""]), [""; 0]);
+    let file = Known { path: Some(dir.path().join("a.txt")), ..Known::default() };
+    let (errors, _) = said::<MegatronToHf>(json!({"input": "x", "source": "y"}), &[("source", file)]);
+    assert!(errors[0].starts_with("source: ") && errors[0].contains("is a file"), "{errors:?}");
+}
+
+#[test]
 fn sizes_of_files_are_read_as_people_write_them() {
     let size = |value: Json| {
         serde_json::from_value::<MegatronToHf>(json!({"input": "x", "source": "y", "max_shard_size": value}))
