@@ -92,6 +92,7 @@ fn every_error_is_said_at_once_in_the_order_of_the_file() {
         "29:14 `append_eod`: expected true or false",
         "35:14 `seq_length`: expected an integer",
         "38:13 `max_steps`: expected an integer",
+        "39:16 `optim.lr` is -1: it must be above 0",
         "39:28 `betas`: expected a list of 2, found 1",
         "39:35 unknown key `nme`",
         "40:13 `fp8` is not a choice here",

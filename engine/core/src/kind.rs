@@ -55,7 +55,10 @@ impl Kind {
                     return Parsed { errors: read.errors, ..Parsed::default() };
                 };
                 let sound = read.errors.is_empty() && read.made_up.is_empty();
-                let mut errors = Vec::new();
+                let (mut errors, mut also) = (Vec::new(), Vec::new());
+                if !sound {
+                    stage.check_but(&read.made_up_at, &mut also);
+                }
                 stage.look(files, &mut errors);
                 let nodes = stage.expand(&mut errors);
                 // What is wrong with what was made up is not the user's.
@@ -65,6 +68,7 @@ impl Kind {
                 });
                 let sound = sound && errors.is_empty();
                 read.errors.extend(errors);
+                read.errors.extend(also);
                 let nodes = nodes.into_iter().map(|stage| Arc::new(stage) as Arc<dyn DynStage>).collect();
                 Parsed { nodes, errors: read.errors, sound }
             },

@@ -85,6 +85,12 @@ pub trait Stage: Serialize + DeserializeOwned + JsonSchema + fmt::Debug + Send +
         let _ = check;
     }
 
+    /// Says what cannot work of parameters that could not all be read, and that are not [checked](Self::check) therefore:
+    /// nothing that follows from those at `made_up`, such as `sched.name`.
+    fn check_but(&self, made_up: &[String], errors: &mut Vec<Diagnostic>) {
+        let _ = (made_up, errors);
+    }
+
     /// What the machine that it runs on does not have of what it takes, besides cores, GPUs and memory.
     fn lacks(&self, machine: &Machine<'_>) -> Option<Diagnostic> {
         let _ = machine;

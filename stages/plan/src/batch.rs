@@ -18,6 +18,21 @@ pub struct KnownData {
 /// The largest size that is believed: beyond it a number is a slip of the keyboard.
 const LARGEST: u64 = u32::MAX as u64;
 
+/// Fields that are nothing to compute with: they were made up, or are said to be wrong. What would follow from them is
+/// not said.
+#[derive(Debug, Default)]
+struct Unsure(Vec<String>);
+
+impl Unsure {
+    /// Whether all of these can be computed with.
+    fn spares(&self, fields: &[&str]) -> bool {
+        let is_in = |field: &str, unsure: &str| {
+            field.strip_prefix(unsure).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        !fields.iter().any(|field| self.0.iter().any(|unsure| is_in(field, unsure)))
+    }
+}
+
 impl Training {
     /// Micro batches in one step of one rank: global = micro × data × accumulation. Right once [`Training::check`]
     /// has found nothing.
@@ -48,29 +63,41 @@ impl Training {
     /// Everything that cannot work. Each diagnostic names its field.
     #[must_use]
     pub fn check(&self, known: &KnownData) -> Vec<Diagnostic> {
-        let mut errors = Vec::new();
-        let mut error = |field: &str, error: Diagnostic| errors.push(error.field(field));
-        let sizes = self.check_sizes(&mut error);
-        self.check_optimizer(&mut error);
-        self.check_schedule(&mut error);
-        if let Some(Err(wrong)) = self.splits.as_deref().map(Splits::parse) {
-            error("splits", Diagnostic::new(wrong.to_string()).hint("Megatron's form: splits = \"98,1,1\""));
-        }
-        if sizes {
-            self.check_batches(&mut error);
-            if let Some(model) = &known.model {
-                self.check_model(model, known, &mut error);
-            }
-        }
-        if sizes && errors.is_empty() {
+        let mut errors = self.check_sound(known, Unsure::default());
+        if errors.is_empty() {
             let wrong = self.check_memory(known.model.as_ref());
             errors.extend(wrong.map(|wrong| wrong.field("memory_limit")));
         }
         errors
     }
 
-    /// Every size is at least 1, so that one may divide by it.
-    fn check_sizes(&self, error: &mut dyn FnMut(&str, Diagnostic)) -> bool {
+    /// What cannot work whatever the fields `made_up` are, such as `sched.name`: these could not be read.
+    #[must_use]
+    pub fn check_but(&self, made_up: &[String]) -> Vec<Diagnostic> {
+        self.check_sound(&KnownData::default(), Unsure(made_up.to_vec()))
+    }
+
+    fn check_sound(&self, known: &KnownData, mut unsure: Unsure) -> Vec<Diagnostic> {
+        let mut errors = Vec::new();
+        let mut error = |field: &str, error: Diagnostic| errors.push(error.field(field));
+        self.check_sizes(&mut unsure, &mut error);
+        self.check_optimizer(&unsure, &mut error);
+        self.check_schedule(&unsure, &mut error);
+        if unsure.spares(&["splits"])
+            && let Some(Err(wrong)) = self.splits.as_deref().map(Splits::parse)
+        {
+            error("splits", Diagnostic::new(wrong.to_string()).hint("Megatron's form: splits = \"98,1,1\""));
+        }
+        self.check_batches(&unsure, &mut error);
+        if let Some(model) = &known.model {
+            self.check_model(model, known, &unsure, &mut error);
+        }
+        errors
+    }
+
+    /// Every size is at least 1, so that one may divide by it, and what is multiplied later fits its type. What is not so
+    /// is unsure from here on.
+    fn check_sizes(&self, unsure: &mut Unsure, error: &mut dyn FnMut(&str, Diagnostic)) {
         let parallel = &self.parallel;
         let sizes = [
             ("seq_length", self.seq_length as u64),
@@ -83,41 +110,41 @@ impl Training {
             ("parallel.context", parallel.context as u64),
             ("parallel.data", parallel.data as u64),
         ];
-        for (field, _) in sizes.iter().filter(|(_, size)| *size == 0) {
-            error(field, Diagnostic::new(format!("`{field}` is 0")).hint("the smallest that works is 1"));
+        for (field, size) in sizes {
+            let (wrong, hint) = match size {
+                0 => (format!("`{field}` is 0"), "the smallest that works is 1".to_owned()),
+                1..=LARGEST => continue,
+                _ => (format!("`{field}` is {size}"), format!("at most {LARGEST} works")),
+            };
+            if unsure.spares(&[field]) {
+                error(field, Diagnostic::new(wrong).hint(hint));
+                unsure.0.push(field.to_owned());
+            }
         }
-        for (field, size) in sizes.iter().filter(|(_, size)| *size > LARGEST) {
-            error(field, Diagnostic::new(format!("`{field}` is {size}")).hint(format!("at most {LARGEST} works")));
-        }
-        sizes.iter().all(|(_, size)| (1..=LARGEST).contains(size)) && self.check_products(error)
-    }
-
-    /// What is multiplied later fits its type.
-    fn check_products(&self, error: &mut dyn FnMut(&str, Diagnostic)) -> bool {
         let step = self.global_batch_size as u128 * self.seq_length as u128;
         let steps = u128::from(self.max_steps.max(self.limit_val_batches));
-        let tokens = step * steps * u128::from(self.limit_val_batches.max(1));
-        if tokens > u128::from(u64::MAX >> 8) {
+        let tokens = || step * steps * u128::from(self.limit_val_batches.max(1));
+        let counted = ["seq_length", "global_batch_size", "max_steps", "limit_val_batches"];
+        if unsure.spares(&counted) && tokens() > u128::from(u64::MAX >> 8) {
             let wrong =
                 Diagnostic::new("max_steps × global_batch_size × seq_length is more tokens than can be counted");
             error("max_steps", wrong.hint("make one of them smaller"));
-            return false;
         }
-        let parallel = &self.parallel;
-        let sizes = [parallel.tensor, parallel.pipeline, parallel.context, parallel.data];
-        let processes = sizes.iter().map(|size| *size as u128).product::<u128>();
-        if processes > u128::from(u16::MAX) {
-            let wrong = Diagnostic::new(format!("the mesh has {processes} processes"));
+        let mesh = [parallel.tensor, parallel.pipeline, parallel.context, parallel.data];
+        let processes = || mesh.iter().map(|size| *size as u128).product::<u128>();
+        let of_mesh = ["parallel.tensor", "parallel.pipeline", "parallel.context", "parallel.data"];
+        if unsure.spares(&of_mesh) && processes() > u128::from(u16::MAX) {
+            let wrong = Diagnostic::new(format!("the mesh has {} processes", processes()));
             error("parallel", wrong.hint(format!("at most {} work", u16::MAX)));
-            return false;
+            unsure.0.push("parallel".to_owned());
         }
-        true
     }
 
-    fn check_batches(&self, error: &mut dyn FnMut(&str, Diagnostic)) {
+    fn check_batches(&self, unsure: &Unsure, error: &mut dyn FnMut(&str, Diagnostic)) {
         let (global, micro, data) = (self.global_batch_size, self.micro_batch_size, self.parallel.data);
         let unit = micro.saturating_mul(data);
-        if !global.is_multiple_of(unit) {
+        let is_sure = unsure.spares(&["global_batch_size", "micro_batch_size", "parallel.data"]);
+        if is_sure && !global.is_multiple_of(unit) {
             let (below, above) = (global / unit * unit, (global / unit + 1).saturating_mul(unit));
             let near = if below > 0 { format!("{below} or {above}") } else { above.to_string() };
             let mut wrong = Diagnostic::new(format!(
@@ -132,10 +159,11 @@ impl Training {
         }
         let (context, tensor) = (self.parallel.context, self.parallel.tensor);
         // Each of n context ranks has two of 2 n chunks.
-        let chunks = if context > 1 { 2 * context } else { 1 };
-        let split = if self.parallel.sequence { chunks * tensor } else { chunks };
-        if !self.seq_length.is_multiple_of(split) {
-            let above = (self.seq_length / split + 1) * split;
+        let chunks = if context > 1 { context.saturating_mul(2) } else { 1 };
+        let split = if self.parallel.sequence { chunks.saturating_mul(tensor) } else { chunks };
+        let is_sure = unsure.spares(&["seq_length", "parallel.context", "parallel.tensor", "parallel.sequence"]);
+        if is_sure && !self.seq_length.is_multiple_of(split) {
+            let above = (self.seq_length / split + 1).saturating_mul(split);
             let by = match (context > 1, self.parallel.sequence) {
                 (true, true) => "2 × context × tensor (sequence parallel)",
                 (true, false) => "2 × context",
@@ -149,17 +177,22 @@ impl Training {
         }
     }
 
-    fn check_optimizer(&self, error: &mut dyn FnMut(&str, Diagnostic)) {
+    fn check_optimizer(&self, unsure: &Unsure, error: &mut dyn FnMut(&str, Diagnostic)) {
         let optim = &self.optim;
         let mut range = |field: &str, value: f64, right: bool, must: &str| {
-            if !right {
+            if !right && unsure.spares(&[field]) {
                 error(field, Diagnostic::new(format!("`{field}` is {value}: it must be {must}")));
             }
         };
         let at_least_0 = |value: f64| value.is_finite() && value >= 0.0;
-        range("optim.lr", optim.lr, at_least_0(optim.lr) && optim.lr > 0.0, "above 0");
-        let ordered = at_least_0(optim.min_lr) && optim.min_lr <= optim.lr;
-        range("optim.min_lr", optim.min_lr, ordered, &format!("from 0 to lr ({})", optim.lr));
+        let right = at_least_0(optim.lr) && optim.lr > 0.0;
+        range("optim.lr", optim.lr, right, "above 0");
+        if right && unsure.spares(&["optim.lr"]) {
+            let ordered = at_least_0(optim.min_lr) && optim.min_lr <= optim.lr;
+            range("optim.min_lr", optim.min_lr, ordered, &format!("from 0 to lr ({})", optim.lr));
+        } else {
+            range("optim.min_lr", optim.min_lr, at_least_0(optim.min_lr), "at least 0");
+        }
         for beta in optim.betas {
             range("optim.betas", beta, (0.0..1.0).contains(&beta), "from 0 to below 1");
         }
@@ -168,15 +201,21 @@ impl Training {
         range("gradient_clip", self.gradient_clip, at_least_0(self.gradient_clip), "at least 0 (0 is off)");
     }
 
-    fn check_schedule(&self, error: &mut dyn FnMut(&str, Diagnostic)) {
+    fn check_schedule(&self, unsure: &Unsure, error: &mut dyn FnMut(&str, Diagnostic)) {
+        if !unsure.spares(&["sched.decay_steps", "sched.constant_steps"]) {
+            return;
+        }
+        let is_sure = unsure.spares(&["max_steps"]);
         let sched = &self.sched;
         let max_steps = self.max_steps;
         if sched.decay_steps.is_some() && sched.constant_steps > 0 {
             let wrong = Diagnostic::new("`decay_steps` and `constant_steps` both say when the decay ends");
             error("sched.decay_steps", wrong.hint("keep one: decay_steps = max_steps - constant_steps"));
-        } else if sched.constant_steps > 0 && sched.constant_steps >= max_steps {
+        } else if is_sure && sched.constant_steps > 0 && sched.constant_steps >= max_steps {
             let wrong = format!("`constant_steps` {} leave none of the {max_steps} steps", sched.constant_steps);
             error("sched.constant_steps", Diagnostic::new(wrong).hint("it must be below max_steps"));
+        } else if !is_sure || !unsure.spares(&["sched.name", "sched.warmup_steps"]) {
+            // How long the warm-up may be follows from all of them.
         } else if sched.name == SchedName::Constant {
             if sched.warmup_steps > max_steps {
                 let wrong = format!("warm-up of {} steps in a run of {max_steps}", sched.warmup_steps);
@@ -207,7 +246,13 @@ impl Training {
         }
     }
 
-    fn check_model(&self, model: &ModelConfig, known: &KnownData, error: &mut dyn FnMut(&str, Diagnostic)) {
+    fn check_model(
+        &self,
+        model: &ModelConfig,
+        known: &KnownData,
+        unsure: &Unsure,
+        error: &mut dyn FnMut(&str, Diagnostic),
+    ) {
         let vocab = model.vocab_size as u64;
         self.check_documents(model, error);
         if let Some(largest) = known.max_token_id.filter(|largest| *largest >= vocab) {
@@ -219,7 +264,7 @@ impl Training {
             error("train", Diagnostic::new(wrong).hint("tokenize with the model's own tokenizer"));
         }
         let longest = model.max_position_embeddings;
-        if self.seq_length > longest {
+        if self.seq_length > longest && unsure.spares(&["seq_length"]) {
             let wrong = format!("seq_length {} is longer than the model's {longest} positions", self.seq_length);
             let hint = format!("at most seq_length = {longest} (max_position_embeddings in config.json)");
             error("seq_length", Diagnostic::new(wrong).hint(hint));
@@ -234,7 +279,7 @@ impl Training {
         // One error a field: the others follow from the same number.
         let mut said = "";
         for (field, parts, what, count) in shares {
-            if !count.is_multiple_of(parts) && said != field {
+            if said != field && unsure.spares(&[field]) && !count.is_multiple_of(parts) {
                 said = field;
                 let all = |parts: usize| shares.iter().all(|s| s.0 != field || s.3.is_multiple_of(parts));
                 let fits = (1..parts).rev().find(|parts| all(*parts)).unwrap_or(1);
@@ -290,6 +335,32 @@ mod tests {
         only(|t| (t.max_steps, t.global_batch_size) = (1 << 31, 1 << 31), "max_steps", &["make one of them smaller"]);
         only(|t| (t.parallel.context, t.seq_length) = (3, 64), "seq_length", &["66"]);
         only(|t| (t.parallel.tensor, t.parallel.sequence, t.seq_length) = (2, true, 63), "seq_length", &["64"]);
+    }
+
+    #[test]
+    fn what_is_wrong_hides_nothing_but_what_follows_from_it() {
+        let named = |change: fn(&mut Training), made_up: &[&str]| -> Vec<String> {
+            let mut training = training();
+            change(&mut training);
+            let made_up: Vec<String> = made_up.iter().map(|field| (*field).to_owned()).collect();
+            let known = KnownData { model: Some(model()), ..KnownData::default() };
+            let errors = if made_up.is_empty() { training.check(&known) } else { training.check_but(&made_up) };
+            errors.into_iter().map(|error| error.field.unwrap()).collect()
+        };
+        let both = ["seq_length", "global_batch_size"];
+        assert_eq!(named(|t| (t.seq_length, t.global_batch_size) = (0, 14), &[]), both);
+        assert_eq!(named(|t| (t.parallel.data, t.global_batch_size) = (0, 14), &[]), ["parallel.data"]);
+        assert_eq!(
+            named(|t| (t.parallel.pipeline, t.parallel.tensor) = (0, 4), &[]),
+            ["parallel.pipeline", "parallel.tensor"]
+        );
+        assert_eq!(named(|t| (t.max_steps, t.sched.constant_steps) = (0, 3), &[]), ["max_steps"]);
+        assert_eq!(named(|t| t.optim.lr = -1.0, &[]), ["optim.lr"]);
+
+        let wrong = |t: &mut Training| (t.optim.lr, t.global_batch_size, t.sched.warmup_steps) = (-1.0, 14, 20);
+        assert_eq!(named(wrong, &["sched.name", "precision"]), ["optim.lr", "global_batch_size"]);
+        assert_eq!(named(wrong, &["optim.name"]), ["optim.lr", "sched.warmup_steps", "global_batch_size"]);
+        assert_eq!(named(wrong, &["optim", "max_steps", "parallel"]), [""; 0]);
     }
 
     #[test]

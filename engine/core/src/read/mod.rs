@@ -26,6 +26,8 @@ pub struct Read<T> {
     pub errors: Vec<Diagnostic>,
     /// The keys of the outermost table whose values are made up.
     pub made_up: Vec<String>,
+    /// The same, as deep as it is known: `sched.name`.
+    pub made_up_at: Vec<String>,
 }
 
 impl<T> Read<T> {
@@ -47,7 +49,7 @@ pub fn from_value<T: DeserializeOwned>(value: &Value) -> Result<T, Diagnostic> {
 /// Reads a `T` from a value, or finds all that does not fit.
 pub fn read<T: DeserializeOwned>(root: &Value) -> Read<T> {
     if let Ok(value) = from_value(root) {
-        return Read { value: Some(value), errors: Vec::new(), made_up: Vec::new() };
+        return Read { value: Some(value), errors: Vec::new(), made_up: Vec::new(), made_up_at: Vec::new() };
     }
     let recovery = Recovery::default();
     let mut errors = Vec::new();
@@ -62,7 +64,9 @@ pub fn read<T: DeserializeOwned>(root: &Value) -> Read<T> {
         }
     };
     let made_up = recovery.made_up(root);
-    Read { value, errors, made_up }
+    let mut made_up_at = Vec::new();
+    recovery.made_up_at(root, "", &mut made_up_at);
+    Read { value, errors, made_up, made_up_at }
 }
 
 /// What does not stand for itself.
@@ -133,6 +137,25 @@ impl Recovery {
             _ => None,
         }));
         keys
+    }
+
+    /// The paths of what is made up, each as long as tables lead there.
+    fn made_up_at(&self, value: &Value, path: &str, found: &mut Vec<String>) {
+        let replaced = self.replaced.borrow();
+        let ValueKind::Table(table) = &value.kind else {
+            let in_it = |spot: &Spot| matches!(spot, Spot::Value(at) | Spot::Missing(at, _) if value.holds(*at));
+            found.extend((!value.is_sound() || replaced.keys().any(in_it)).then(|| path.to_owned()));
+            return;
+        };
+        if replaced.contains_key(&Spot::Value(value)) {
+            return found.push(path.to_owned());
+        }
+        let under = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+        table.entries.iter().for_each(|(key, _, value)| self.made_up_at(value, &under(key), found));
+        found.extend(replaced.keys().filter_map(|spot| match spot {
+            Spot::Missing(at, key) if std::ptr::eq(*at, value) => Some(under(key)),
+            _ => None,
+        }));
     }
 }
 

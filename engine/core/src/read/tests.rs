@@ -163,6 +163,9 @@ fn every_error_of_a_table_is_found_and_none_follows_from_another() {
     let mut made_up = read.made_up.clone();
     made_up.sort_unstable();
     assert_eq!(made_up, ["inner", "input", "names", "on", "other", "small"]);
+    let mut made_up = read.made_up_at.clone();
+    made_up.sort_unstable();
+    assert_eq!(made_up, ["inner.betas", "inner.lr", "inner.shape", "input", "names", "on", "other", "small"]);
 }
 
 #[test]

@@ -106,6 +106,10 @@ impl Stage for Train {
         }
     }
 
+    fn check_but(&self, made_up: &[String], errors: &mut Vec<Diagnostic>) {
+        errors.extend(self.training.check_but(made_up));
+    }
+
     fn run(&self, ctx: &Ctx<'_>) -> Result<()> {
         let program = worker()?;
         let writes = self.training.tensorboard.is_some();

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use flow_core::Ref;
+use flow_core::{Kind, Ref, Table, Value, ValueKind};
 use serde_json::{Value as Json, json};
 
 use super::*;
@@ -76,6 +76,34 @@ fn what_cannot_work_is_said_at_its_field() {
     only("max_steps", "at most", |t| t["max_steps"] = json!(i64::MAX));
     only("train.0.weight", "above 0", |t| t["train"] = json!([{"tokens": "a", "weight": 0.0}]));
     only("train", "all of them, or to none", |t| t["train"] = json!([{"tokens": "a", "weight": 1.0}, "b"]));
+}
+
+/// As TOML would give it.
+fn value(json: &Json) -> Value {
+    Value::new(match json {
+        Json::String(text) => ValueKind::String(text.clone()),
+        Json::Array(items) => ValueKind::Array(items.iter().map(value).collect()),
+        Json::Object(map) => {
+            ValueKind::Table(Table { entries: map.iter().map(|(k, v)| (k.clone(), None, value(v))).collect() })
+        }
+        number => number.as_i64().map_or_else(|| ValueKind::Float(number.as_f64().unwrap()), ValueKind::Integer),
+    })
+}
+
+#[test]
+fn what_cannot_be_read_hides_no_arithmetic() {
+    let table = value(&json!({
+        "model": "m", "train": ["a"], "seq_length": 128, "micro_batch_size": 3, "global_batch_size": 8,
+        "max_steps": 10, "precision": "fp8", "parallel": {"data": 3}, "optim": {"lr": -1},
+        "sched": {"name": "cos", "warmup_steps": 4}
+    }));
+    let parsed = (Kind::of::<Train>().parse)(&table, &());
+    let said: Vec<String> = parsed.errors.iter().map(ToString::to_string).collect();
+    let has = |text: &str| said.iter().any(|said| said.contains(text));
+    assert!(said.len() == 4 && !parsed.sound, "{said:?}");
+    for text in ["`fp8` is not a choice", "`cos` is not a choice", "8 is not a multiple of", "`optim.lr` is -1"] {
+        assert!(has(text), "{text} is in {said:?}");
+    }
 }
 
 #[test]
