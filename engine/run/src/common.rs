@@ -458,6 +458,8 @@ mod tests {
         assert_eq!(place("kind = 'k'\nresources = { nodes = 0 }").1, (2, 23));
         assert_eq!(place("kind = 'k'\nexport = { to = 'a', link = 'soft' }").1, (2, 29));
         assert_eq!(place("kind = 'k'\nexport = { into = 'a' }").0, "unknown key `into`");
+        let hints = |text: &str| parts(text).unwrap_err().remove(0).hints;
+        assert_eq!(hints("kind = 'k'\ntimeout = 0"), [""; 0], "\"0\" is refused as well");
         assert_eq!(place("kind = 1").1, (1, 8));
         assert!(place("x = 1").0.contains("no `kind`"));
         assert_eq!(parts("retries = 'x'").unwrap_err().len(), 2);

@@ -74,6 +74,11 @@ impl Selection {
             return Err(errors);
         }
 
+        apart(graph, options, &targets, &mut errors);
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+
         let all = graph.nodes.len();
         let mask = |ids: &[NodeId]| {
             let mut mask = vec![false; all];
@@ -99,5 +104,22 @@ impl Selection {
         let forced = (0..all).map(|id| (may_overwrite[id] || after[id]) && may_run[id]).collect();
         let update_pins = (0..all).map(|id| options.update_pins && asked[id]).collect();
         Ok(Self { wanted, may_run, forced, named, may_overwrite, update_pins })
+    }
+}
+
+/// Says which of `--only` the targets do not need: nothing of it would run, and a run of nothing looks like one that is done.
+fn apart(graph: &Graph, options: &RunOptions, targets: &[NodeId], errors: &mut Vec<Diagnostic>) {
+    if options.targets.is_empty() || options.only.is_empty() {
+        return;
+    }
+    let asked = graph.closure(targets.to_vec(), true);
+    let names: Vec<String> = options.targets.iter().map(|name| format!("`{name}`")).collect();
+    let need = if names.len() == 1 { "needs" } else { "need" };
+    for name in &options.only {
+        let nodes = graph.select(name).unwrap_or_default();
+        if !nodes.is_empty() && !nodes.iter().any(|&node| asked[node]) {
+            let error = Diagnostic::new(format!("`{name}` is not among what {} {need}", names.join(" and ")));
+            errors.push(error.hint(format!("`--only {name}` alone runs it")));
+        }
     }
 }

@@ -25,7 +25,8 @@ pub fn holds(text: &str) -> Result<bool, String> {
     }
     for operator in ["==", "!=", "<=", ">=", "<", ">"] {
         if let Some((left, right)) = text.split_once(operator) {
-            return compare(unquoted(left), operator, unquoted(right));
+            return compare(unquoted(left), operator, unquoted(right))
+                .ok_or_else(|| format!("`{text}` does not compare two numbers"));
         }
     }
     match text {
@@ -46,16 +47,15 @@ fn unquoted(text: &str) -> &str {
     ['"', '\''].iter().find_map(|quote| text.strip_prefix(*quote)?.strip_suffix(*quote)).unwrap_or(text)
 }
 
-fn compare(left: &str, operator: &str, right: &str) -> Result<bool, String> {
+/// Nothing if texts have no such order.
+fn compare(left: &str, operator: &str, right: &str) -> Option<bool> {
     let numbers = || Some((left.parse::<f64>().ok()?, right.parse::<f64>().ok()?));
     let order = match numbers() {
         Some((left, right)) => left.partial_cmp(&right),
-        None if operator.starts_with(['<', '>']) => {
-            return Err(format!("`{left} {operator} {right}` does not compare two numbers"));
-        }
+        None if operator.starts_with(['<', '>']) => return None,
         None => Some(left.cmp(right)),
     };
-    Ok(match operator {
+    Some(match operator {
         "==" => order.is_some_and(std::cmp::Ordering::is_eq),
         "!=" => order.is_none_or(std::cmp::Ordering::is_ne),
         "<=" => order.is_some_and(std::cmp::Ordering::is_le),
@@ -94,5 +94,6 @@ mod tests {
         for text in ["", "yes", "1", "a < b", "true or maybe", "false and maybe"] {
             assert!(holds(text).is_err(), "{text}");
         }
+        assert_eq!(holds("true and 3 >> 3").unwrap_err(), "`3 >> 3` does not compare two numbers");
     }
 }

@@ -47,6 +47,15 @@ fn every_error_of_a_file_at_once_with_its_place() {
 }
 
 #[test]
+fn what_runs_alone_is_among_what_is_asked_for() {
+    let lab = Lab::new("[stage.a]\nkind='cat'\n[stage.b]\nkind='cat'\ninput=['a']\n[stage.c]\nkind='cat'\n");
+    let asked = |only: &str| RunOptions { targets: vec!["b".into()], only: vec![only.into()], ..RunOptions::default() };
+    let Err(RunError::Pipeline(errors)) = lab.try_run(&asked("c")) else { panic!("nothing would run") };
+    assert!(matches!(&errors[..], [one] if one.message == "`c` is not among what `b` needs"), "{errors:?}");
+    assert_eq!(lab.run_with(&asked("a")).1, ["a"]);
+}
+
+#[test]
 fn circles_are_named_in_full() {
     let lab = Lab::new(
         "[stage.a]\nkind = 'cat'\ninput = ['c']\n[stage.b]\nkind = 'cat'\ninput = ['a']\n\

@@ -110,7 +110,8 @@ pub fn fix(key: &str, value: &Value, message: &str) -> Option<String> {
         ValueKind::Float(number) if expects("integer") && number.fract() == 0.0 && number.abs() < 1e15 => {
             Some(format!("{key} = {number:.0}"))
         }
-        ValueKind::Integer(_) | ValueKind::Float(_) | ValueKind::Bool(_) if expects("a text") => {
+        // Where a number may stand, too, it is wrong in itself.
+        ValueKind::Integer(_) | ValueKind::Float(_) | ValueKind::Bool(_) if expects("a text") && !expects("number") => {
             Some(format!("in quotes: {key} = \"{written}\""))
         }
         ValueKind::String(_) if expected == "a list" && written.starts_with(['"', '\'']) => {
