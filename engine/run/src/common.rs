@@ -233,7 +233,12 @@ pub fn split(name: &str, stage: Value, errors: &mut Vec<Diagnostic>) -> Option<P
     } else {
         let read = read::<Common>(&said);
         errors.extend(read.errors);
-        read.value.unwrap_or_default()
+        let mut common = read.value.unwrap_or_default();
+        // What is made up is not the user's place, nor their executor.
+        let is_made_up = |name: &str| read.made_up.iter().any(|key| key == name);
+        common.export = common.export.filter(|_| !is_made_up("export"));
+        common.executor = common.executor.filter(|_| !is_made_up("executor"));
+        common
     };
     Some(Parts { kind, common, said, own: Value { kind: ValueKind::Table(table), span } })
 }
@@ -460,6 +465,7 @@ mod tests {
         assert_eq!(place("kind = 'k'\nexport = { into = 'a' }").0, "unknown key `into`");
         let hints = |text: &str| parts(text).unwrap_err().remove(0).hints;
         assert_eq!(hints("kind = 'k'\ntimeout = 0"), [""; 0], "\"0\" is refused as well");
+        assert_eq!(hints("kind = 'k'\nexecutor = 1"), ["in quotes: executor = \"1\""]);
         assert_eq!(place("kind = 1").1, (1, 8));
         assert!(place("x = 1").0.contains("no `kind`"));
         assert_eq!(parts("retries = 'x'").unwrap_err().len(), 2);

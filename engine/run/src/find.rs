@@ -166,6 +166,38 @@ pub(crate) fn normal(path: &str) -> String {
     format!("{root}{}", parts.join("/"))
 }
 
+/// So much is shown of what braces stand for and is nowhere.
+const SHOWN: usize = 3;
+
+/// What is wrong with the texts that one reference stands for: a thousand shards that are not there are one error.
+fn together(wrong: Vec<(String, Diagnostic)>) -> Vec<Diagnostic> {
+    let (absent, mut others): (Vec<_>, Vec<_>) = wrong.into_iter().partition(|(_, error)| error.absent);
+    let mut all = Vec::new();
+    if absent.len() > 1 {
+        let names: Vec<String> = absent.iter().take(SHOWN).map(|(text, _)| format!("`{text}`")).collect();
+        let names = match (absent.len() - names.len(), names.split_last()) {
+            (0, Some((last, first))) => format!("{} and {last}", first.join(", ")),
+            (more, _) => format!("{} and {more} more", names.join(", ")),
+        };
+        let mut error = Diagnostic::new(format!("{names} are neither stages nor files or directories")).absent();
+        for hint in absent.into_iter().take(SHOWN).flat_map(|(_, error)| error.hints) {
+            if !error.hints.contains(&hint) {
+                error.hints.push(hint);
+            }
+        }
+        all.push(error);
+    } else {
+        all.extend(absent.into_iter().map(|(_, error)| error));
+    }
+    let more = others.len().saturating_sub(SHOWN);
+    others.truncate(SHOWN);
+    if let Some((_, last)) = others.last_mut().filter(|_| more > 0) {
+        last.causes.push(format!("and so on: of what the braces stand for, {more} more are wrong"));
+    }
+    all.extend(others.into_iter().map(|(_, error)| error));
+    all
+}
+
 /// Finds what references mean.
 pub struct Finder<'a> {
     pub by_name: &'a HashMap<String, StageId>,
@@ -195,13 +227,14 @@ impl Finder<'_> {
                 return Vec::new();
             }
         };
-        let mut targets = Vec::with_capacity(texts.len());
+        let (mut targets, mut wrong) = (Vec::with_capacity(texts.len()), Vec::new());
         for text in texts {
-            match self.find_one(&text, endings, suggest) {
+            match self.find_one(&text, endings, suggest && wrong.len() < SHOWN) {
                 Ok(target) => targets.push(target),
-                Err(error) => errors.push(error),
+                Err(error) => wrong.push((text, error)),
             }
         }
+        errors.extend(together(wrong));
         targets
     }
 

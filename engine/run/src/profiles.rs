@@ -49,8 +49,8 @@ struct Found(Vec<(Diagnostic, Vec<String>)>);
 
 impl Found {
     fn add(&mut self, found: Vec<Diagnostic>, profile: &str, said: &[Diagnostic]) {
-        for diagnostic in found.into_iter().filter(|one| !said.contains(one)) {
-            match self.0.iter_mut().find(|(known, _)| *known == diagnostic) {
+        for diagnostic in found.into_iter().filter(|one| !said.iter().any(|said| same(said, one))) {
+            match self.0.iter_mut().find(|(known, _)| same(known, &diagnostic)) {
                 Some((_, profiles)) => profiles.push(profile.to_owned()),
                 None => self.0.push((diagnostic, vec![profile.to_owned()])),
             }
@@ -67,4 +67,9 @@ impl Found {
         sort_and_dedup(&mut all, pipeline);
         all
     }
+}
+
+/// Whether both say the same is wrong. Hints do not count: they may list stages, and each profile may have others.
+fn same(one: &Diagnostic, other: &Diagnostic) -> bool {
+    (&one.message, &one.span, &one.field, &one.causes) == (&other.message, &other.span, &other.field, &other.causes)
 }

@@ -5,7 +5,7 @@ mod kinds;
 use std::time::{Duration, Instant};
 
 use flow_core::Event;
-use flow_engine::{LoadOptions, Project, RunError, RunOptions};
+use flow_engine::{Checked, LoadOptions, Obstacles, Project, RunError, RunOptions, check_profiles};
 use kinds::{KINDS, Lab};
 
 #[test]
@@ -44,6 +44,41 @@ fn every_error_of_a_file_at_once_with_its_place() {
     assert!(errors[0].starts_with("3:9 `../up` cannot be an output"), "{errors:?}");
     assert!(errors[1].starts_with("4:10 there is no stage `b`"), "{errors:?}");
     assert!(errors[2].starts_with("7:9 `x` is an output of `a` and of `c`"), "{errors:?}");
+}
+
+#[test]
+fn what_one_reference_stands_for_is_one_error() {
+    let lab = Lab::new("[stage.a]\nkind = 'cat'\ninput = ['d_{0..999}.txt', 'd_{3..4}.txt', 'd_{0,1}.txt']\n");
+    lab.write("d_1.txt", "");
+    let errors = lab.errors();
+    assert_eq!(errors.len(), 3, "{errors:?}");
+    let said =
+        "3:10 `d_0.txt`, `d_2.txt`, `d_3.txt` and 996 more are neither stages nor files or directories | paths are";
+    assert!(errors[0].starts_with(said), "{errors:?}");
+    assert!(errors[1].starts_with("3:28 `d_3.txt` and `d_4.txt` are neither"), "{errors:?}");
+    assert!(errors[2].starts_with("3:44 `d_0.txt` is neither a stage nor"), "{errors:?}");
+    lab.write("pipe.toml", "[stage.a]\nkind = 'cat'\ninput = ['x_{0..9}']\n");
+    (0..10).for_each(|nth| lab.write(&format!("x_{nth}.a"), ""));
+    let errors = lab.errors();
+    assert_eq!(errors.len(), 3, "{errors:?}");
+}
+
+#[test]
+fn no_error_follows_from_another() {
+    let lab = Lab::new("[stage.a]\nkind = 'cat'\nexport = { too = 'x' }\n");
+    let errors = lab.errors();
+    assert!(errors.iter().all(|error| !error.contains("is empty")) && errors.len() == 2, "{errors:?}");
+    // A profile in which there is one stage more lists one more.
+    lab.write(
+        "pipe.toml",
+        "[stage.a]\nkind = 'cat'\ninput = ['nowhere']\n[profile.p.stage.more]\nkind = 'cat'\ninput = ['lost']\n",
+    );
+    let (pipeline, options) = (lab.path("pipe.toml"), LoadOptions::default());
+    let load = |options: &LoadOptions| Project::load(&pipeline, KINDS, options).map(drop).unwrap_err();
+    let said = load(&options);
+    let met = |_: &Project, _: &Checked| Ok::<_, RunError>(Obstacles::default());
+    let (found, _) = check_profiles(&pipeline, KINDS, &options, &said, met).unwrap();
+    assert!(matches!(&found[..], [one] if one.message.contains("`lost`")), "{found:?}");
 }
 
 #[test]
