@@ -218,7 +218,7 @@ pub fn split(name: &str, stage: Value, errors: &mut Vec<Diagnostic>) -> Option<P
             None
         }
         None => {
-            let error = Diagnostic::new(format!("stage `{name}` has no `kind`")).at(span.clone()).absent();
+            let error = Diagnostic::new(without_kind(name)).at(span.clone()).absent();
             errors.push(error.hint("add `kind = \"…\"`; a profile may only change stages that the file has"));
             None
         }
@@ -231,7 +231,8 @@ pub fn split(name: &str, stage: Value, errors: &mut Vec<Diagnostic>) -> Option<P
     let common = if is_plain {
         Common::default()
     } else {
-        let read = read::<Common>(&said);
+        let mut read = read::<Common>(&said);
+        read.errors.iter_mut().for_each(name_reflink);
         errors.extend(read.errors);
         let mut common = read.value.unwrap_or_default();
         // What is made up is not the user's place, nor their executor.
@@ -241,6 +242,25 @@ pub fn split(name: &str, stage: Value, errors: &mut Vec<Diagnostic>) -> Option<P
         common
     };
     Some(Parts { kind, common, said, own: Value { kind: ValueKind::Table(table), span } })
+}
+
+/// `reflink` is no choice of its own.
+fn name_reflink(error: &mut Diagnostic) {
+    if error.message == "`reflink` is not a choice here" {
+        error.hints.insert(0, "link = \"copy\" is a reflink where the file system can make one".into());
+    }
+}
+
+fn without_kind(name: &str) -> String {
+    format!("stage `{name}` has no `kind`")
+}
+
+/// Of a stage that has no kind: a profile may have meant one of those that have.
+pub fn name_near_stage<'a>(errors: &mut [Diagnostic], name: &str, known: impl Iterator<Item = &'a str> + Clone) {
+    for error in errors.iter_mut().filter(|error| error.message == without_kind(name)) {
+        let near = did_you_mean(name, known.clone());
+        error.hints.splice(0..0, near.map(|near| format!("did you mean the stage `{near}`?")));
+    }
 }
 
 /// Of a key that a kind does not know: what was meant may be one of those that every stage has.
@@ -466,6 +486,7 @@ mod tests {
         let hints = |text: &str| parts(text).unwrap_err().remove(0).hints;
         assert_eq!(hints("kind = 'k'\ntimeout = 0"), [""; 0], "\"0\" is refused as well");
         assert_eq!(hints("kind = 'k'\nexecutor = 1"), ["in quotes: executor = \"1\""]);
+        assert!(hints("kind = 'k'\nexport = { to = 'a', link = 'reflink' }")[0].contains("\"copy\" is a reflink"));
         assert_eq!(place("kind = 1").1, (1, 8));
         assert!(place("x = 1").0.contains("no `kind`"));
         assert_eq!(parts("retries = 'x'").unwrap_err().len(), 2);

@@ -198,6 +198,22 @@ fn together(wrong: Vec<(String, Diagnostic)>) -> Vec<Diagnostic> {
     all
 }
 
+/// More names of a directory are not compared.
+const COMPARED: usize = 10_000;
+
+/// What lies beside the path and was probably meant, as it would be written in the place of `text`.
+fn near_file(text: &str, path: &Path, endings: &[&str]) -> Option<String> {
+    let wanted = path.file_name()?.to_str()?;
+    let entries = path.parent()?.read_dir().ok()?.flatten().take(COMPARED);
+    let names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let prefixes = endings.iter().flat_map(|ending| names.iter().filter_map(|name| name.strip_suffix(*ending)));
+    // Another number is another shard, and no slip.
+    let letters = |name: &str| name.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
+    let is_other = |name: &&str| letters(name) != letters(wanted);
+    let near = did_you_mean(wanted, prefixes.chain(names.iter().map(String::as_str)).filter(is_other))?;
+    Some(format!("{}{near}", text.trim_end_matches('/').strip_suffix(wanted)?))
+}
+
 /// Finds what references mean.
 pub struct Finder<'a> {
     pub by_name: &'a HashMap<String, StageId>,
@@ -348,8 +364,10 @@ impl Finder<'_> {
         let error = Diagnostic::new(format!("`{text}` is neither a stage nor a file or directory")).absent();
         let stage = bracket(text).map_or(text, |(stage, _)| stage);
         let near = suggest.then(|| did_you_mean(stage, self.names.iter().map(String::as_str))).flatten();
+        let beside = || near_file(text, &path, endings).filter(|_| suggest);
         Err(match near {
             Some(near) => error.hint(format!("did you mean the stage `{near}`?")),
+            None if let Some(near) = beside() => error.hint(format!("did you mean `{near}`?")),
             None if suggest && !text.contains(['/', '.']) => {
                 error.hint(self.stages()).hint(format!("paths are relative to {}", self.ground.project.display()))
             }

@@ -107,7 +107,14 @@ pub fn link(stages: Vec<StageTable>, kinds: &'static [Kind], ground: &Ground<'_>
     };
     let read: Vec<(Draft, Vec<Diagnostic>)> = stages.into_par_iter().with_min_len(256).map(read).collect();
     let mut drafts = Vec::with_capacity(read.len());
-    for (draft, wrong) in read {
+    // Only for what is wrong: names of many stages are not copied for nothing.
+    let with_kind = |(draft, _): &(Draft, Vec<Diagnostic>)| (draft.kind.name != UNREAD).then(|| draft.name.clone());
+    let is_right = read.iter().all(|(_, wrong)| wrong.is_empty());
+    let known: Vec<String> = if is_right { Vec::new() } else { read.iter().filter_map(with_kind).collect() };
+    for (draft, mut wrong) in read {
+        if errors.len() < SUGGEST_UP_TO {
+            common::name_near_stage(&mut wrong, &draft.name, known.iter().map(String::as_str));
+        }
         drafts.push(draft);
         errors.extend(wrong);
     }

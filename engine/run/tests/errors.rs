@@ -64,6 +64,22 @@ fn what_one_reference_stands_for_is_one_error() {
 }
 
 #[test]
+fn what_was_probably_meant_is_named() {
+    let lab = Lab::new(
+        "[stage.train]\nkind = 'cat'\n[stage.b]\nkind = 'cat'\ninput = ['a.tx', 'sub/prefx', './sub/a.tx']\n\
+         [stage.trian]\ntext = 'x'\n",
+    );
+    lab.write("a.txt", "");
+    lab.write("sub/prefix.a", "");
+    lab.write("sub/a.txt", "");
+    let errors = lab.errors();
+    for (error, hint) in errors.iter().zip(["`a.txt`?", "`sub/prefix`?", "`./sub/a.txt`?", "the stage `train`?"]) {
+        assert!(error.contains(&format!("did you mean {hint}")), "{hint}: {errors:?}");
+    }
+    assert_eq!(errors.len(), 4, "{errors:?}");
+}
+
+#[test]
 fn no_error_follows_from_another() {
     let lab = Lab::new("[stage.a]\nkind = 'cat'\nexport = { too = 'x' }\n");
     let errors = lab.errors();
