@@ -142,6 +142,19 @@ fn a_killed_run_leaves_its_jobs_to_the_next_and_cancel_ends_them() {
     }
 }
 
+#[test]
+fn who_may_have_few_jobs_has_them_all_in_the_end() {
+    let site = Site::new("age");
+    site.sandbox.pipeline(
+        "[stage.many]\nkind = \"command\"\nmatrix = { i = [0, 1, 2, 3, 4, 5] }\nrun = \"sleep 2; echo ${matrix.i} > {out}/x\"\n",
+    );
+    let output = Output::of(site.flow(&["run", "p.toml"]).env("QSUB_LIMIT", "4").output().unwrap());
+    assert!(output.code == Some(0) && output.stderr.contains("6 ran"), "{output}");
+    assert_eq!(output.stderr.matches("no room for more jobs just now: 2 wait").count(), 1, "it is said once\n{output}");
+    // None that runs is ended for the sake of the others.
+    assert_eq!(site.submitted().len(), 6, "{:?}", site.submitted());
+}
+
 /// A Grid Engine of its own.
 struct GridEngine {
     dir: tempfile::TempDir,

@@ -2,7 +2,7 @@
 
 use std::io::IsTerminal as _;
 
-use flow_core::masked;
+use flow_core::{is_secret_name, masked};
 use flow_engine::{Asked, RunOptions, Settings, project_dir};
 
 use super::{Done, load, open};
@@ -33,9 +33,11 @@ pub struct How {
 pub fn run_with(pipeline: &args::Pipeline, options: &RunOptions, how: &How) -> Done {
     let (mut settings, cache) = open(&project_dir(&pipeline.file))?;
     let load_options = pipeline.load_options();
-    let shown = |(name, value): &(String, String)| format!("{name}={} ", shell_word(&masked(value)));
-    let mut variables: Vec<String> = load_options.variables().map(shown).collect();
-    variables.sort_unstable();
+    let shown = |variable: &String| match variable.split_once('=') {
+        Some((name, value)) if !is_secret_name(name) => format!("{name}={} ", shell_word(&masked(value))),
+        _ => String::new(),
+    };
+    let variables: Vec<String> = load_options.variables().iter().map(shown).collect();
     let rerun = Rerun::new(variables.concat(), typed(), pipeline.words(), cache.runs_dir());
     let view = ui::view(how.json, &rerun);
     let asked =

@@ -35,7 +35,9 @@ pub fn push(part: &Part) -> Done {
         return Err(Failure::Interrupted);
     }
     pushed.with_context(|| format!("cannot push to the team's cache {}", remote.location()))?;
-    remote.has_answered();
+    if !keys.is_empty() {
+        remote.has_answered();
+    }
     draw_warnings(&cache);
     let mut text = format!("{} pushed ({}), {} there before", results(new), bytes(sent), count(known));
     if too_big > 0 {
@@ -85,7 +87,9 @@ pub fn pull(part: &Part) -> Done {
     }
     pulled?;
     let refused = remote.refused(&open);
-    remote.has_answered();
+    if !open.is_empty() {
+        remote.has_answered();
+    }
     let absent = open.len() - found.len() - bare.len() - refused;
     draw_warnings(&cache);
     let mut text = format!("{} fetched ({})", results(taken), bytes(fetched));

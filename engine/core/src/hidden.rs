@@ -14,8 +14,10 @@ fn values() -> &'static [String] {
         let is_one = |name: &str| SECRETS.contains(&name) || is_secret_name(name);
         let texts =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        let mut values: Vec<String> =
-            texts.filter(|(name, value)| value.len() >= SHORTEST && is_one(name)).map(|(_, value)| value).collect();
+        // Lines are printed one by one.
+        let lines = |(_, value): (String, String)| value.lines().map(str::to_owned).collect::<Vec<_>>();
+        let lines = texts.filter(|(name, _)| is_one(name)).flat_map(lines);
+        let mut values: Vec<String> = lines.filter(|line| line.trim().len() >= SHORTEST).collect();
         // One may hold another.
         values.sort_unstable_by_key(|value| std::cmp::Reverse(value.len()));
         values

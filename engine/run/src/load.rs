@@ -24,18 +24,21 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
-    /// The variables that set parameters, as a shell takes them before a command: name and value.
-    pub fn variables(&self) -> impl Iterator<Item = &(String, String)> {
-        self.env.iter().filter(|(name, _)| name.starts_with(PREFIX))
+    /// The variables that set parameters, sorted: `FLOW_PARAM_N=8`. Also those that are meant for other pipelines.
+    #[must_use]
+    pub fn variables(&self) -> Vec<String> {
+        let variables = self.env.iter().filter(|(name, _)| name.starts_with(PREFIX));
+        let mut variables: Vec<String> = variables.map(|(name, value)| format!("{name}={value}")).collect();
+        variables.sort_unstable();
+        variables
     }
 
     /// What was set, as it was said: by variables, and by `--set`.
     #[must_use]
     pub fn said(&self) -> Vec<String> {
-        let mut variables: Vec<String> = self.variables().map(|(name, value)| format!("{name}={value}")).collect();
-        variables.sort_unstable();
-        variables.extend_from_slice(&self.set);
-        variables
+        let mut said = self.variables();
+        said.extend_from_slice(&self.set);
+        said
     }
 }
 

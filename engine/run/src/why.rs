@@ -20,7 +20,7 @@ use crate::{
     project::Project,
     select::{RunOptions, Selection},
     summary::RunError,
-    verdict::{Expected, Verdict},
+    verdict::{Expected, Plan, Verdict},
 };
 
 /// One part of a key that is not what it was.
@@ -165,6 +165,7 @@ pub fn why(project: &Project, cache: &Cache, name: &str, against: Option<&str>) 
         None => explainer.previous(node).map(|(run, record)| Previous { run: run.clone(), key: record.key }),
     };
     let past = &explainer.past;
+    let mut whole: Option<Plan> = None;
     let mut answers = Vec::new();
     for id in nodes {
         let mut tracer = Tracer::new(graph, cache, &decider, &previous, past);
@@ -184,8 +185,11 @@ pub fn why(project: &Project, cache: &Cache, name: &str, against: Option<&str>) 
         if let Verdict::Run { key, .. } = &verdict
             && cache.absent(key).map_err(RunError::Cache)?.is_some()
         {
-            let whole = plan_of(project, cache, &RunOptions::default())?;
-            verdict = whole.nodes.into_iter().nth(id).map_or(verdict, |planned| planned.verdict);
+            let whole = match &mut whole {
+                Some(whole) => whole,
+                None => whole.insert(plan_of(project, cache, &RunOptions::default())?),
+            };
+            verdict = whole.nodes[id].verdict.clone();
         }
         let waits = matches!(verdict, Verdict::After { .. });
         let waits_for = if waits { tracer.waits_for(id, &plan).map_err(RunError::Cache)? } else { Vec::new() };

@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Result, anyhow};
 use flow_core::{Cancel, Cancelled, Event, Level};
-use room::Room;
+use room::{AGAIN, Room};
 
 use super::{
     adopt::{Known, Others},
@@ -36,11 +36,6 @@ use crate::{
 const TURN: Duration = Duration::from_millis(200);
 /// Nodes that come within this time of each other are submitted together.
 const GATHER: Duration = Duration::from_millis(300);
-/// The first wait before a scheduler that had no room is tried again; it doubles, up to [`LONGEST`].
-const AGAIN: Duration = Duration::from_secs(5);
-const LONGEST: Duration = Duration::from_secs(120);
-/// So long one that is full is left alone.
-const FULL: Duration = Duration::from_secs(10);
 /// Batches that nobody came back to for so long are removed.
 const STALE: Duration = Duration::from_secs(14 * 86_400);
 
@@ -119,8 +114,6 @@ pub(super) struct Queued {
     pub part: u32,
     /// Not before.
     pub at: Instant,
-    /// How often the scheduler had no room for it.
-    pub refused: u32,
     /// Somebody else may have submitted it by then.
     pub look: bool,
 }
@@ -209,8 +202,8 @@ impl Dispatch<'_, '_> {
         };
         match known {
             Known::Job(found) => self.track.adopt(item, &self.jobs, found),
-            Known::Soon => self.queue.push(Queued { item, part, at: Instant::now() + AGAIN, refused: 0, look: true }),
-            Known::Nobody => self.queue.push(Queued { item, part, at: Instant::now(), refused: 0, look: false }),
+            Known::Soon => self.queue.push(Queued { item, part, at: Instant::now() + AGAIN, look: true }),
+            Known::Nobody => self.queue.push(Queued { item, part, at: Instant::now(), look: false }),
         }
     }
 

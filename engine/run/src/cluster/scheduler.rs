@@ -79,7 +79,7 @@ pub trait Scheduler: Send + Sync {
     /// At most so many tasks are in a batch.
     fn most_tasks(&self) -> usize;
 
-    /// Submits a batch; the ids of its tasks, in order.
+    /// Submits a batch; the ids of its tasks, in order: of the first ones alone, if there was no room for all.
     ///
     /// # Errors
     /// See [`Refused`]. A batch that may have been submitted all the same is found by [`Scheduler::find`].

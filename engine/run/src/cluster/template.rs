@@ -297,8 +297,10 @@ impl Scheduler for Template {
             };
             match submitted {
                 Ok(id) => ids.push(id),
+                // Those that were taken may run already.
+                Err(Refused::Room(_) | Refused::Later(_)) if !ids.is_empty() => return Ok(ids),
                 Err(refused) => {
-                    // All or nothing: what was submitted of it would run beside the next try.
+                    // What was submitted of it would run for nothing.
                     self.cancel(&ids.iter().map(String::as_str).collect::<Vec<_>>()).ok();
                     return Err(refused);
                 }

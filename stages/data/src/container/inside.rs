@@ -93,6 +93,8 @@ pub struct Inside {
     binds: Vec<Bind>,
     args: Vec<String>,
     pub(super) pass: Vec<String>,
+    /// What the user names of the environment, but for patterns.
+    pub(super) named: Vec<String>,
     gpus: bool,
     /// The variable that shows a node's GPUs, and the mark of its family.
     own: Vec<(String, String)>,
@@ -134,6 +136,7 @@ impl Inside {
             binds: binds(container, ctx, writes)?,
             args: container.args.clone(),
             pass,
+            named: container.env.iter().filter(|name| !name.contains('*')).cloned().collect(),
             gpus: !ctx.gpus.is_empty() || (lenient && Path::new("/dev/nvidiactl").exists()),
             own: own.collect(),
             workdir: container.workdir.as_ref().map(PathBuf::from),

@@ -29,19 +29,24 @@ pub struct Entrance {
 }
 
 impl Inside {
-    /// Writes what is started on each machine: all of them must see the scratch directory.
+    /// Writes what is started on each machine: all of them must see the scratch directory. `gpus`: those of a machine are used.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn entrance(&self) -> Result<Entrance> {
+    pub fn entrance(&self, gpus: bool) -> Result<Entrance> {
         let enter = self.script("agent", "exec \"$@\"", self.directory(), &BTreeMap::new())?;
         let mut pass: Vec<String> = self.pass.iter().filter(|name| is_variable(name)).cloned().collect();
-        let fresh: Vec<&str> = OF_MACHINES.into_iter().filter(|name| !pass.iter().any(|known| known == name)).collect();
-        pass.extend(fresh.into_iter().map(str::to_owned));
+        // What is asked for by name a machine may have that this one does not.
+        let named = self.named.iter().map(String::as_str).filter(|name| is_variable(name));
+        for name in OF_MACHINES.into_iter().chain(named) {
+            if !pass.iter().any(|known| known == name) {
+                pass.push(name.to_owned());
+            }
+        }
         // Beside what each machine's own environment has nothing is the same on all.
         let start = |gpus| Start { gpus, hears: true, pass: &pass, set: &[], ..self.start(&enter, Path::new("id")) };
         if self.engine == Engine::Pyxis {
-            return Ok(Entrance { srun: start(true).pyxis_options(), words: script(&enter)? });
+            return Ok(Entrance { srun: start(gpus).pyxis_options(), words: script(&enter)? });
         }
         let mut text = String::new();
         // Where it is here it may be there, if it is on no path.
@@ -61,7 +66,7 @@ impl Inside {
                 line
             })
         };
-        let (with, without) = (line(true), line(false));
+        let (with, without) = (line(gpus), line(false));
         let choose = |before: &str, after: &str| {
             format!(
                 "if [ -e /dev/nvidiactl ]; then\n  {before}{with}\"$@\"{after}\nelse\n  {before}{without}\"$@\"{after}\nfi\n"

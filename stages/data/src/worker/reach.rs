@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 use flow_core::{Ctx, SECRETS};
+use flow_plan::Device;
 
 use super::{ranks::tie, supervise::Launch};
 use crate::container::Inside;
@@ -42,7 +43,8 @@ const CARRIED_ALL: [&str; 10] =
 /// # Errors
 /// There are not so many machines; no container can begin on them in this way.
 pub fn carriers(launch: &Launch<'_>, job: &Path, ctx: &Ctx<'_>) -> Result<Vec<Carrier>> {
-    let entrance = launch.inside.map(Inside::entrance).transpose()?;
+    let uses_gpus = launch.job.device() != Device::Cpu;
+    let entrance = launch.inside.map(|inside| inside.entrance(uses_gpus)).transpose()?;
     let mut agent = entrance.as_ref().map(|entrance| entrance.words.clone()).unwrap_or_default();
     agent.extend([shown(launch.program)?, "worker".to_owned(), "--tied".to_owned()]);
     if let Some(place) = env::var("FLOW_RDZV").ok().filter(|place| !place.is_empty()) {

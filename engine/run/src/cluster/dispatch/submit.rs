@@ -5,13 +5,13 @@ use std::{path::PathBuf, time::Instant};
 use anyhow::{Context as _, Result, anyhow};
 use flow_core::Level;
 
-use super::{AGAIN, Dispatch, FULL, GATHER, Heard, LONGEST, Queued, TURN, room::Lacked};
+use super::{Dispatch, GATHER, Heard, Queued, TURN};
 use crate::{
     cluster::{
         item::Item,
         scheduler::{Batch, Refused, Scheduler},
         shape::Shape,
-        spec::{Maker, Spec, Submitted, Task as TaskSpec, script, user},
+        spec::{Jobs, Maker, Spec, Submitted, Task as TaskSpec, script, user},
         track::FEW,
     },
     record::now,
@@ -46,21 +46,28 @@ impl Dispatch<'_, '_> {
                 nodes.iter().for_each(|node| (self.tell)(Heard::Done(node.item.job.id, Err(gone()))));
                 continue;
             };
-            let mut next = None;
-            while !nodes.is_empty() && next.is_none() && !self.cancel.is_set() {
+            let mut until = self.room.closed(&shape.executor, now);
+            while !nodes.is_empty() && until.is_none() && !self.cancel.is_set() {
                 let most = self.room.most(&shape.executor, scheduler.most_tasks().max(1)) * shape.together();
                 let rest = nodes.split_off(most.min(nodes.len()));
-                next = self.submit_batch(std::mem::replace(&mut nodes, rest), &shape, &*scheduler);
+                let back;
+                (back, until) = self.submit_batch(std::mem::replace(&mut nodes, rest), &shape, &*scheduler);
+                // Those first that came first.
+                nodes.splice(0..0, back);
             }
-            // What it has no room for now, it has none for behind it either.
-            let at = next.unwrap_or(now);
+            let at = until.unwrap_or(now);
             self.queue.extend(nodes.into_iter().map(|queued| Queued { at, ..queued }));
             self.schedulers.insert(shape.executor.clone(), scheduler);
         }
     }
 
-    /// Submits a batch; when the scheduler may be asked again, if it has to be waited for.
-    fn submit_batch(&mut self, nodes: Vec<Queued>, shape: &Shape, scheduler: &dyn Scheduler) -> Option<Instant> {
+    /// Submits a batch. Gives back what was not taken and is to be tried again, and when, if it has to be waited for.
+    fn submit_batch(
+        &mut self,
+        nodes: Vec<Queued>,
+        shape: &Shape,
+        scheduler: &dyn Scheduler,
+    ) -> (Vec<Queued>, Option<Instant>) {
         self.batches += 1;
         let id = format!("{}{:x}", new_id(now()), self.batches);
         let maker = |task: usize, part: u32| Maker { batch: id.clone(), task, part };
@@ -83,9 +90,9 @@ impl Dispatch<'_, '_> {
                 }
             }
         }
-        let nodes = won;
+        let mut nodes = won;
         if nodes.is_empty() {
-            return None;
+            return (Vec::new(), None);
         }
         let tasks: Vec<Vec<&Queued>> = nodes.chunks(shape.together()).map(|nodes| nodes.iter().collect()).collect();
         let count = tasks.len();
@@ -111,74 +118,76 @@ impl Dispatch<'_, '_> {
             }
             Ok(submitted.ids)
         });
+        let together = shape.together();
+        let forget = |jobs: &Jobs, nodes: &[Queued], first: usize| {
+            for (at, queued) in nodes.iter().enumerate() {
+                jobs.forget(&queued.item.job.work.run_parts().key(), &maker((first + at) / together, queued.part));
+            }
+        };
         match submitted {
             Ok(ids) => {
-                self.room.took(&shape.executor, count);
+                // Where each task is submitted for itself there may have been room for some of them.
+                let rest = nodes.split_off((ids.len() * together).min(nodes.len()));
+                forget(&self.jobs, &rest, ids.len() * together);
+                self.room.took(&shape.executor, ids.len());
                 self.say_submitted(&ids, &nodes, shape, scheduler);
-                let together = shape.together();
                 for (at, queued) in nodes.into_iter().enumerate() {
                     let maker = maker(at / together, queued.part);
                     self.track.add(queued.item, maker, &self.jobs, &ids[at / together]);
                 }
-                None
+                if rest.is_empty() {
+                    return (rest, None);
+                }
+                // Of one more there was none.
+                let refusal = self.room.lacked(&shape.executor, 1, Instant::now());
+                if refusal.is_news {
+                    let text = format!("{} has no room for more jobs just now: {} wait", scheduler.name(), rest.len());
+                    self.log("", Level::Warning, text);
+                }
+                (rest, refusal.until)
             }
             Err(refused) => {
                 // A run that is stopped while it submits does not know whether it did: who comes next looks.
                 if !self.cancel.is_set() {
-                    for (at, queued) in nodes.iter().enumerate() {
-                        let maker = maker(at / shape.together(), queued.part);
-                        self.jobs.forget(&queued.item.job.work.run_parts().key(), &maker);
-                    }
+                    forget(&self.jobs, &nodes, 0);
                     self.jobs.remove(&id);
                 }
-                self.refused(refused, nodes, count, scheduler)
+                self.refused(refused, nodes, (count, &shape.executor), scheduler)
             }
         }
     }
 
-    /// Has the nodes of a batch of `count` tasks wait, or fail; when the scheduler may be asked again, if it has to be waited for.
+    /// What becomes of nodes whose batch of `count` tasks an executor's scheduler does not take: as [`Dispatch::submit_batch`] has it.
     fn refused(
         &mut self,
         refused: Refused,
         nodes: Vec<Queued>,
-        count: usize,
+        (count, executor): (usize, &str),
         scheduler: &dyn Scheduler,
-    ) -> Option<Instant> {
-        let name = scheduler.name();
-        let (error, wait) = match refused {
+    ) -> (Vec<Queued>, Option<Instant>) {
+        let (name, now) = (scheduler.name(), Instant::now());
+        let (refusal, text) = match refused {
             Refused::Never(error) => {
                 let text = format!("{error:#}");
                 for queued in nodes {
                     let error = anyhow!(text.clone()).context(format!("{name} does not take its job"));
                     (self.tell)(Heard::Done(queued.item.job.id, Err(error)));
                 }
-                return None;
+                return (Vec::new(), None);
             }
             Refused::Room(error) => {
-                let Lacked { fewer, is_news } = self.room.lacked(&nodes[0].item.shape.executor, count);
-                if is_news {
-                    let text = format!(
-                        "{name} has no room for {count} jobs just now, and is given fewer at a time: {error:#}"
-                    );
-                    self.log("", Level::Warning, text);
-                }
-                if fewer {
-                    self.queue.extend(nodes);
-                    return None;
-                }
-                (None, FULL)
+                let text = format!("{name} has no room for {count} more jobs, and is given fewer at a time: {error:#}");
+                (self.room.lacked(executor, count, now), text)
             }
             Refused::Later(error) => {
-                let tries = nodes.iter().map(|queued| queued.refused).max().unwrap_or_default();
-                (Some(error).filter(|_| tries == 0), AGAIN.saturating_mul(1 << tries.min(8)).min(LONGEST))
+                let text = format!("{name} cannot be given jobs now, and is tried again: {error:#}");
+                (self.room.away(executor, now), text)
             }
         };
-        if let Some(error) = error {
-            self.log("", Level::Warning, format!("{name} cannot be given jobs now, and is tried again: {error:#}"));
+        if refusal.is_news {
+            self.log("", Level::Warning, text);
         }
-        let at = Instant::now() + wait;
-        self.queue.extend(nodes.into_iter().map(|queued| Queued { at, refused: queued.refused + 1, ..queued }));
-        Some(at)
+        (nodes, refusal.until)
     }
 
     fn write(&self, id: &str, shape: &Shape, tasks: &[Vec<&Queued>]) -> Result<PathBuf> {
