@@ -256,9 +256,9 @@ fn without_kind(name: &str) -> String {
 }
 
 /// Of a stage that has no kind: a profile may have meant one of those that have.
-pub fn name_near_stage<'a>(errors: &mut [Diagnostic], name: &str, known: impl Iterator<Item = &'a str> + Clone) {
+pub fn name_near_stage(errors: &mut [Diagnostic], name: &str, known: &[String]) {
     for error in errors.iter_mut().filter(|error| error.message == without_kind(name)) {
-        let near = did_you_mean(name, known.clone());
+        let near = did_you_mean(name, known.iter().map(String::as_str));
         error.hints.splice(0..0, near.map(|near| format!("did you mean the stage `{near}`?")));
     }
 }

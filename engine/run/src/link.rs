@@ -113,7 +113,7 @@ pub fn link(stages: Vec<StageTable>, kinds: &'static [Kind], ground: &Ground<'_>
     let known: Vec<String> = if is_right { Vec::new() } else { read.iter().filter_map(with_kind).collect() };
     for (draft, mut wrong) in read {
         if errors.len() < SUGGEST_UP_TO {
-            common::name_near_stage(&mut wrong, &draft.name, known.iter().map(String::as_str));
+            common::name_near_stage(&mut wrong, &draft.name, &known);
         }
         drafts.push(draft);
         errors.extend(wrong);

@@ -12,7 +12,6 @@ use flow_core::{Ctx, SECRETS};
 use flow_plan::Device;
 
 use super::{ranks::tie, supervise::Launch};
-use crate::container::Inside;
 
 /// A process that carries one agent, or all of them.
 pub struct Carrier {
