@@ -7,6 +7,7 @@
 use std::{collections::BTreeMap, fmt::Write as _, path::Path};
 
 use anyhow::{Context as _, Result};
+use flow_core::SECRETS;
 
 use super::{
     argv::Start,
@@ -37,13 +38,14 @@ impl Inside {
         let enter = self.script("agent", "exec \"$@\"", self.directory(), &BTreeMap::new())?;
         let mut pass: Vec<String> = self.pass.iter().filter(|name| is_variable(name)).cloned().collect();
         // What is asked for by name a machine may have that this one does not.
-        let named = self.named.iter().map(String::as_str).filter(|name| is_variable(name));
+        let named = self.named.iter().map(String::as_str);
+        let named = named.filter(|name| is_variable(name) && !SECRETS.contains(name));
         for name in OF_MACHINES.into_iter().chain(named) {
             if !pass.iter().any(|known| known == name) {
                 pass.push(name.to_owned());
             }
         }
-        // Beside what each machine's own environment has nothing is the same on all.
+        // But for what each machine's own environment has, all is the same on all of them.
         let start = |gpus| Start { gpus, hears: true, pass: &pass, set: &[], ..self.start(&enter, Path::new("id")) };
         if self.engine == Engine::Pyxis {
             return Ok(Entrance { srun: start(gpus).pyxis_options(), words: script(&enter)? });
