@@ -335,7 +335,8 @@ mod tests {
             for n in 0..2000 {
                 assert!(index.get(id(n), &warn).is_none_or(|found| found == proof(n)), "kind {kind}");
             }
-            if kind > 3 {
+            // Of other kinds sled itself takes what is whole, or begins anew.
+            if kind > 4 {
                 let told = told.lock().unwrap();
                 assert!(told.len() == 1 && told[0].contains("is damaged"), "kind {kind}: {told:?}");
             }
