@@ -1,5 +1,7 @@
 //! `flow plan`
 
+use std::mem::ManuallyDrop;
+
 use flow_core::{Diagnostic, Facts, Key};
 use flow_engine::{Checked, Graph, Need, Planned, Project, Settings, Verdict};
 use rayon::prelude::*;
@@ -26,7 +28,8 @@ const TOGETHER: usize = 512;
 pub fn plan(args: &args::Plan) -> Done {
     let (project, settings, cache) = load_and_open(&args.pipeline)?;
     let options = args.selection.options();
-    let plan = flow_engine::plan(&project, &cache, &options)?;
+    // The process ends with it: to take a large one apart takes longer than to show it.
+    let plan = ManuallyDrop::new(flow_engine::plan(&project, &cache, &options)?);
     draw_warnings(&cache);
     let (checked, errors) = check(&project, &settings, &plan.nodes);
     let obstacles = flow_engine::obstacles(&project, &cache, &settings, &options, &plan, &checked)?;
@@ -35,7 +38,7 @@ pub fn plan(args: &args::Plan) -> Done {
         return Err(errors.into());
     }
     draw_all(&[checked.warnings, obstacles.warnings].concat(), Severity::Warning);
-    let facts = checked.facts;
+    let facts = ManuallyDrop::new(checked.facts);
     let graph = project.graph();
     // Nodes stand in the order of running, the shards of a stage together.
     let wanted: Vec<&Planned> =
