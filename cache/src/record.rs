@@ -129,6 +129,7 @@ pub(crate) fn marked(record: &[u8], freed: bool) -> Result<Vec<u8>> {
 mod tests {
     use super::*;
     use flow_core::KEY_FORMAT;
+    use proptest::prelude::*;
     use serde_json::json;
 
     fn sample() -> (Key, Value) {
@@ -165,5 +166,44 @@ mod tests {
         assert!(changed("/tree", json!(3)).contains("does not parse"));
         assert!(parse(&Key([2; 32]), &record).is_err());
         assert!(matches!(ResultRecord::parse(br#"{"format":9,"new":1}"#, &key), Err(Bad::Format(9))));
+    }
+
+    /// What of a record that was read can be relied on, whatever bytes it was read from.
+    fn is_sound(record: &ResultRecord, key: &Key) -> bool {
+        let names: Vec<&str> = record.tree.entries().iter().map(|entry| entry.name.as_str()).collect();
+        record.key == *key
+            && record.parts.key() == *key
+            && names.is_sorted_by(|a, b| a < b)
+            && names.iter().all(|name| flow_core::is_safe_name(name))
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_bytes_are_nothing_wrong_is_believed(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
+            let (key, _) = sample();
+            prop_assert!(ResultRecord::parse(&bytes, &key).is_err());
+        }
+
+        #[test]
+        fn a_record_that_was_tampered_with_is_refused_or_sound(
+            cuts in prop::collection::vec((0usize..600, 0usize..20, prop::collection::vec(any::<u8>(), 0..20)), 1..4),
+            text in any::<bool>(),
+        ) {
+            let (key, record) = sample();
+            let mut bytes = record.to_string().into_bytes();
+            for (at, gone, mut new) in cuts {
+                // What JSON is made of is read further than what it is not.
+                const OF_JSON: &[u8] = b"0a/.{}[]\":, -e\\";
+                if text {
+                    new.iter_mut().for_each(|byte| *byte = OF_JSON[usize::from(*byte) % OF_JSON.len()]);
+                }
+                let at = at.min(bytes.len());
+                let end = (at + gone).min(bytes.len());
+                bytes.splice(at..end, new);
+            }
+            if let Ok(read) = ResultRecord::parse(&bytes, &key) {
+                prop_assert!(is_sound(&read, &key), "{}", String::from_utf8_lossy(&bytes));
+            }
+        }
     }
 }
